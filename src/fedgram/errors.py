@@ -1,0 +1,27 @@
+"""What fedgram raises for input that it cannot work with.
+
+Every message says what was expected, what came, and the remedy. The command line prints it as one line and exits with
+``exit_code``; anything that is not a `FedgramError` is a bug and keeps its traceback.
+"""
+
+
+class FedgramError(Exception):
+    """Base of the errors that a user can mend."""
+
+    exit_code = 1
+
+
+class ConfigurationError(FedgramError, ValueError):
+    """A setting, or a combination of settings, that makes no sense."""
+
+
+class DataError(FedgramError, ValueError):
+    """Data that is missing, malformed or does not fit the task."""
+
+
+class CheckpointError(FedgramError, RuntimeError):
+    """A checkpoint that is missing, damaged, or of another run."""
+
+
+class TrainingError(FedgramError, RuntimeError):
+    """Local training or aggregation that broke down, with the round, client or layer where it did."""
