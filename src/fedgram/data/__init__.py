@@ -1,0 +1,25 @@
+"""Data of the task: reading, tokenising, and dealing to clients."""
+
+from fedgram.data.packages import package_path
+from fedgram.data.partition import IID, Dirichlet, Partition, Shards, counts, draw, write_table
+from fedgram.data.quickstart import Quickstart
+from fedgram.data.reading import RawSplit
+from fedgram.data.text import TextClassificationData
+from fedgram.data.tokens import TokenTable, cached, tokenise
+
+__all__ = [
+    "IID",
+    "Dirichlet",
+    "Partition",
+    "Quickstart",
+    "RawSplit",
+    "Shards",
+    "TextClassificationData",
+    "TokenTable",
+    "cached",
+    "counts",
+    "draw",
+    "package_path",
+    "tokenise",
+    "write_table",
+]

@@ -1,0 +1,292 @@
+"""How the samples of a training set are dealt to clients, and pictures of it."""
+
+import csv
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedgram.errors import ConfigurationError, DataError
+from fedgram.seeding import numpy_generator
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["IID", "Dirichlet", "Partition", "Shards", "counts", "draw", "write_table"]
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """The samples of each client: one permutation of all samples, cut into pieces.
+
+    Args:
+        order: indices of samples, client by client and ascending within a client, int64 ``(samples,)``.
+        offsets: where each client's piece starts and ends, int64 ``(clients + 1,)``.
+    """
+
+    order: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, owners: np.ndarray, clients: int) -> "Shards":
+        """Sort samples by their owner, int64 ``(samples,)`` with values in ``0..clients-1``."""
+        sizes = np.bincount(owners, minlength=clients)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+        return cls(np.argsort(owners, kind="stable").astype(np.int64, copy=False), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, client: int) -> np.ndarray:
+        """Return the samples of a client in ascending order, int64 ``(samples of the client,)``."""
+        if not 0 <= client < len(self):
+            raise IndexError(f"clients are numbered 0..{len(self) - 1}, got {client}")
+        return self.order[self.offsets[client] : self.offsets[client + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[client] for client in range(len(self)))
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of samples of each client, int64 ``(clients,)``."""
+        return np.diff(self.offsets)
+
+
+class Partition(ABC):
+    """A rule that deals the samples of a training set to clients: a pure function of (labels, clients, seed)."""
+
+    def __call__(self, labels: np.ndarray, clients: int, seed: int) -> Shards:
+        """Deal every sample to exactly one client, and at least one sample to every client.
+
+        Args:
+            labels: the class of each sample, int64 ``(samples,)``.
+            clients: how many clients there are.
+            seed: the seed of the run.
+
+        Raises:
+            ConfigurationError: if there is no client.
+            DataError: if there are fewer samples than clients need.
+        """
+        if clients < 1:
+            raise ConfigurationError(f"clients must be at least 1, got {clients}")
+        if clients > len(labels):
+            raise DataError(
+                f"{clients:,} clients cannot share {len(labels):,} training samples: each needs at least one;"
+                f" set clients to {len(labels)} or fewer, or use more data"
+            )
+        return Shards.of(self.owners(labels, clients, seed), clients)
+
+    @abstractmethod
+    def owners(self, labels: np.ndarray, clients: int, seed: int) -> np.ndarray:
+        """Return the client of each sample, int64 ``(samples,)``."""
+
+
+class IID(Partition):
+    """Deals the samples at random; the sizes of clients differ by one at most."""
+
+    def owners(self, labels: np.ndarray, clients: int, seed: int) -> np.ndarray:
+        owners = np.empty(len(labels), np.int64)
+        owners[numpy_generator(seed, "partition").permutation(len(labels))] = np.arange(len(labels)) % clients
+        return owners
+
+
+class Dirichlet(Partition):
+    """Deals each label to the clients in proportions that are drawn from a symmetric Dirichlet distribution.
+
+    Args:
+        rho: concentration. Small values give clients of few labels and unequal size, large ones near-equal clients.
+        min_samples: no client is left with fewer samples: what it lacks is taken, one sample at a time, from the
+            client that is the largest at that moment. 0 moves nothing, and refuses a draw that leaves a client empty.
+    """
+
+    def __init__(self, rho: float = 0.5, min_samples: int = 1) -> None:
+        if not 0 < rho < float("inf"):
+            raise ConfigurationError(f"rho must be a positive number, got {rho}; IID is the limit of large rho")
+        if min_samples < 0:
+            raise ConfigurationError(f"min_samples must be at least 0, got {min_samples}")
+        self.rho = rho
+        self.min_samples = min_samples
+
+    def owners(self, labels: np.ndarray, clients: int, seed: int) -> np.ndarray:
+        self._check(labels, clients)
+        owners = np.empty(len(labels), np.int64)
+        for label in np.unique(labels):
+            generator = numpy_generator(seed, "partition", int(label))
+            samples = generator.permutation(np.flatnonzero(labels == label))
+            cuts = np.rint(np.cumsum(_proportions(generator, self.rho, clients)) * len(samples)).astype(np.int64)
+            # The sum of the proportions may miss 1 by rounding; the last client takes what is left.
+            cuts[-1] = len(samples)
+            owners[samples] = np.repeat(np.arange(clients), np.diff(cuts, prepend=0))
+        return self._filled(owners, clients, numpy_generator(seed, "partition-moves"))
+
+    def _check(self, labels: np.ndarray, clients: int) -> None:
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(
+                f"Dirichlet deals by class, but the labels are {labels.dtype} numbers; use the partition IID"
+            )
+        if clients * self.min_samples > len(labels):
+            raise DataError(
+                f"{clients:,} clients with at least {self.min_samples} samples each need"
+                f" {clients * self.min_samples:,} training samples, got {len(labels):,}; lower min_samples or clients"
+            )
+
+    def _filled(self, owners: np.ndarray, clients: int, generator: np.random.Generator) -> np.ndarray:
+        sizes = np.bincount(owners, minlength=clients)
+        if self.min_samples:
+            return _moved(owners, sizes, self.min_samples, generator)
+        empty = np.flatnonzero(sizes == 0)
+        if len(empty):
+            named = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+            raise DataError(
+                f"{len(empty):,} of {clients:,} clients got no sample ({named});"
+                f" set min_samples to 1, raise rho (now {self.rho}), or use fewer clients"
+            )
+        return owners
+
+
+def _proportions(generator: np.random.Generator, rho: float, clients: int) -> np.ndarray:
+    """Draw from Dir(rho, ..., rho), float64 ``(clients,)``."""
+    proportions = generator.dirichlet(np.full(clients, rho))
+    if np.isfinite(proportions).all() and proportions.sum() > 0.5:
+        return proportions
+    # Every gamma variate underflowed: in the limit of small rho, one client holds all.
+    return np.eye(1, clients, int(generator.integers(clients)))[0]
+
+
+def _surplus(sizes: np.ndarray, wanted: int) -> np.ndarray:
+    """Return how many samples each client gives if ``wanted`` go one at a time from the largest, int64 ``(clients,)``.
+
+    That process levels the largest clients down, so the level is searched instead; of equals, the first gives first.
+    """
+    low, high = 0, int(sizes.max())
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if np.maximum(sizes - middle, 0).sum() <= wanted else (middle + 1, high)
+    given = np.maximum(sizes - low, 0)
+    rest = wanted - int(given.sum())
+    given[np.flatnonzero(sizes >= low)[:rest]] += 1
+    return given
+
+
+def _moved(owners: np.ndarray, sizes: np.ndarray, least: int, generator: np.random.Generator) -> np.ndarray:
+    """Move random samples of the largest clients to those with fewer than ``least``."""
+    lacking = np.maximum(least - sizes, 0)
+    if not lacking.any():
+        return owners
+    shuffled = generator.permutation(len(owners))
+    shuffled = shuffled[np.argsort(owners[shuffled], kind="stable")]
+    rank = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    leaving = shuffled[rank < _surplus(sizes, int(lacking.sum()))[owners[shuffled]]]
+    moved = owners.copy()
+    moved[generator.permutation(leaving)] = np.repeat(np.arange(len(sizes)), lacking)
+    return moved
+
+
+def counts(shards: Shards, labels: np.ndarray, num_labels: int) -> np.ndarray:
+    """Count the samples of each label that each client holds, int64 ``(clients, num_labels)``.
+
+    Args:
+        shards: the samples of each client.
+        labels: the class of each sample, int64 ``(samples,)`` with values in ``0..num_labels-1``.
+        num_labels: how many classes there are.
+
+    Raises:
+        DataError: if a label is not a class.
+    """
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"labels are counted by class, but these are {labels.dtype} numbers, as for a regression")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_labels:
+        raise DataError(f"labels to count must lie in 0..{num_labels - 1}, got {labels.min()}..{labels.max()}")
+    clients = np.repeat(np.arange(len(shards)), shards.sizes)
+    cells = np.bincount(clients * num_labels + labels[shards.order], minlength=len(shards) * num_labels)
+    return cells.reshape(len(shards), num_labels)
+
+
+def write_table(path: Path, counts: np.ndarray, label_names: Sequence[str]) -> None:
+    """Write the samples of each client, in all and by label, as a CSV file.
+
+    Args:
+        path: the file.
+        counts: int64 ``(clients, labels)``.
+        label_names: one name for each label.
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["client", "samples", *label_names])
+        writer.writerows([client, sum(row), *row] for client, row in enumerate(counts.tolist()))
+
+
+# Okabe and Ito's palette, whose colours are told apart with every common kind of colour blindness.
+_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+# More bars than this cannot be told apart on a page.
+_MOST_BARS = 50
+# About the height of the picture in pixels: more rows would be merged by the screen, and badly.
+_MOST_ROWS = 400
+
+
+def draw(counts: np.ndarray, label_names: Sequence[str]) -> "Figure":
+    """Draw how labels are spread over clients.
+
+    Few clients with few labels are drawn as stacked bars. Others are drawn as a heat map of label shares, sorted by the
+    label that prevails and with neighbours averaged where there are more clients than lines, beside a histogram of
+    their sizes.
+
+    Args:
+        counts: int64 ``(clients, labels)``.
+        label_names: one name for each label.
+    """
+    from matplotlib.figure import Figure
+
+    if len(counts) <= _MOST_BARS and len(label_names) <= len(_PALETTE):
+        figure = Figure(figsize=(7, 1.5 + 0.2 * len(counts)), layout="constrained")
+        _draw_bars(figure.subplots(), counts, label_names)
+        return figure
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    _draw_shares(left, counts, label_names)
+    _draw_sizes(right, counts.sum(1))
+    return figure
+
+
+def _draw_bars(axes: "Axes", counts: np.ndarray, label_names: Sequence[str]) -> None:
+    clients = np.arange(len(counts))
+    starts = np.cumsum(counts, axis=1) - counts
+    for label, (name, colour) in enumerate(zip(label_names, _PALETTE, strict=False)):
+        axes.barh(clients, counts[:, label], left=starts[:, label], color=colour, label=name)
+    axes.set(xlabel="samples", ylabel="client", ylim=(len(counts) - 0.5, -0.5))
+    axes.set_yticks(clients)
+    axes.legend(title="label", loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Return label shares by client, sorted by prevailing label and its share, ``(at most 400 lines, labels)``."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    shares = shares[np.lexsort((-shares.max(1), shares.argmax(1)))]
+    groups = np.array_split(np.arange(len(shares)), min(len(shares), _MOST_ROWS))
+    return np.stack([shares[group].mean(0) for group in groups])
+
+
+def _draw_shares(axes: "Axes", counts: np.ndarray, label_names: Sequence[str]) -> None:
+    picture = axes.imshow(
+        _shares(counts),
+        aspect="auto",
+        interpolation="nearest",
+        cmap="cividis",
+        vmin=0,
+        vmax=1,
+        extent=(-0.5, len(label_names) - 0.5, len(counts), 0),
+    )
+    # Beyond some twenty names the axis is unreadable; every n-th is named instead.
+    ticks = range(0, len(label_names), 1 + len(label_names) // 20)
+    axes.set_xticks(list(ticks), [label_names[tick] for tick in ticks], rotation=30 if len(ticks) > 4 else 0)
+    axes.set(xlabel="label", ylabel="clients, sorted by prevailing label")
+    axes.figure.colorbar(picture, ax=axes, label="share of the client's samples")
+
+
+def _draw_sizes(axes: "Axes", sizes: np.ndarray) -> None:
+    axes.hist(sizes, bins=min(50, int(np.ptp(sizes)) + 1), color=_PALETTE[0])
+    axes.set(xlabel="samples of a client", ylabel="clients", yscale="log", title=f"{len(sizes):,} clients")

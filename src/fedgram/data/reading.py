@@ -1,0 +1,199 @@
+"""Raw texts and labels, read from files or from a hub."""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedgram.errors import ConfigurationError, DataError
+
+__all__ = ["RawSplit", "raw_split", "read_file", "read_hub", "read_source"]
+
+SPLITS = ("train", "validation", "test")
+_READERS = {
+    ".csv": "from_csv",
+    ".tsv": "from_csv",
+    ".json": "from_json",
+    ".jsonl": "from_json",
+    ".parquet": "from_parquet",
+}
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """The samples of one split as a source gives them.
+
+    Args:
+        texts: one or two lists of sentences, each ``(samples,)``.
+        labels: ``(samples,)``, None where missing; None as a whole if the source has no labels.
+        label_names: the names of labels 0, 1, ..., if the source knows them.
+    """
+
+    texts: tuple[list[str], ...]
+    labels: list[Any] | None
+    label_names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts[0])
+
+
+def read_source(path: str, config_name: str | None, text: Sequence[str], cache: Path) -> dict[str, Any]:
+    """Read the splits train, validation and test, as far as there are such, from wherever a path leads.
+
+    Args:
+        path: a file (the train split), a folder with files such as ``train.csv`` and ``validation.csv``, or the name
+            of a data set on the hub.
+        config_name: the configuration of the hub's data set.
+        text: columns that hold text.
+        cache: where the readers may keep what they read.
+
+    Returns:
+        a ``datasets.Dataset`` for each split.
+
+    Raises:
+        ConfigurationError: if a file or folder is given with ``config_name``.
+        DataError: if there is no such source, or it cannot be read.
+    """
+    place = Path(path).expanduser()
+    local = place.exists() or place.suffix in _READERS or path.startswith((".", "/", "~"))
+    if local and config_name is not None:
+        raise ConfigurationError(
+            f"config_name {config_name!r} is for a data set of the hub, but {path} is local; drop it"
+        )
+    if place.is_dir():
+        return {name: read_file(file, text, cache) for name, file in _files_of(place).items()}
+    return {"train": read_file(place, text, cache)} if local else read_hub(path, config_name)
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    """Find the file of each split in a folder."""
+    found = {name: [file for suffix in _READERS if (file := folder / (name + suffix)).is_file()] for name in SPLITS}
+    for name, files in found.items():
+        if len(files) > 1:
+            raise DataError(
+                f"{folder} has several files for the {name} split: {', '.join(f.name for f in files)}; keep one"
+            )
+    if not found["train"]:
+        raise DataError(f"{folder} has no file for the train split; expected train with one of {', '.join(_READERS)}")
+    return {name: files[0] for name, files in found.items() if files}
+
+
+def read_file(path: Path, text: Sequence[str], cache: Path) -> Any:
+    """Read a .csv, .tsv, .json, .jsonl or .parquet file as a ``datasets.Dataset``.
+
+    In CSV and TSV files (with a header, and ``"`` around fields that hold a separator) texts are taken literally, so
+    that ``NA`` and ``007`` stay what they are, and only empty fields are missing.
+
+    Args:
+        path: the file.
+        text: columns that hold text.
+        cache: the folder below which ``datasets`` keeps its copy.
+
+    Raises:
+        DataError: if the file is absent, malformed, or of another kind.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no data file {path}; correct the path, or give a data set of the hub")
+    if path.suffix not in _READERS:
+        raise DataError(f"cannot read {path}: expected a file that ends in one of {', '.join(_READERS)}; convert it")
+    from datasets import Dataset
+
+    if not path.stat().st_size:
+        raise DataError(f"{path} is empty; {_remedy(path)}")
+    try:
+        with warnings.catch_warnings():
+            # pandas only warns of rows that are longer than the header, and cuts them.
+            warnings.filterwarnings("error", message="Length of header or names")
+            # Not load_dataset: it calls the hub to count its uses, which takes seconds where there is no network.
+            read = getattr(Dataset, _READERS[path.suffix])
+            return read(str(path), cache_dir=str(_kept(path, cache)), **_options(path.suffix, text))
+    except Exception as error:
+        raise DataError(f"cannot read {path}: {_reason(error)}; {_remedy(path)}") from error
+
+
+def _options(suffix: str, text: Sequence[str]) -> dict[str, Any]:
+    if suffix == ".parquet":
+        return {"batch_size": 1000}  # the default is the number of rows, which fails on a file without any
+    if suffix in (".json", ".jsonl"):
+        return {}
+    literal = {"converters": dict.fromkeys(text, str), "keep_default_na": False, "na_values": [""]}
+    return literal | {"sep": "\t" if suffix == ".tsv" else ",", "index_col": False}
+
+
+def _kept(path: Path, cache: Path) -> Path:
+    """Return a place named by content: by itself, datasets trusts time stamps, which an altered file may share."""
+    with path.open("rb") as file:
+        return cache / "files" / hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remedy(path: Path) -> str:
+    return f"expected a well-formed {path.suffix} file with at least one sample: correct it, or leave the split out"
+
+
+def read_hub(name: str, config_name: str | None = None) -> dict[str, Any]:
+    """Read the splits train, validation and test, as far as there are such, of a data set of the hub.
+
+    Raises:
+        DataError: if the data set, its configuration or the network is missing.
+    """
+    from datasets import load_dataset
+
+    wanted = f"{name!r}" + (f" ({config_name})" if config_name else "")
+    try:
+        splits = load_dataset(name, config_name)
+    except Exception as error:
+        raise DataError(
+            f"cannot load the data set {wanted} from the hub: {_reason(error)};"
+            " see to its name, config_name and the network, or give a local file or folder"
+        ) from error
+    if "train" not in splits:
+        raise DataError(f"the data set {wanted} has no train split, only {', '.join(splits)}; save it as local files")
+    return {split: splits[split] for split in SPLITS if split in splits}
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what went wrong at the bottom."""
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    message = (str(root).strip() or type(root).__name__).splitlines()[0].rstrip(".")
+    return "it has no samples" if "corresponds to no data" in message else message
+
+
+def raw_split(dataset: Any, text: Sequence[str], label: str, split: str) -> RawSplit:
+    """Take the columns of texts and labels out of a ``datasets.Dataset``.
+
+    Args:
+        dataset: the data set.
+        text: the names of one or two columns.
+        label: the name of the column of labels; only a test split may be without it.
+        split: the name of the split, for messages.
+
+    Raises:
+        DataError: if a column or a text is missing, or the split is empty.
+    """
+    labelled = label in dataset.column_names
+    needed = [*text] if split == "test" else [*text, label]
+    missing = [column for column in needed if column not in dataset.column_names]
+    if missing:
+        raise DataError(
+            f"the {split} split has no column {', '.join(map(repr, missing))}; it has"
+            f" {', '.join(map(repr, dataset.column_names))}: set text and label to columns among them"
+        )
+    if not len(dataset):
+        raise DataError(f"the {split} split is empty; give it samples, or leave it out")
+    names = getattr(dataset.features[label], "names", None) if labelled else None
+    texts = tuple(_texts(dataset[column][:], column, split) for column in text)
+    return RawSplit(texts, list(dataset[label][:]) if labelled else None, None if names is None else tuple(names))
+
+
+def _texts(values: list[Any], column: str, split: str) -> list[str]:
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            came = "is missing" if value is None else f"is {value!r}, not a string"
+            raise DataError(
+                f"{split} split, row {row} (counted from 0): {column!r} {came}; fill it in or remove the row"
+            )
+    return list(values)

@@ -1,0 +1,228 @@
+"""Classification of sentences and of pairs of sentences: from a source to token tables."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+
+from fedgram.data.labels import LabelScheme
+from fedgram.data.partition import Dirichlet, Partition, Shards
+from fedgram.data.reading import RawSplit, raw_split, read_file, read_source
+from fedgram.data.tokens import TokenTable, cached, tokenise, tokenizer_state
+from fedgram.errors import ConfigurationError, DataError
+
+__all__ = ["TextClassificationData"]
+
+_Count = TypeVar("_Count", int, int | None)
+
+# Part of every cache key: to be raised when tables made by an older version must not be used any more.
+_FORMAT = 1
+
+
+class TextClassificationData(LightningDataModule):
+    """Labelled sentences, or pairs of sentences, from your own files or from the Hugging Face hub.
+
+    Labels are numbers from 0, or names (strings, truth values); a test split may be unlabelled. A local file may be
+    .csv, .tsv, .json, .jsonl or .parquet. A subclass for another source overrides `read` alone.
+
+    Args:
+        path: a file (the train split), a folder with files such as train.csv, validation.csv and test.csv, or the name
+            of a data set on the hub.
+        config_name: the configuration of the hub's data set, such as qnli of nyu-mll/glue.
+        validation_path: a file to use as the validation split.
+        test_path: a file to use as the test split.
+        text: the column of the sentences, or the two columns of a pair.
+        label: the column of the labels.
+        num_labels: how many labels there are; found from the train split if not given; 1 for a regression.
+        max_length: the most tokens of a sample; longer ones are cut.
+        batch_size: sentences of one local step.
+        eval_batch_size: sentences of one evaluation step.
+        validation_fraction: the share of the train split to hold out when there is no validation split. A hash of the
+            text decides, so equal texts stay together and the choice depends on nothing else.
+        max_train_samples: train on no more than this many samples, chosen by the same hash.
+        partition: how samples are dealt to clients; Dirichlet(rho=0.5) if not given.
+        cache_dir: where tokenised data is kept; ``$FEDGRAM_CACHE`` or ``~/.cache/fedgram`` if not given.
+    """
+
+    name: str
+    """What the data is called in the names of runs: the hub's configuration, or the last part of the path."""
+
+    def __init__(
+        self,
+        path: str,
+        config_name: str | None = None,
+        validation_path: str | None = None,
+        test_path: str | None = None,
+        text: str | list[str] = "text",
+        label: str = "label",
+        num_labels: int | None = None,
+        max_length: int = 128,
+        batch_size: int = 8,
+        eval_batch_size: int = 64,
+        validation_fraction: float = 0.0,
+        max_train_samples: int | None = None,
+        partition: Partition | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.path, self.config_name = path, config_name
+        self.name = config_name or Path(path).stem
+        self.extra_paths = {"validation": validation_path, "test": test_path}
+        self.text, self.label = _columns(text), label
+        self.given_num_labels = _positive("num_labels", num_labels)
+        self.max_length = _positive("max_length", max_length)
+        self.batch_size = _positive("batch_size", batch_size)
+        self.eval_batch_size = _positive("eval_batch_size", eval_batch_size)
+        self.validation_fraction = _fraction(validation_fraction)
+        self.max_train_samples = _positive("max_train_samples", max_train_samples)
+        self.partition = partition or Dirichlet()
+        self.cache_dir = cache_dir
+        self.tokenizer: Any = None
+        self.tables: dict[str, TokenTable] = {}
+        self.label_names: list[str] = []
+
+    @property
+    def num_labels(self) -> int:
+        """How many labels there are, known after `setup` at the latest; 1 for a regression."""
+        if self.label_names:
+            return len(self.label_names)
+        if self.given_num_labels is None:
+            raise ConfigurationError("num_labels is not known before the data is read; set it, or call setup first")
+        return self.given_num_labels
+
+    @property
+    def cache(self) -> Path:
+        """The folder of everything that is kept between runs."""
+        return Path(self.cache_dir or os.environ.get("FEDGRAM_CACHE") or "~/.cache/fedgram").expanduser()
+
+    def read(self) -> dict[str, RawSplit]:
+        """Read the splits: ``train``, and as far as there are such, ``validation`` and ``test``."""
+        datasets = read_source(self.path, self.config_name, self.text, self.cache)
+        for name, path in self.extra_paths.items():
+            if path is not None:
+                datasets[name] = read_file(Path(path).expanduser(), self.text, self.cache)
+        return {name: raw_split(dataset, self.text, self.label, name) for name, dataset in datasets.items()}
+
+    def prepare_data(self) -> None:
+        """Read, check and tokenise the data into the cache."""
+        self._load()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the tables of all splits, from the cache where `prepare_data` has filled it."""
+        del stage  # every stage needs the labels, and opening a table costs nothing
+        names, self.tables = self._load()
+        self.label_names = list(names)
+
+    def split(self, name: str) -> TokenTable:
+        """Return the table of a split.
+
+        Raises:
+            DataError: if there is no such split.
+        """
+        if name not in self.tables:
+            available = ", ".join(self.tables) or "none before setup"
+            raise DataError(
+                f"there is no {name} split (available: {available});"
+                " add its file to the data, or set validation_fraction to hold one out"
+            )
+        return self.tables[name]
+
+    def shards(self, clients: int, seed: int) -> Shards:
+        """Deal the samples of the train split to clients."""
+        return self.partition(np.asarray(self.split("train").labels), clients, seed)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 over the tables of all splits."""
+        prints = [f"{name}:{table.fingerprint()}" for name, table in sorted(self.tables.items())]
+        return hashlib.sha256("\n".join(prints).encode()).hexdigest()
+
+    def _load(self) -> tuple[tuple[str, ...], dict[str, TokenTable]]:
+        if self.tokenizer is None:
+            raise ConfigurationError("the data has no tokenizer yet; set data.tokenizer before prepare_data and setup")
+        raws = self.read()
+        scheme = LabelScheme.of(raws["train"], self.given_num_labels)
+        splits = {name: _Encoded(raw.texts, scheme.encode(raw, name)) for name, raw in raws.items()}
+        if "validation" not in splits and self.validation_fraction:
+            splits |= _held_out(splits["train"], self.validation_fraction)
+        if self.max_train_samples is not None:
+            splits["train"] = _limited(splits["train"], self.max_train_samples)
+        state = tokenizer_state(self.tokenizer)
+        return scheme.names, {name: self._table(split, state) for name, split in splits.items()}
+
+    def _table(self, split: "_Encoded", state: str) -> TokenTable:
+        parts = [str(_FORMAT), state, str(self.max_length), split.digest()]
+        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        make = partial(tokenise, split.texts, split.labels, self.tokenizer, self.max_length)
+        return cached(self.cache / "tokens", key, make)
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """The samples of one split, with labels as numbers: int64 or float64 ``(samples,)``."""
+
+    texts: tuple[list[str], ...]
+    labels: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "_Encoded":
+        return _Encoded(tuple([column[row] for row in rows] for column in self.texts), self.labels[rows])
+
+    def digest(self) -> str:
+        """Return the SHA-256 of texts and labels."""
+        digest = hashlib.sha256(f"{len(self.texts)}:{self.labels.dtype.str}:{self.labels.shape};".encode())
+        digest.update(self.labels.tobytes())
+        for column in self.texts:
+            # With the lengths, no two ways to cut the same characters into texts are alike.
+            digest.update(np.array([len(text) for text in column], np.int64).tobytes())
+            digest.update("".join(column).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def hashes(self) -> np.ndarray:
+        """Return a number in [0, 1) for each sample, decided by its texts, float64 ``(samples,)``."""
+        return np.array([_unit_hash(texts) for texts in zip(*self.texts, strict=True)])
+
+
+def _unit_hash(texts: Sequence[str]) -> float:
+    digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()
+    # 53 bits, so that the quotient is exact and never rounds up to 1.
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+
+def _held_out(train: _Encoded, fraction: float) -> dict[str, _Encoded]:
+    """Cut a validation split out of the train split."""
+    held = train.hashes() < fraction
+    if held.all() or not held.any():
+        raise DataError(
+            f"validation_fraction {fraction} of {len(held)} train samples leaves {held.sum()} for validation and"
+            f" {(~held).sum()} for training; choose another fraction, or give a validation split"
+        )
+    return {"train": train.take(np.flatnonzero(~held)), "validation": train.take(np.flatnonzero(held))}
+
+
+def _limited(train: _Encoded, most: int) -> _Encoded:
+    """Keep the samples with the smallest hashes, in their order, so that a larger limit only adds samples."""
+    return train.take(np.sort(np.argsort(train.hashes(), kind="stable")[:most]))
+
+
+def _columns(text: str | list[str]) -> list[str]:
+    columns = [text] if isinstance(text, str) else list(text)
+    if len(columns) not in (1, 2):
+        raise ConfigurationError(f"text must name one column, or the two columns of a pair; got {text}")
+    return columns
+
+
+def _positive(name: str, value: _Count) -> _Count:
+    if value is not None and value < 1:
+        raise ConfigurationError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def _fraction(value: float) -> float:
+    if not 0 <= value < 1:
+        raise ConfigurationError(f"validation_fraction must lie in [0, 1), got {value}")
+    return value

@@ -1,0 +1,248 @@
+import csv
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedgram.data.partition import IID, Dirichlet, Shards, _proportions, _surplus, counts, draw, write_table
+from fedgram.errors import ConfigurationError, DataError
+
+labels_strategy = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
+rho_strategy = st.sampled_from([1e-300, 1e-6, 1e-3, 0.1, 0.5, 10.0, 1e6])
+LABELS = np.arange(3000) % 3
+
+
+def assert_deals(shards, labels, clients):
+    """Every sample goes to exactly one client, in ascending order."""
+    assert len(shards) == clients
+    assert np.array_equal(np.sort(np.concatenate(list(shards))), np.arange(len(labels)))
+    assert all((np.diff(shard) > 0).all() for shard in shards)
+    assert shards.sizes.tolist() == [len(shard) for shard in shards]
+    assert shards.order.dtype == shards.offsets.dtype == np.int64
+
+
+def same(left, right):
+    return np.array_equal(left.order, right.order) and np.array_equal(left.offsets, right.offsets)
+
+
+@given(labels_strategy, st.integers(0, 2**32), st.data())
+def test_iid(labels, seed, data):
+    clients = data.draw(st.integers(1, len(labels)))
+    shards = IID()(labels, clients, seed)
+    assert_deals(shards, labels, clients)
+    assert np.ptp(shards.sizes) <= 1
+    assert same(shards, IID()(labels, clients, seed))
+
+
+@given(labels_strategy, st.integers(0, 2**32), rho_strategy, st.data())
+def test_dirichlet(labels, seed, rho, data):
+    least = data.draw(st.integers(1, min(4, len(labels))))
+    clients = data.draw(st.integers(1, len(labels) // least))
+    shards = Dirichlet(rho, least)(labels, clients, seed)
+    assert_deals(shards, labels, clients)
+    assert shards.sizes.min() >= least
+    assert same(shards, Dirichlet(rho, least)(labels, clients, seed))
+
+
+@pytest.mark.parametrize("partition", [IID(), Dirichlet(0.5)])
+def test_another_seed_deals_otherwise(partition):
+    assert not same(partition(LABELS, 10, 0), partition(LABELS, 10, 1))
+
+
+def test_the_global_generator_plays_no_part():
+    np.random.seed(1)  # noqa: NPY002  (this is what must have no effect)
+    first = Dirichlet(0.1)(LABELS, 10, 0)
+    np.random.seed(2)  # noqa: NPY002
+    assert same(first, Dirichlet(0.1)(LABELS, 10, 0))
+
+
+def test_dirichlet_follows_the_drawn_proportions():
+    """The share of a client in a label has mean 1/N and variance (1/N)(1 - 1/N)/(N rho + 1)."""
+    clients, rho, labels = 5, 0.5, np.zeros(2000, int)
+    shares = np.stack([Dirichlet(rho)(labels, clients, seed).sizes / len(labels) for seed in range(600)])
+    variance = (1 / clients) * (1 - 1 / clients) / (clients * rho + 1)
+    assert np.allclose(shares.mean(0), 1 / clients, atol=0.04)
+    assert np.allclose(shares.var(0), variance, rtol=0.25)
+
+
+def test_concentration_sets_the_skew():
+    def skew(rho):
+        table = counts(Dirichlet(rho)(LABELS, 10, 3), LABELS, 3)
+        return (table / table.sum(1, keepdims=True)).max(1).mean()
+
+    assert skew(0.01) > 0.9 > skew(1.0) > skew(1000.0)
+    assert skew(1000.0) < 0.4
+
+
+def test_labels_are_drawn_independently():
+    shards = Dirichlet(1e-6, min_samples=1)(LABELS, 5, 1)
+    table = counts(shards, LABELS, 3)
+    assert (table.max(1) > 900).sum() >= 2
+
+
+@pytest.mark.parametrize("rho", [1e-320, 1e-300, 1e-6, 1e-3])
+def test_tiny_rho_gives_proportions(rho):
+    for seed in range(50):
+        proportions = _proportions(np.random.default_rng(seed), rho, 7)
+        assert np.isfinite(proportions).all()
+        assert proportions.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("broken", [np.full(7, np.nan), np.zeros(7)])
+def test_underflowed_proportions_give_all_to_a_random_client(broken):
+    class Generator:
+        def dirichlet(self, alpha):
+            return broken
+
+        def integers(self, high):
+            return high - 2
+
+    assert _proportions(Generator(), 1e-9, 7).tolist() == [0, 0, 0, 0, 0, 1, 0]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.data())
+def test_surplus_equals_taking_one_at_a_time_from_the_largest(sizes, data):
+    wanted = data.draw(st.integers(0, sum(sizes)))
+    left = np.array(sizes)
+    for _ in range(wanted):
+        left[left.argmax()] -= 1
+    assert _surplus(np.array(sizes), wanted).tolist() == (np.array(sizes) - left).tolist()
+
+
+def test_only_what_is_lacking_is_moved():
+    labels, clients = np.zeros(100, int), 8
+    drawn = Dirichlet(0.1)
+    drawn._filled = lambda owners, clients, generator: owners
+    seed = next(
+        seed for seed in range(99) if (np.bincount(drawn.owners(labels, clients, seed), minlength=8) == 0).sum() == 2
+    )
+    before, after = drawn.owners(labels, clients, seed), Dirichlet(0.1).owners(labels, clients, seed)
+    moved = np.flatnonzero(before != after)
+    assert len(moved) == 2
+    assert set(after[moved]) == set(range(8)) - set(before)
+    assert set(before[moved]) == {np.bincount(before).argmax()}
+
+
+def test_without_min_samples_an_empty_client_is_refused_by_number():
+    labels = np.zeros(50, int)
+    owned = Dirichlet(1e-6, 1)(labels, 3, 0).sizes
+    empty = [client for client in range(3) if owned[client] == 1]
+    with pytest.raises(
+        DataError, match=rf"2 of 3 clients got no sample \({empty[0]}, {empty[1]}\); set min_samples to 1"
+    ):
+        Dirichlet(1e-6, 0)(labels, 3, 0)
+
+
+def test_without_min_samples_nothing_is_moved():
+    shards = Dirichlet(100.0, 0)(LABELS, 4, 0)
+    assert same(shards, Dirichlet(100.0, 1)(LABELS, 4, 0))
+
+
+@pytest.mark.parametrize("partition", [IID(), Dirichlet(), Dirichlet(min_samples=0)])
+def test_more_clients_than_samples(partition):
+    with pytest.raises(DataError, match=r"11 clients cannot share 10 training samples.*set clients to 10"):
+        partition(np.zeros(10, int), 11, 0)
+
+
+def test_min_samples_that_the_data_cannot_give():
+    with pytest.raises(DataError, match=r"need 12 training samples, got 10"):
+        Dirichlet(min_samples=3)(np.zeros(10, int), 4, 0)
+
+
+@pytest.mark.parametrize("rho", [0, -0.5, float("nan"), float("inf")])
+def test_bad_rho(rho):
+    with pytest.raises(ConfigurationError, match=r"rho must be a positive number"):
+        Dirichlet(rho)
+
+
+def test_bad_min_samples():
+    with pytest.raises(ConfigurationError, match=r"min_samples must be at least 0"):
+        Dirichlet(min_samples=-1)
+
+
+def test_no_clients():
+    with pytest.raises(ConfigurationError, match=r"clients must be at least 1, got 0"):
+        IID()(LABELS, 0, 0)
+
+
+def test_dirichlet_needs_classes():
+    with pytest.raises(DataError, match=r"use the partition IID"):
+        Dirichlet()(np.linspace(0, 1, 10), 2, 0)
+
+
+def test_a_client_that_does_not_exist():
+    shards = IID()(LABELS, 4, 0)
+    with pytest.raises(IndexError, match=r"numbered 0\.\.3, got 4"):
+        shards[4]
+
+
+@pytest.mark.parametrize("partition", [IID(), Dirichlet(0.5)])
+def test_many_clients_are_dealt_in_seconds(partition):
+    labels = np.arange(250_000) % 2
+    start = time.perf_counter()
+    shards = partition(labels, 200_000, 0)
+    assert shards.sizes.min() == 1
+    assert time.perf_counter() - start < 10
+
+
+@given(labels_strategy, st.data())
+def test_counts_equal_plain_loops(labels, data):
+    clients = data.draw(st.integers(1, len(labels)))
+    shards = Dirichlet(0.3)(labels, clients, 0)
+    expected = [[int((labels[shard] == label).sum()) for label in range(5)] for shard in shards]
+    assert counts(shards, labels, 5).tolist() == expected
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_counts_refuse_what_is_no_class(label):
+    labels = np.array([0, 1, label])
+    with pytest.raises(DataError, match=r"must lie in 0\.\.2"):
+        counts(IID()(labels, 2, 0), labels, 3)
+
+
+def test_counts_refuse_scores():
+    with pytest.raises(DataError, match=r"regression"):
+        counts(Shards.of(np.zeros(2, int), 1), np.array([0.5, 1.0]), 1)
+
+
+def test_table(tmp_path):
+    write_table(tmp_path / "t.csv", np.array([[3, 1], [0, 2]]), ["bad, really", "good"])
+    with (tmp_path / "t.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["client", "samples", "bad, really", "good"],
+            ["0", "4", "3", "1"],
+            ["1", "2", "0", "2"],
+        ]
+
+
+def test_few_clients_are_drawn_as_stacked_bars(tmp_path):
+    table = np.array([[3, 1], [0, 2], [5, 5]])
+    figure = draw(table, ["bad", "good"])
+    bars = figure.axes[0].patches
+    assert [bar.get_width() for bar in bars] == table.T.ravel().tolist()
+    assert [bar.get_x() for bar in bars] == [0, 0, 0, 3, 0, 5]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["bad", "good"]
+    figure.savefig(tmp_path / "f.png")
+
+
+@pytest.mark.parametrize(("clients", "lines"), [(51, 51), (3000, 400)])
+def test_many_clients_are_drawn_as_sorted_shares(tmp_path, clients, lines):
+    table = np.random.default_rng(0).integers(0, 30, (clients, 12))
+    figure = draw(table, [f"label {label}" for label in range(12)])
+    picture = figure.axes[0].images[0].get_array()
+    assert picture.shape == (lines, 12)
+    assert np.allclose(picture.sum(1), 1)
+    assert (np.diff(picture[:, 0] == picture.max(1)).astype(int).sum()) == 1
+    assert sum(bar.get_height() for bar in figure.axes[1].patches) == clients
+    figure.savefig(tmp_path / "f.png")
+
+
+def test_labels_beyond_the_palette_are_drawn_as_shares(tmp_path):
+    bars = draw(np.ones((3, 8), int), [str(label) for label in range(8)])
+    assert len({bar.get_facecolor() for bar in bars.axes[0].patches}) == 8
+    shares = draw(np.ones((3, 40), int), [str(label) for label in range(40)])
+    assert shares.axes[0].images[0].get_array().shape == (3, 40)
+    for number, figure in enumerate((bars, shares)):
+        figure.savefig(tmp_path / f"{number}.png")
