@@ -1,0 +1,398 @@
+"""Linear algebra of low-rank factors: Gram matrices, polar factors, Procrustes, errors of products.
+
+Symbols, after the paper (FLoRG, arXiv 2602.17095):
+    ``A: (r, k)``: the server's factor Aᵗ of one layer, of rank at most r; ``A_n`` the one of client n.
+    ``w: (N,)``: the weights of the N clients, which sum to 1.
+    ``Q: (k, k)``: the aggregated Gram matrix Σ wₙ AₙᵀAₙ (eq. 4), of rank r'.
+    ``Z: (m, k)``: any factor of Q, ZᵀZ = Q; the stack of √wₙ Aₙ is one, with m = N r.
+    ``Ã: (r', k)``: the canonical factor Λ^{1/2} P of Q (eq. 7).
+    ``S: (r, r')``: the alignment matrix (eq. 11).
+    ``B: (d_out, r)``: the second factor of LoRA's product B A.
+
+All functions are pure, take real matrices of any float type, compute in float64 and return float64; the caller casts
+back. Rank decisions are made at rounding level, so a singular value dropped is one that holds no information.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+__all__ = [
+    "align",
+    "best_rank_error",
+    "canonical_signs",
+    "condition_number",
+    "gram",
+    "gram_error",
+    "gram_factor",
+    "nonzero",
+    "polar",
+    "procrustes",
+    "product_norm",
+    "relative_change",
+    "relative_product_error",
+    "semi_orthogonal",
+    "stack_factor",
+    "top_rows",
+    "weighted_stack",
+]
+
+_EPS = torch.finfo(torch.float64).eps
+
+
+def nonzero(values: Float[Tensor, " n"], size: int) -> Bool[Tensor, " n"]:
+    """Tell which singular values, or eigenvalues, are above rounding: s > ε · size · s_max.
+
+    The rule of NumPy's and LAPACK's rank decisions.
+
+    Args:
+        values: (n,) in descending order; n may be 0.
+        size: the larger dimension of the matrix that they belong to.
+
+    >>> nonzero(torch.tensor([2.0, 1.0, 1e-17]), 3)
+    tensor([ True,  True, False])
+    """
+    # Not >=, or the zeros of an all-zero matrix would count; [:1], as an empty matrix has no largest value.
+    return values > _EPS * size * values[:1]
+
+
+def semi_orthogonal(rows: int, cols: int, generator: torch.Generator) -> Float[Tensor, "rows cols"]:
+    """Draw a matrix with orthonormal columns (rows >= cols) or orthonormal rows, uniform in Haar measure.
+
+    The bases L: (d_out, k), LᵀL = I, and R: (k, d_in), R Rᵀ = I, of FLoRG, eq. (1).
+
+    Args:
+        rows: number of rows.
+        cols: number of columns.
+        generator: the source of randomness; the result is on its device.
+
+    Raises:
+        ValueError: a dimension is not positive.
+
+    References:
+        Mezzadri: How to generate random matrices from the classical compact groups (Notices of the AMS 54, 2007).
+
+    >>> L = semi_orthogonal(5, 3, torch.Generator().manual_seed(0))
+    >>> torch.allclose(L.mT @ L, torch.eye(3, dtype=torch.float64))
+    True
+    """
+    if rows < 1 or cols < 1:
+        raise ValueError(f"expected positive dimensions, got {rows} x {cols}; check the shape of the layer")
+    shape = (max(rows, cols), min(rows, cols))
+    normal = torch.randn(shape, dtype=torch.float64, device=generator.device, generator=generator)
+    Q, R = torch.linalg.qr(normal)
+    # A QR routine chooses the signs of R's diagonal. With a positive one the factorisation is unique and Q is Haar.
+    Q = Q * torch.where(R.diagonal() < 0, -1.0, 1.0)
+    return Q if rows >= cols else Q.mT.contiguous()
+
+
+def gram(A: Float[Tensor, "r k"]) -> Float[Tensor, "k k"]:
+    """Return the Gram matrix AᵀA of the columns of A (FLoRG, section 3.1).
+
+    >>> gram(torch.tensor([[1.0, 2.0]]))
+    tensor([[1., 2.],
+            [2., 4.]], dtype=torch.float64)
+    """
+    A = A.double()
+    return A.mT @ A
+
+
+def weighted_stack(factors: Float[Tensor, "N r k"], weights: Float[Tensor, " N"]) -> Float[Tensor, "N*r k"]:
+    """Stack the clients' factors to a factor Z = [√w₁ A₁; …; √w_N A_N] of Q: ZᵀZ = Σ wₙ AₙᵀAₙ (FLoRG, eq. (4)).
+
+    Args:
+        factors: (N, r, k), in client order.
+        weights: (N,), not negative.
+
+    Raises:
+        ValueError: not one weight per factor, or a negative weight.
+
+    >>> weighted_stack(torch.ones(2, 1, 3), torch.tensor([0.25, 4.0]))
+    tensor([[0.5000, 0.5000, 0.5000],
+            [2.0000, 2.0000, 2.0000]], dtype=torch.float64)
+    """
+    if factors.ndim != 3 or weights.shape != factors.shape[:1]:
+        raise ValueError(
+            f"expected factors (N, r, k) and weights (N,), got {tuple(factors.shape)} and {tuple(weights.shape)}; "
+            "give one weight per client"
+        )
+    if bool((weights < 0).any()):
+        raise ValueError(f"expected weights >= 0, got {weights.tolist()}; Q would not be positive semi-definite")
+    roots = weights.to(factors.device, torch.float64).sqrt()
+    return (roots[:, None, None] * factors.double()).flatten(0, 1)
+
+
+def gram_factor(Q: Float[Tensor, "k k"]) -> Float[Tensor, "r2 k"]:
+    """Factor a Gram matrix canonically: Q = PᵀΛP, Ã = Λ^{1/2} P, so that ÃᵀÃ = Q (FLoRG, eqs. (6), (7)).
+
+    Args:
+        Q: (k, k), symmetric positive semi-definite; only its lower triangle is read.
+
+    Returns:
+        Ã (r', k), rows in descending order of eigenvalue, their signs as the solver gives them; r' is the rank of Q.
+        An eigenvalue of Q is the square of a singular value of its factor, so singular values below √(ε k) of the
+        largest are lost here; `stack_factor` keeps them down to ε.
+
+    Raises:
+        ValueError: Q is not square.
+
+    >>> gram_factor(torch.diag(torch.tensor([0.0, 4.0]))).abs()
+    tensor([[0., 2.]], dtype=torch.float64)
+    """
+    if Q.ndim != 2 or Q.shape[0] != Q.shape[1]:
+        raise ValueError(f"expected a square Gram matrix, got {tuple(Q.shape)}; for a factor of it use stack_factor")
+    eigenvalues, vectors = torch.linalg.eigh(Q.double())
+    eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
+    keep = nonzero(eigenvalues, Q.shape[0])
+    return eigenvalues[keep].sqrt()[:, None] * vectors[:, keep].mT
+
+
+def stack_factor(Z: Float[Tensor, "m k"]) -> Float[Tensor, "r2 k"]:
+    """Factor ZᵀZ canonically without forming it: Z = U Σ Vᵀ, Ã = Σ Vᵀ, so that ÃᵀÃ = ZᵀZ (FLoRG, eqs. (6), (7)).
+
+    Args:
+        Z: (m, k).
+
+    Returns:
+        Ã (r', k), rows in descending order of norm, their signs as the solver gives them; r' is the rank of Z.
+
+    >>> stack_factor(torch.tensor([[0.0, 3.0], [0.0, 4.0]])).abs()
+    tensor([[0., 5.]], dtype=torch.float64)
+    """
+    _, singular, Vh = torch.linalg.svd(Z.double(), full_matrices=False)
+    keep = nonzero(singular, max(Z.shape))
+    return singular[keep, None] * Vh[keep]
+
+
+def polar(M: Float[Tensor, "m n"], floor: Float[Tensor, ""] | float = 0.0) -> Float[Tensor, "m n"]:
+    """Return the polar factor U Vᵀ of M = U Σ Vᵀ: of all matrices with orthonormal rows or columns the nearest to M.
+
+    Zero singular values are dropped, as their vectors are arbitrary: for a rank-deficient M the factor is a partial
+    isometry, and for M = 0 it is 0.
+
+    Args:
+        M: (m, n).
+        floor: what M is known to be uncertain by; singular values up to it count as zero.
+
+    References:
+        Higham: Functions of Matrices (SIAM, 2008), theorems 8.1 and 8.4.
+
+    >>> polar(torch.diag(torch.tensor([-3.0, 0.5, 0.0])))
+    tensor([[-1.,  0.,  0.],
+            [ 0.,  1.,  0.],
+            [ 0.,  0.,  0.]], dtype=torch.float64)
+    """
+    U, singular, Vh = torch.linalg.svd(M.double(), full_matrices=False)
+    keep = nonzero(singular, max(M.shape)) & (singular > floor)
+    # Multiplied rather than indexed: U Vᵀ has the same shape whatever the rank, and no device has to wait for it.
+    return (U * keep) @ Vh
+
+
+def procrustes(target: Float[Tensor, "r k"], factor: Float[Tensor, "r2 k"]) -> Float[Tensor, "r r2"]:
+    """Compute the alignment of a factor with a target, S = U Vᵀ of target · factorᵀ = U Σ Vᵀ (FLoRG, eq. (11)).
+
+    S maximises Tr(target · factorᵀ Sᵀ) over all matrices of singular values <= 1 (eq. (10a)). For r = r', and for
+    r' < r, it is hence the minimiser of ‖S · factor − target‖_F subject to SᵀS = I (eqs. (8a), (8b)), unique if
+    target · factorᵀ has full rank.
+
+    Args:
+        target: (r, k), Aᵗ.
+        factor: (r', k), Ã.
+
+    Returns:
+        S (r, r'). Zero singular values of target · factorᵀ are dropped (see `polar`).
+
+    Raises:
+        ValueError: target and factor are not matrices with the same number of columns.
+
+    Notes:
+        For r' > r the constraint (8b) cannot be met by an r x r' matrix; S has orthonormal rows instead and is not in
+        general the minimiser of (8a). No scaling and no translation, unlike ``scipy.spatial.procrustes``; and S acts
+        from the left, unlike in ``scipy.linalg.orthogonal_procrustes``.
+
+    References:
+        Schönemann: A generalized solution of the orthogonal Procrustes problem (Psychometrika 31, 1966),
+        doi:10.1007/BF02289451.
+
+    >>> A = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> procrustes(A, A.flip(0))
+    tensor([[0., 1.],
+            [1., 0.]], dtype=torch.float64)
+    """
+    if target.ndim != 2 or factor.ndim != 2 or target.shape[1] != factor.shape[1]:
+        raise ValueError(
+            f"expected target (r, k) and factor (r', k) with one k, got {tuple(target.shape)} and "
+            f"{tuple(factor.shape)}; both must be factors of the same layer"
+        )
+    target, factor = target.double(), factor.double()
+    # Rounding of the product: ‖fl(X Yᵀ) − X Yᵀ‖_F <= k ε ‖X‖_F ‖Y‖_F. Singular values below it are those of noise, also
+    # where the product is small because the rows of the two are nearly orthogonal.
+    noise = _EPS * target.shape[1] * torch.linalg.matrix_norm(target) * torch.linalg.matrix_norm(factor)
+    return polar(target @ factor.mT, floor=noise)
+
+
+def align(A: Float[Tensor, "r k"], Z: Float[Tensor, "m k"]) -> Float[Tensor, "r k"]:
+    """Take FLoRG's server step from any factor of Q: Aᵗ⁺¹ = polar(A Zᵀ) Z, ZᵀZ = Q (FLoRG, eqs. (4)-(11)).
+
+    It equals the literal path S Ã, S = polar(A Ãᵀ), without the k x k matrix and its eigenvectors:
+    1. Z and Ã are both factors of Q, and Ã has full row rank, so Z = W Ã with WᵀW = I.
+    2. Hence A Zᵀ = (A Ãᵀ) Wᵀ = U Σ (W V)ᵀ, of the same Σ, and polar(A Zᵀ) = U Vᵀ Wᵀ = S Wᵀ.
+    3. Hence polar(A Zᵀ) Z = S WᵀW Ã = S Ã.
+
+    Where A Q Aᵀ is invertible this is (A Q Aᵀ)^{-1/2} A Q, of Gram matrix Q Aᵀ(A Q Aᵀ)⁻¹A Q, the Nyström approximation
+    of Q on the rows of A. Never code that inverse root: with Aₙ near A the condition number of A Q Aᵀ is κ(A)⁴, so that
+    float64 is lost at κ(A) = 10⁴, while the singular values of A Zᵀ only spread over κ(A)².
+
+    Args:
+        A: (r, k), Aᵗ.
+        Z: (m, k), such as `weighted_stack` returns.
+
+    Returns:
+        Aᵗ⁺¹ (r, k). Directions of Q that are orthogonal to all rows of A do not enter; A = 0 stays 0.
+
+    Raises:
+        ValueError: as for `procrustes`.
+
+    >>> align(torch.tensor([[1.0, 0.0]]), torch.tensor([[-3.0, 4.0]]))
+    tensor([[ 3., -4.]], dtype=torch.float64)
+    """
+    return procrustes(A, Z) @ Z.double()
+
+
+def top_rows(factor: Float[Tensor, "r2 k"], r: int) -> Float[Tensor, "r k"]:
+    """Return the first r rows of a factor, filled up with zero rows if it has fewer.
+
+    Of Ã these are the factor of the best rank-r approximation of Q (Eckart and Young, 1936).
+
+    >>> top_rows(torch.tensor([[3.0, 0.0]]), 2)
+    tensor([[3., 0.],
+            [0., 0.]], dtype=torch.float64)
+    """
+    rows = factor.double()[:r]
+    return torch.cat([rows, rows.new_zeros(r - rows.shape[0], rows.shape[1])])
+
+
+def canonical_signs(factor: Float[Tensor, "r k"]) -> Float[Tensor, "r k"]:
+    """Flip the sign of rows so that the entry of largest magnitude of each is positive.
+
+    The rows of Ã are eigenvectors, whose signs a solver chooses freely; ÃᵀÃ does not depend on them.
+
+    >>> canonical_signs(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
+    tensor([[-1.,  2.],
+            [ 3.,  0.]], dtype=torch.float64)
+    """
+    factor = factor.double()
+    largest = factor.gather(1, factor.abs().argmax(dim=1, keepdim=True))
+    return factor * largest.sign()
+
+
+def gram_error(A: Float[Tensor, "r k"], Z: Float[Tensor, "m k"]) -> Float[Tensor, ""]:
+    """Return how far the Gram matrix of A is from that of Z: ‖AᵀA − ZᵀZ‖_F / ‖ZᵀZ‖_F.
+
+    With F = [A; Z] and D = diag(I_r, −I_m), AᵀA − ZᵀZ = FᵀD F; and with Fᵀ = O R, OᵀO = I, its norm is ‖R D Rᵀ‖_F.
+    No k x k matrix is formed, and the result is good to about ε, where the identity by traces,
+    ‖AAᵀ‖² + ‖ZZᵀ‖² − 2‖AZᵀ‖², is good to √ε only.
+
+    Args:
+        A: (r, k).
+        Z: (m, k).
+
+    Returns:
+        A float64 scalar; 0 if both are zero, inf if only Z is.
+
+    >>> gram_error(torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+    tensor(8., dtype=torch.float64)
+    """
+    R = torch.linalg.qr(torch.cat([A.double(), Z.double()]).mT, mode="r").R
+    of_A, of_Z = R[:, : A.shape[0]], R[:, A.shape[0] :]
+    gram_Z = of_Z @ of_Z.mT
+    return _ratio(torch.linalg.matrix_norm(of_A @ of_A.mT - gram_Z), torch.linalg.matrix_norm(gram_Z))
+
+
+def best_rank_error(Z: Float[Tensor, "m k"], r: int) -> Float[Tensor, ""]:
+    """Return the least `gram_error` that a factor with r rows can have: √(Σ_{i>r} σᵢ⁴ / Σ σᵢ⁴), σ of Z.
+
+    Args:
+        Z: (m, k).
+        r: the rank allowed.
+
+    Returns:
+        A float64 scalar; 0 if Z is zero.
+
+    References:
+        Eckart and Young: The approximation of one matrix by another of lower rank (Psychometrika 1, 1936).
+
+    >>> best_rank_error(torch.diag(torch.tensor([2.0, 1.0])), 2)
+    tensor(0., dtype=torch.float64)
+    """
+    eigenvalues = torch.linalg.svdvals(Z.double()).square()
+    return _ratio(torch.linalg.vector_norm(eigenvalues[r:]), torch.linalg.vector_norm(eigenvalues))
+
+
+def product_norm(U: Float[Tensor, "m p"], V: Float[Tensor, "p n"]) -> Float[Tensor, ""]:
+    """Return ‖U V‖_F without forming the m x n product: ‖R_U R_Vᵀ‖_F with U = O_U R_U and Vᵀ = O_V R_V.
+
+    Args:
+        U: (m, p).
+        V: (p, n).
+
+    >>> product_norm(torch.ones(4, 1), torch.ones(1, 9)).round(decimals=9)
+    tensor(6., dtype=torch.float64)
+    """
+    R_U = torch.linalg.qr(U.double(), mode="r").R
+    R_V = torch.linalg.qr(V.double().mT, mode="r").R
+    return torch.linalg.matrix_norm(R_U @ R_V.mT)
+
+
+def relative_product_error(
+    B: Float[Tensor, "d_out r"],
+    A: Float[Tensor, "r d_in"],
+    Bs: Float[Tensor, "N d_out s"],
+    As: Float[Tensor, "N s d_in"],
+    weights: Float[Tensor, " N"],
+) -> Float[Tensor, ""]:
+    """Return how far a product is from the mean product of the clients: ‖B A − Σ wₙ Bₙ Aₙ‖_F / ‖Σ wₙ Bₙ Aₙ‖_F.
+
+    The numerator is the norm of [B, −w₁B₁, …] [A; A₁; …], so no d_out x d_in matrix is formed.
+
+    Args:
+        B: (d_out, r), the server's.
+        A: (r, d_in), the server's.
+        Bs: (N, d_out, s), the clients'.
+        As: (N, s, d_in), the clients'.
+        weights: (N,).
+
+    Returns:
+        A float64 scalar; 0 if all products are zero, as with LoRA's first B = 0; inf if only the mean product is.
+    """
+    weighted = weights.to(Bs.device, torch.float64)[:, None, None] * Bs.double()
+    left = weighted.transpose(0, 1).flatten(1)
+    right = As.double().flatten(0, 1)
+    difference = product_norm(torch.cat([B.double(), -left], dim=1), torch.cat([A.double(), right]))
+    return _ratio(difference, product_norm(left, right))
+
+
+def condition_number(A: Float[Tensor, "r k"]) -> Float[Tensor, ""]:
+    """Return κ(A) = σ_max / σ_min over the singular values of A; inf if A has not full rank.
+
+    >>> condition_number(torch.tensor([[4.0, 0.0, 0.0], [0.0, 2.0, 0.0]]))
+    tensor(2., dtype=torch.float64)
+    """
+    singular = torch.linalg.svdvals(A.double())
+    full = nonzero(singular, max(A.shape))[-1]
+    return torch.where(full, singular[0] / singular[-1], torch.inf)
+
+
+def relative_change(before: Float[Tensor, "..."], after: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """Return ‖after − before‖_F / ‖before‖_F; 0 if both are zero, inf if only the first is.
+
+    >>> relative_change(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 9.0]))
+    tensor(1., dtype=torch.float64)
+    """
+    before, after = before.double(), after.double()
+    return _ratio(torch.linalg.vector_norm(after - before), torch.linalg.vector_norm(before))
+
+
+def _ratio(numerator: Float[Tensor, ""], denominator: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Divide norms, with 0 / 0 = 0: nothing is missed of nothing."""
+    return torch.where(numerator == 0, 0.0, numerator / denominator)

@@ -1,0 +1,297 @@
+"""Stacked optimizers: one step of many clients at once, each exactly as if it trained alone.
+
+Symbols:
+    C: the clients that take the step; P: the trainable parameters of one client.
+    ``params: (C, P)``, ``grads: (C, P)``: one row per client.
+    ``lr: (C,)``: each client's learning rate η at this step.
+    ``state``: the optimizer's memory; every tensor has a leading axis of clients.
+
+A client that has finished its local steps leaves the block: the caller hands over prefixes (``params[:active]``, and
+the same of every tensor of the state), which are views, and all changes are made in place through them. Hence the rows
+of the others are not touched. Nothing here waits for the device.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedgram.errors import ConfigurationError
+
+__all__ = ["SGD", "AdamW", "ClientOptimizer", "Schedule", "Span", "clip_"]
+
+Schedule = Literal["constant", "linear", "cosine"]
+"""How the learning rate goes after its warm-up."""
+Span = Literal["round", "run"]
+"""What the schedule stretches over."""
+
+
+def clip_(grads: Float[Tensor, "C P"], max_norm: float) -> None:
+    """Scale down, in place, each client's gradient g where it is long: g ← g · min(1, max_norm / (‖g‖ + 1e-6)).
+
+    The norm is that of the client's whole row; the formula is that of `torch.nn.utils.clip_grad_norm_`.
+
+    Args:
+        grads: (C, P), overwritten.
+        max_norm: the largest norm allowed.
+
+    >>> grads = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+    >>> clip_(grads, 1.0)
+    >>> grads
+    tensor([[0.6000, 0.8000],
+            [0.3000, 0.4000]])
+    """
+    norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
+    grads.mul_((max_norm / (norms + 1e-6)).clamp_(max=1.0))  # 1e-6 is torch's guard against a gradient of zero
+
+
+class ClientOptimizer(ABC):
+    """An optimizer of many clients at once, and the schedule of their learning rates.
+
+    Args:
+        lr: the learning rate, after the warm-up and before the decay.
+        weight_decay: how strongly parameters are drawn to zero.
+        max_grad_norm: each client's gradient is scaled down to this norm; null for no clipping.
+        schedule: the learning rate after the warm-up: "constant", or falling to zero as a line ("linear") or half a
+            cosine ("cosine").
+        warmup: the share of the span, 0 to 1, over which the learning rate rises in a line from zero. The very first
+            step of the span then has a learning rate of zero.
+        span: what the schedule stretches over: every "round" anew, or the whole "run".
+
+    Raises:
+        ConfigurationError: a setting out of its range.
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
+        schedule: Schedule = "constant",
+        warmup: float = 0.0,
+        span: Span = "round",
+    ) -> None:
+        _require(0 < lr < math.inf, "lr", "a positive number", lr, "SGD often wants 0.1 to 0.001, AdamW 1e-3 to 1e-5")
+        _require(0 <= weight_decay < math.inf, "weight_decay", "a number >= 0", weight_decay, "0 turns it off")
+        clips = max_grad_norm is None or 0 < max_grad_norm < math.inf
+        _require(clips, "max_grad_norm", "a positive number or null", max_grad_norm, "null turns clipping off")
+        known = schedule in ("constant", "linear", "cosine")
+        _require(known, "schedule", "constant, linear or cosine", schedule, "constant is the plain choice")
+        _require(0 <= warmup <= 1, "warmup", "a share of the span, 0 to 1", warmup, "a tenth of it is 0.1")
+        _require(span in ("round", "run"), "span", "round or run", span, "round starts the schedule anew every round")
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.schedule = schedule
+        self.warmup = warmup
+        self.span = span
+
+    def init(self, params: Float[Tensor, "C P"]) -> dict[str, Tensor]:
+        """Return the memory of an optimizer that has made no step.
+
+        Args:
+            params: (C, P), of all clients of the block.
+
+        Returns:
+            ``step`` (C,) int64, the number of steps made; and (C, P) zeros for each of the optimizer's moments.
+        """
+        steps = torch.zeros(params.shape[0], dtype=torch.int64, device=params.device)
+        return {"step": steps, **{name: torch.zeros_like(params) for name in self._moments()}}
+
+    def learning_rate(self, progress: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
+        """Return each client's learning rate, where progress p of the span lies behind it and w is the warm-up.
+
+        η(p) = η · p/w for p < w; after that, with q = (p − w)/(1 − w), η · 1 ("constant"), η · (1 − q) ("linear") or
+        η · (1 + cos πq)/2 ("cosine"). With p = step / steps these are the schedules of that name of Hugging Face.
+
+        Args:
+            progress: (C,), 0 <= p < 1.
+
+        Returns:
+            (C,) float64.
+
+        >>> SGD(lr=1.0, schedule="linear", warmup=0.5).learning_rate(torch.tensor([0.0, 0.25, 0.5, 0.75]))
+        tensor([0.0000, 0.5000, 1.0000, 0.5000], dtype=torch.float64)
+        """
+        progress = progress.double()
+        factor = self._decay(progress)
+        if self.warmup:
+            factor = torch.where(progress < self.warmup, progress / self.warmup, factor)
+        return self.lr * factor
+
+    @torch.no_grad()
+    def update(
+        self,
+        params: Float[Tensor, "C P"],
+        grads: Float[Tensor, "C P"],
+        state: Mapping[str, Tensor],
+        lr: Float[Tensor, " C"],
+    ) -> None:
+        """Make one step of every client given, in place.
+
+        Args:
+            params: (C, P), overwritten; usually a prefix of a larger tensor, as are those of the state.
+            grads: (C, P), overwritten where clipping scales them down.
+            state: what `init` returned, overwritten.
+            lr: (C,), from `learning_rate`.
+        """
+        if self.max_grad_norm is not None:
+            clip_(grads, self.max_grad_norm)
+        state["step"].add_(1)
+        self._step(params, grads, state, lr.double())
+
+    def _decay(self, progress: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
+        """Return what the schedule leaves of the learning rate after the warm-up, as a share."""
+        if self.schedule == "constant" or self.warmup == 1:  # a warm-up over all of the span leaves nothing to decay in
+            return torch.ones_like(progress)
+        passed = (progress - self.warmup) / (1 - self.warmup)
+        return 1 - passed if self.schedule == "linear" else (1 + torch.cos(math.pi * passed)) / 2
+
+    @abstractmethod
+    def _moments(self) -> tuple[str, ...]:
+        """Return the names of the (C, P) tensors of the optimizer's memory."""
+
+    @abstractmethod
+    def _step(
+        self,
+        params: Float[Tensor, "C P"],
+        grads: Float[Tensor, "C P"],
+        state: Mapping[str, Tensor],
+        lr: Float[Tensor, " C"],
+    ) -> None:
+        """Make one step in place, with the gradients clipped and the steps counted."""
+
+
+class AdamW(ClientOptimizer):
+    """Adam with decoupled weight decay, as `torch.optim.AdamW` (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
+
+    θ ← (1 − ηλ) θ;  m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;
+    θ ← θ − η / (1 − β₁ᵗ) · m / (√(v / (1 − β₂ᵗ)) + ε), with t the client's own count of steps.
+
+    Args:
+        lr: the learning rate, after the warm-up and before the decay.
+        betas: the decay rates β₁ and β₂ of the first and second moment of the gradient.
+        eps: ε, added to the denominator.
+        weight_decay: λ, how strongly parameters are drawn to zero, apart from the gradient.
+        max_grad_norm: each client's gradient is scaled down to this norm; null for no clipping.
+        schedule: the learning rate after the warm-up: "constant", or falling to zero as a line ("linear") or half a
+            cosine ("cosine").
+        warmup: the share of the span, 0 to 1, over which the learning rate rises in a line from zero. The very first
+            step of the span then has a learning rate of zero.
+        span: what the schedule stretches over: every "round" anew, or the whole "run".
+
+    Raises:
+        ConfigurationError: a setting out of its range.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
+        schedule: Schedule = "constant",
+        warmup: float = 0.0,
+        span: Span = "round",
+    ) -> None:
+        super().__init__(lr, weight_decay, max_grad_norm, schedule, warmup, span)
+        valid = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+        _require(valid, "betas", "two numbers in [0, 1)", betas, "[0.9, 0.999] is usual")
+        _require(0 < eps < math.inf, "eps", "a positive number", eps, "1e-8 is usual")
+        self.betas = betas
+        self.eps = eps
+
+    def _moments(self) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq")
+
+    def _step(
+        self,
+        params: Float[Tensor, "C P"],
+        grads: Float[Tensor, "C P"],
+        state: Mapping[str, Tensor],
+        lr: Float[Tensor, " C"],
+    ) -> None:
+        beta1, beta2 = self.betas
+        steps = state["step"].double()  # in float32, 1 − β₂ᵗ would lose three digits in the first steps
+        if self.weight_decay:
+            params.mul_(_column(1 - lr * self.weight_decay, params))
+        mean = state["exp_avg"].lerp_(grads, 1 - beta1)
+        square = state["exp_avg_sq"].mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+        denominator = square.sqrt().div_(_column((1 - beta2**steps).sqrt(), params)).add_(self.eps)
+        params.sub_(mean.div(denominator).mul_(_column(lr / (1 - beta1**steps), params)))
+
+
+class SGD(ClientOptimizer):
+    """Stochastic gradient descent with momentum, as `torch.optim.SGD` without dampening.
+
+    g ← g + λθ;  b ← μ b + g;  θ ← θ − η b, or θ ← θ − η (g + μ b) with Nesterov's momentum.
+
+    Args:
+        lr: the learning rate, after the warm-up and before the decay.
+        momentum: μ, what stays of the last step's direction; 0 for none.
+        nesterov: use Nesterov's momentum.
+        weight_decay: λ, how strongly parameters are drawn to zero, as part of the gradient.
+        max_grad_norm: each client's gradient is scaled down to this norm, before the decay; null for no clipping.
+        schedule: the learning rate after the warm-up: "constant", or falling to zero as a line ("linear") or half a
+            cosine ("cosine").
+        warmup: the share of the span, 0 to 1, over which the learning rate rises in a line from zero. The very first
+            step of the span then has a learning rate of zero.
+        span: what the schedule stretches over: every "round" anew, or the whole "run".
+
+    Raises:
+        ConfigurationError: a setting out of its range, or Nesterov's momentum without momentum.
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
+        schedule: Schedule = "constant",
+        warmup: float = 0.0,
+        span: Span = "round",
+    ) -> None:
+        super().__init__(lr, weight_decay, max_grad_norm, schedule, warmup, span)
+        _require(0 <= momentum < 1, "momentum", "a number in [0, 1)", momentum, "0.9 is usual, 0 turns it off")
+        _require(momentum > 0 or not nesterov, "momentum", "more than 0 with nesterov", momentum, "set momentum to 0.9")
+        self.momentum = momentum
+        self.nesterov = nesterov
+
+    def _moments(self) -> tuple[str, ...]:
+        return ("momentum_buffer",) if self.momentum else ()
+
+    def _step(
+        self,
+        params: Float[Tensor, "C P"],
+        grads: Float[Tensor, "C P"],
+        state: Mapping[str, Tensor],
+        lr: Float[Tensor, " C"],
+    ) -> None:
+        direction = grads.add(params, alpha=self.weight_decay) if self.weight_decay else grads
+        if self.momentum:
+            # It starts at zero, so that a client's first step gives b = g, torch's special case.
+            buffer = state["momentum_buffer"].mul_(self.momentum).add_(direction)
+            direction = direction.add(buffer, alpha=self.momentum) if self.nesterov else buffer
+        params.sub_(direction * _column(lr, params))
+
+
+def _column(values: Float[Tensor, " C"], like: Tensor) -> Float[Tensor, "C 1"]:
+    """Return one number per client as a column, in the type of the rows, which a float64 one would promote."""
+    return values.to(like)[:, None]
+
+
+def _require(holds: bool, setting: str, expected: str, got: object, remedy: str) -> None:
+    """Raise for a setting that is out of its range.
+
+    Raises:
+        ConfigurationError: it does not hold, as for nan, of which no comparison does.
+    """
+    if not holds:
+        raise ConfigurationError(f"optimizer.{setting} must be {expected}, got {got!r}; {remedy}")
