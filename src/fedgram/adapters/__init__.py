@@ -1,0 +1,21 @@
+"""Low-rank adapters with a leading client axis, and the head."""
+
+from fedgram.adapters.base import Adapter, ClientLayer, add_low_rank
+from fedgram.adapters.gram import GramAdapter, make_bases
+from fedgram.adapters.head import HeadLinear
+from fedgram.adapters.inject import find_targets, head_linears, swap, swap_heads
+from fedgram.adapters.lora import LoraAdapter
+
+__all__ = [
+    "Adapter",
+    "ClientLayer",
+    "GramAdapter",
+    "HeadLinear",
+    "LoraAdapter",
+    "add_low_rank",
+    "find_targets",
+    "head_linears",
+    "make_bases",
+    "swap",
+    "swap_heads",
+]

@@ -1,0 +1,103 @@
+"""Linear layers that compute with tensors of their own for every client of a block.
+
+A block of C clients goes through the backbone as one batch of C*b rows, client after client. A `ClientLayer` cuts that
+batch back into clients and multiplies each part with its client's own small tensors; the frozen weight sees all rows
+at once. Symbols: C clients, n tokens of one client, r rank, ``d_in`` and ``d_out`` the sizes of the layer.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fedgram.state import Layer
+
+__all__ = ["Adapter", "ClientLayer", "add_low_rank", "frozen_weight", "layer_sizes"]
+
+
+def layer_sizes(linear: nn.Module) -> tuple[int, int]:
+    """Return (d_in, d_out) of an ``nn.Linear``, or of GPT-2's ``Conv1D``, which keeps its weight transposed."""
+    if isinstance(linear, nn.Linear):
+        return linear.in_features, linear.out_features
+    d_out, d_in = frozen_weight(linear).shape
+    return d_in, d_out
+
+
+def frozen_weight(linear: nn.Module) -> Float[Tensor, "d_out d_in"]:
+    """Return the pretrained weight of an ``nn.Linear`` or a ``Conv1D``, in float32 on the CPU."""
+    weight = linear.get_parameter("weight").detach().float().cpu()
+    return weight if isinstance(linear, nn.Linear) else weight.mT
+
+
+def add_low_rank(
+    y: Float[Tensor, "rows ... d_out"],
+    x: Float[Tensor, "rows ... d_in"],
+    down: Float[Tensor, "C r d_in"],
+    up: Float[Tensor, "C r d_out"],
+    scale: float,
+) -> Float[Tensor, "rows ... d_out"]:
+    """Return ``y + scale * (x downᵀ) up``, every client with its own ``down`` and ``up``.
+
+    ΔW = scale * upᵀ down is never multiplied out: a token costs r (d_in + d_out) operations. The adapters keep
+    their own precision where the backbone runs in a lower one.
+    """
+    clients = down.shape[0]
+    tokens = x.reshape(clients, -1, x.shape[-1]).to(down.dtype)
+    hidden = torch.bmm(tokens, down.mT)
+    if y.dtype != down.dtype:
+        return y + (scale * torch.bmm(hidden, up)).reshape(y.shape).to(y.dtype)
+    return torch.baddbmm(y.reshape(clients, -1, y.shape[-1]), hidden, up, alpha=scale).reshape(y.shape)
+
+
+class ClientLayer(nn.Module, ABC):
+    """A linear layer with tensors per client.
+
+    Attributes:
+        base: the layer of the pretrained model.
+        clients: what `load` put there: tensors with a leading client axis, by field.
+    """
+
+    part: ClassVar[str]
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.d_in, self.d_out = layer_sizes(base)
+        self.clients: Layer = {}
+
+    @abstractmethod
+    def initial(self, generator: torch.Generator) -> Layer:
+        """Return the tensors that the server starts with, without client axis, in float32 on the CPU."""
+
+    def load(self, tensors: Layer) -> None:
+        """Set the tensors that the next forward computes with, each of shape (C, ...)."""
+        self.clients = tensors
+
+
+class Adapter(ClientLayer):
+    """A frozen linear layer W⁰ with a trainable low-rank part ΔW beside it: ``x -> W⁰ x + b + ΔW x``.
+
+    A new kind of adapter says how it starts (`initial`) and what its two factors are (`factors`).
+
+    Args:
+        base: the layer to adapt.
+        rank: r.
+        scale: s in ΔW = s upᵀ down.
+    """
+
+    part = "adapter"
+
+    def __init__(self, base: nn.Module, rank: int, scale: float) -> None:
+        super().__init__(base)
+        self.rank = rank
+        self.scale = scale
+
+    @abstractmethod
+    def factors(self) -> tuple[Float[Tensor, "C r d_in"], Float[Tensor, "C r d_out"]]:
+        """Return ``down`` and ``up`` with ΔW = scale * upᵀ down, of every client that is loaded."""
+
+    def forward(self, x: Float[Tensor, "rows ... d_in"]) -> Float[Tensor, "rows ... d_out"]:
+        down, up = self.factors()
+        return add_low_rank(self.base(x), x, down, up, self.scale)

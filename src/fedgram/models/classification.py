@@ -1,0 +1,68 @@
+"""Classification of one or two texts."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedgram.models.base import Batch, FederatedTask, Outputs
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from fedgram.data import TextClassificationData
+
+__all__ = ["TextClassification"]
+
+
+class TextClassification(FederatedTask):
+    """Text classification with a pretrained transformer; reports accuracy and macro F1.
+
+    Args:
+        backbone: a model of the Hugging Face hub, a local folder, or package:NAME/FOLDER for one that a Python package
+            carries.
+        dtype: the type of the frozen weights; adapters and head are float32 (float64 with precision 64-true) always.
+    """
+
+    monitor = "accuracy"
+
+    def __init__(self, backbone: str, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> None:
+        super().__init__(backbone, dtype)
+        self.label_names: list[str] = []
+
+    def configure_for(self, tokenizer: "PreTrainedTokenizerBase", data: "TextClassificationData", seed: int) -> None:
+        self.label_names = data.label_names
+        self.build(tokenizer, seed, num_labels=data.num_labels, problem_type="single_label_classification")
+
+    def load_network(self, config: "PretrainedConfig") -> nn.Module:
+        from transformers import AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification.from_pretrained(
+            self.source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
+
+    def outputs(self, batch: Batch) -> Outputs:
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        return {"logits": self.loaded()(**inputs).logits}
+
+    def sample_losses(self, outputs: Outputs, batch: Batch) -> Float[Tensor, " rows"]:
+        logits = outputs["logits"]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return functional.cross_entropy(logits, batch["labels"], reduction="none")
+
+    def evaluate(self, outputs: Outputs, labels: Tensor) -> dict[str, float]:
+        from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
+
+        logits = outputs["logits"].float()
+        classes = logits.shape[1]
+        return {
+            "accuracy": float(multiclass_accuracy(logits, labels, classes, average="micro")),
+            "f1": float(multiclass_f1_score(logits, labels, classes, average="macro")),
+        }
+
+    def predictions(self, outputs: Outputs) -> dict[str, list[Any]]:
+        probabilities = outputs["logits"].float().softmax(dim=1)
+        confidence, best = probabilities.max(dim=1)
+        return {"label": [self.label_names[i] for i in best.tolist()], "probability": confidence.tolist()}

@@ -1,0 +1,64 @@
+"""The backbone as a block of clients sees it: on a device, with adapters and heads that hold tensors per client."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedgram.adapters import ClientLayer
+from fedgram.data.tokens import TokenTable
+from fedgram.models.base import FederatedTask, Outputs
+from fedgram.seeding import torch_generator
+from fedgram.state import PARTS, State
+
+__all__ = ["ClientNetwork"]
+
+
+@dataclass
+class ClientNetwork:
+    """A task's network with client layers in it.
+
+    Attributes:
+        task: the network and its loss.
+        layers: the layers that hold tensors per client, by dotted name.
+        device: where it computes.
+        dtype: the type of the clients' tensors.
+        autocast: makes the context of a forward pass.
+        pad_id: the token that pads.
+    """
+
+    task: FederatedTask
+    layers: Mapping[str, ClientLayer]
+    device: torch.device
+    dtype: torch.dtype
+    autocast: Callable[[], AbstractContextManager]
+    pad_id: int
+
+    def initial_state(self, seed: int) -> State:
+        """Return what the server starts with, without client axis, on the device."""
+        state: State = {part: {} for part in PARTS}
+        for name, layer in self.layers.items():
+            tensors = layer.initial(torch_generator(seed, f"initial {name}"))
+            state[layer.part][name] = {f: t.to(self.device, self.dtype) for f, t in tensors.items()}
+        return state
+
+    def load(self, state: State) -> None:
+        """Give every client layer its tensors, which carry a leading client axis."""
+        for name, layer in self.layers.items():
+            layer.load(state[layer.part][name])
+
+    def load_one(self, state: State) -> None:
+        """Load one model for all rows: the tensors of a state without client axis."""
+        for name, layer in self.layers.items():
+            layer.load({f: t.to(self.device, self.dtype).unsqueeze(0) for f, t in state[layer.part][name].items()})
+
+    def run(self, table: TokenTable, rows: np.ndarray) -> tuple[Outputs, Float[Tensor, " rows"]]:
+        """Return what the network says of some samples, C clients in C equal parts, and the loss of each."""
+        batch = {k: v.to(self.device, non_blocking=True) for k, v in table.batch(rows, self.pad_id).items()}
+        with self.autocast():
+            outputs = self.task.outputs(batch)
+        return outputs, self.task.sample_losses(outputs, batch)

@@ -1,0 +1,139 @@
+"""Named tensors: what the server holds, what travels, and what a client trains.
+
+All three are trees of one form: part (``"adapter"`` or ``"head"``) -> layer (its dotted name in the backbone) ->
+field (the symbol of the paper, such as ``"A"``) -> tensor. This module holds the pure functions on such trees.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = [
+    "PARTS",
+    "Layer",
+    "Layers",
+    "Layout",
+    "State",
+    "bytes_of",
+    "flatten",
+    "parameters_of",
+    "state_hash",
+    "tensors_of",
+    "to",
+    "unflatten",
+]
+
+Layer = dict[str, Tensor]
+"""The tensors of one layer, by field."""
+Layers = dict[str, Layer]
+"""The tensors of one part of the model, by layer."""
+State = dict[str, Layers]
+"""The tensors of the whole model, by part."""
+
+PARTS = ("adapter", "head")
+
+
+def tensors_of(layers: Layers) -> Iterator[Tensor]:
+    """Yield every tensor of one part."""
+    return (tensor for layer in layers.values() for tensor in layer.values())
+
+
+def parameters_of(layers: Layers) -> int:
+    """Count the numbers in one part."""
+    return sum(tensor.numel() for tensor in tensors_of(layers))
+
+
+def bytes_of(layers: Layers) -> int:
+    """Count the bytes of one part as they lie in memory, and so as they travel."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(layers))
+
+
+def to(state: State, device: torch.device | str) -> State:
+    """Return the state with every tensor on a device."""
+    return {
+        part: {name: {field: tensor.to(device) for field, tensor in layer.items()} for name, layer in layers.items()}
+        for part, layers in state.items()
+    }
+
+
+def flatten(state: State) -> dict[str, Tensor]:
+    """Return the tensors under flat keys ``part|layer|field``, sorted: the form in which they are hashed and saved."""
+    flat = {
+        "|".join((part, name, field)): tensor
+        for part, layers in state.items()
+        for name, layer in layers.items()
+        for field, tensor in layer.items()
+    }
+    return dict(sorted(flat.items()))
+
+
+def unflatten(flat: dict[str, Tensor]) -> State:
+    """Undo `flatten`.
+
+    >>> unflatten(flatten({"adapter": {"q": {"A": torch.zeros(2)}}, "head": {}}))
+    {'adapter': {'q': {'A': tensor([0., 0.])}}, 'head': {}}
+    """
+    state: State = {part: {} for part in PARTS}
+    for key, tensor in flat.items():
+        part, name, field = key.split("|")
+        state[part].setdefault(name, {})[field] = tensor
+    return state
+
+
+def state_hash(state: State) -> str:
+    """Return the SHA-256 over names, types, shapes and bits of all tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for key, tensor in flatten(state).items():
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor of a state lies in one flat vector of P parameters.
+
+    The clients of a block are rows of one (C, P) tensor, so that clipping and the optimizer are a few operations on one
+    tensor, however many layers the backbone has.
+    """
+
+    keys: tuple[tuple[str, str, str], ...]
+    shapes: tuple[torch.Size, ...]
+
+    @classmethod
+    def of(cls, state: State) -> "Layout":
+        """Return the layout of a state without client axis."""
+        items = [
+            ((part, name, field), tensor.shape)
+            for part, layers in state.items()
+            for name, layer in layers.items()
+            for field, tensor in layer.items()
+        ]
+        return cls(tuple(key for key, _ in items), tuple(shape for _, shape in items))
+
+    def pack(self, states: Sequence[State]) -> Float[Tensor, "C P"]:
+        """Lay the states of C clients out as rows."""
+        rows = [torch.cat([state[p][n][f].flatten() for p, n, f in self.keys]) for state in states]
+        return torch.stack(rows)
+
+    def unpack(self, flat: Float[Tensor, "C P"]) -> State:
+        """Return the tensors of C clients with a leading client axis, as views that autograd follows."""
+        state: State = {part: {} for part in PARTS}
+        pieces = flat.split([shape.numel() for shape in self.shapes], dim=1)
+        for (part, name, field), shape, piece in zip(self.keys, self.shapes, pieces, strict=True):
+            state[part].setdefault(name, {})[field] = piece.unflatten(1, shape)
+        return state
+
+    def rows(self, flat: Float[Tensor, "C P"]) -> list[State]:
+        """Undo `pack`: one state without client axis for every row."""
+        return [
+            {
+                part: {name: {f: t[0] for f, t in layer.items()} for name, layer in layers.items()}
+                for part, layers in self.unpack(row.unsqueeze(0)).items()
+            }
+            for row in flat
+        ]

@@ -1,0 +1,61 @@
+"""Tiny models and data, made on the fly: no test needs a network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+WORDS = ["good", "fine", "great", "lovely", "bad", "poor", "awful", "dull", "the", "film", "plot", "cast", "was", "is"]
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random BERT of 2 layers, hidden 16, with a word-level tokenizer, in a folder."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def sentences(count: int, seed: int = 0) -> tuple[list[str], list[int]]:
+    """Return sentences of 3 to 10 words whose label is whether a good word is in them."""
+    generator = np.random.default_rng(seed)
+    texts, labels = [], []
+    for index in range(count):
+        label = index % 2
+        words = list(generator.choice(WORDS[8:], generator.integers(2, 10)))
+        words.insert(int(generator.integers(len(words))), WORDS[generator.integers(4) + 4 * (1 - label)])
+        texts.append(" ".join(words))
+        labels.append(label)
+    return texts, labels
+
+
+@pytest.fixture
+def tiny_data(tmp_path: Path) -> Path:
+    """A folder with train.csv (60 rows), validation.csv and test.csv (16 rows each)."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, count in {"train": 60, "validation": 16, "test": 16}.items():
+        texts, labels = sentences(count, seed=count)
+        rows = "\n".join(f"{text},{label}" for text, label in zip(texts, labels, strict=True))
+        (folder / f"{split}.csv").write_text(f"text,label\n{rows}\n")
+    return folder

@@ -1,0 +1,130 @@
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fedgram.block import train_block
+from fedgram.data import IID, TextClassificationData
+from fedgram.methods import FedIT, FLoRG, Method
+from fedgram.models import TextClassification
+from fedgram.network import ClientNetwork
+from fedgram.optim import SGD, AdamW
+from fedgram.state import State, flatten
+
+
+def make_network(backbone: str, folder: Path, method: Method) -> tuple[ClientNetwork, TextClassificationData]:
+    task = TextClassification(backbone)
+    data = TextClassificationData(str(folder), batch_size=3, partition=IID(), cache_dir=str(folder / "cache"))
+    data.tokenizer = task.load_tokenizer()
+    data.setup()
+    task.configure_for(data.tokenizer, data, seed=0)
+    layers = method.install(task.loaded(), seed=0)
+    task.loaded().double()
+    network = ClientNetwork(task, layers, torch.device("cpu"), torch.float64, contextlib.nullcontext, 0)
+    return network, data
+
+
+class NaiveLora(nn.Module):
+    """W x + s B A x for one client, ΔW multiplied out: the textbook, not the code under test."""
+
+    def __init__(self, base: nn.Linear, A: torch.Tensor, B: torch.Tensor, scale: float) -> None:
+        super().__init__()
+        self.base, self.scale = base, scale
+        self.A, self.B = nn.Parameter(A.clone()), nn.Parameter(B.clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + x @ (self.scale * self.B @ self.A).mT
+
+
+class NaiveGram(nn.Module):
+    """W x + s L (AᵀA - A₁ᵀA₁) R x for one client, ΔW multiplied out."""
+
+    def __init__(self, adapter: nn.Module, A: torch.Tensor, scale: float) -> None:
+        super().__init__()
+        k = A.shape[1]
+        self.base, self.scale = adapter.base, scale
+        self.L = torch.eye(k).double() if adapter.L is None else adapter.L.double()
+        self.R = torch.eye(k).double() if adapter.R is None else adapter.R.double()
+        self.start, self.A = adapter.start.double(), nn.Parameter(A.clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gram = self.A.mT @ self.A - self.start.mT @ self.start
+        return self.base(x) + x @ (self.scale * self.L @ gram @ self.R).mT
+
+
+def train_alone(network, method, start: State, table, batches, make_optimizer, clip) -> dict[str, torch.Tensor]:
+    """One client on its own: plain modules, torch's optimizer, the mean loss of each batch."""
+    model = network.task.loaded()
+    swapped = {}
+    for name, layer in network.layers.items():
+        tensors = {f: t.double() for f, t in start[layer.part][name].items()}
+        if layer.part == "head":
+            plain = nn.Linear(layer.d_in, layer.d_out).double()
+            plain.load_state_dict(tensors)
+        elif isinstance(method, FLoRG):
+            plain = NaiveGram(layer, tensors["A"], method.scale)
+        else:
+            plain = NaiveLora(layer.base, tensors["A"], tensors["B"], method.scale)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, plain)
+        swapped[name] = plain
+    fields = [
+        (f"{layer.part}|{name}|{field}", dict(swapped[name].named_parameters())[field])
+        for name, layer in network.layers.items()
+        for field in start[layer.part][name]
+    ]
+    optimizer = make_optimizer([p for _, p in fields])
+    for rows in batches:
+        batch = table.batch(rows, 0)
+        labels = batch.pop("labels")
+        loss = functional.cross_entropy(model(**batch).logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_([p for _, p in fields], clip)
+        optimizer.step()
+    for name, layer in network.layers.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+    return {key: parameter.detach() for key, parameter in fields}
+
+
+@pytest.mark.parametrize("method", [FedIT(rank=2), FLoRG(rank=2, init_std=0.3), FLoRG(rank=3, basis="kaiming")])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "clip"),
+    [
+        (AdamW(lr=0.01, weight_decay=0.1), lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1), None),
+        (AdamW(lr=0.01, max_grad_norm=0.5), lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0), 0.5),
+        (SGD(lr=0.1, momentum=0.9), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), None),
+    ],
+)
+def test_block_equals_training_each_client_alone(tiny_backbone, tiny_data, method, ours, theirs, clip):
+    network, data = make_network(tiny_backbone, tiny_data, method)
+    table = data.split("train")
+    generator = np.random.default_rng(0)
+    steps = [5, 4, 4, 1]
+    # The last batch of a client may be smaller than the others': filler rows must not count.
+    batches = [[generator.choice(60, 3 if i else 2, replace=False) for i in range(n)] for n in steps]
+    start = []
+    for client in range(len(steps)):
+        state = network.initial_state(seed=0)
+        for layers in state.values():
+            for layer in layers.values():
+                for field, tensor in layer.items():
+                    noise = torch.from_numpy(generator.normal(size=tuple(tensor.shape)))
+                    layer[field] = tensor + 0.1 * (client + 1) * noise
+        start.append(state)
+    trained, losses = train_block(network, ours, start, table, batches)
+    for client in range(len(steps)):
+        alone = train_alone(network, method, start[client], table, batches[client], theirs, clip)
+        together = flatten(trained[client])
+        assert together.keys() == alone.keys()
+        for key in alone:
+            torch.testing.assert_close(together[key], alone[key], rtol=0, atol=1e-10)
+            assert not torch.equal(together[key], flatten(start[client])[key])
+    assert losses.shape == (4,)
+    assert torch.isfinite(losses).all()
