@@ -1,0 +1,99 @@
+"""Checkpoints: one safetensors file with the server's tensors and, as JSON, where the run stands."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedgram.errors import CheckpointError
+from fedgram.state import State, flatten, state_hash, to, unflatten
+
+__all__ = ["Checkpoint", "atomic_write", "compare_settings", "load", "save"]
+
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run stands.
+
+    Attributes:
+        state: the server's tensors, on the CPU.
+        round: the last finished round.
+        settings: what must be equal for a run to go on: seed, method, data and so on, flat.
+        progress: totals and best metrics so far, as the trainer keeps them.
+    """
+
+    state: State
+    round: int
+    settings: dict[str, Any]
+    progress: dict[str, Any]
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, whole or not at all."""
+    from safetensors.torch import save as to_bytes
+
+    state = to(checkpoint.state, "cpu")
+    facts = {
+        "format": _FORMAT,
+        "round": checkpoint.round,
+        "settings": checkpoint.settings,
+        "progress": checkpoint.progress,
+        "state_hash": state_hash(state),
+    }
+    tensors = {key: tensor.contiguous() for key, tensor in flatten(state).items()}
+    atomic_write(path, to_bytes(tensors, metadata={"fedgram": json.dumps(facts)}))
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint and check it against its own hash.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, altered, or no checkpoint of fedgram's.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint at {path}; give --ckpt_path last, best, or the path of a file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("fedgram", "{}"))
+            state = unflatten({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint {path} is damaged ({error}); use an older one or start again") from error
+    if facts.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} is no checkpoint of this version of fedgram (format {facts.get('format')!r})")
+    if state_hash(state) != facts["state_hash"]:
+        raise CheckpointError(f"the checkpoint {path} was altered: its tensors do not have the hash that it states")
+    return Checkpoint(state, int(facts["round"]), facts["settings"], facts["progress"])
+
+
+def compare_settings(path: Path, saved: dict[str, Any], present: dict[str, Any]) -> None:
+    """Refuse to go on with another run's checkpoint.
+
+    Raises:
+        CheckpointError: settings differ; the message shows each with both values.
+    """
+    present = json.loads(json.dumps(present))  # as the saved ones went through JSON
+    different = [
+        f"{key}: {saved.get(key)!r} there, {present.get(key)!r} here"
+        for key in sorted(saved.keys() | present.keys())
+        if saved.get(key) != present.get(key)
+    ]
+    if different:
+        raise CheckpointError(
+            f"the checkpoint {path} is of another run ({'; '.join(different)}); use the settings it has"
+        )
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, force it to the disk and rename it: a reader sees the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

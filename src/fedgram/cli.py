@@ -1,0 +1,71 @@
+"""The command line.
+
+``fedgram --help`` and ``--version`` answer without importing torch; everything else goes to `fedgram.lightning_cli`.
+"""
+
+import logging
+import os
+import sys
+
+from fedgram.errors import FedgramError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "fit": "fine-tune a model across clients",
+    "validate": "evaluate a run's model on the validation split",
+    "test": "evaluate a run's model on the test split",
+    "predict": "write a run's predictions to a CSV file",
+}
+
+_HELP = """\
+usage: fedgram COMMAND [options]
+
+Simulates federated low-rank fine-tuning of pretrained transformers.
+
+commands:
+{commands}
+
+  fedgram COMMAND --help           all options of a command
+  fedgram fit --method.help FLoRG  the options of a method; likewise --model.help, --data.help, --optimizer.help
+
+options:
+  --help, --version
+
+examples:
+  fedgram fit --config configs/quickstart.yaml
+  fedgram fit --config configs/quickstart.yaml --method FedIT --trainer.rounds 5
+  fedgram fit --config configs/quickstart.yaml --print_config
+  fedgram fit --config configs/quickstart.yaml --ckpt_path last     go on with the newest run
+  fedgram test --config configs/quickstart.yaml --ckpt_path best
+  tensorboard --logdir runs
+"""
+
+
+def main() -> None:
+    """Run the command that ``sys.argv`` names; a `FedgramError` is printed as one line and sets the exit code."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        rows = "\n".join(f"  {name:<10} {description}" for name, description in COMMANDS.items())
+        sys.stdout.write(_HELP.format(commands=rows))
+        return
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        sys.stdout.write(f"fedgram {version('fedgram')}\n")
+        return
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("fedgram").setLevel(logging.INFO)
+    sys.path.append(os.getcwd())  # noqa: PTH109 (a method of your own may lie beside your config)
+    try:
+        from fedgram.lightning_cli import run
+
+        run()
+    except FedgramError as error:
+        if "--debug" in arguments:
+            raise
+        sys.stderr.write(f"fedgram: error: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("fedgram: stopped; --ckpt_path last goes on after the last finished round\n")
+        sys.exit(130)

@@ -1,0 +1,281 @@
+"""A federation in motion: the server's state, the clients' data, and the steps of a round.
+
+`fedgram.trainer.FederatedTrainer.fit` calls these steps in the order in which the design tells them.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedgram import tracking
+from fedgram.block import train_block
+from fedgram.checkpoint import Checkpoint, save
+from fedgram.cohort import (
+    Block,
+    ClientWeights,
+    client_weights,
+    cohort_size,
+    cut_blocks,
+    deal_blocks,
+    local_batches,
+    local_step_count,
+    mean_over_clients,
+    sample,
+)
+from fedgram.collectives import Ranks
+from fedgram.data import Shards, TextClassificationData
+from fedgram.errors import TrainingError
+from fedgram.evaluation import evaluate
+from fedgram.ledger import Ledger
+from fedgram.methods import Diagnostics, Method
+from fedgram.network import ClientNetwork
+from fedgram.optim import ClientOptimizer
+from fedgram.run_folder import RunFolder
+from fedgram.seeding import numpy_generator
+from fedgram.state import State, state_hash, to
+from fedgram.uploads import Uploads, average
+
+__all__ = ["Federation", "Plan", "Round"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a federation trains; see `fedgram.trainer.FederatedTrainer` for what each setting means."""
+
+    rounds: int
+    clients: int
+    participation: float
+    local_epochs: int | None
+    local_steps: int | None
+    clients_per_block: int
+    client_weights: ClientWeights
+    evaluate_every: int
+    seed: int
+
+
+@dataclass
+class Round:
+    """What is known of one round so far.
+
+    Attributes:
+        number: 1 for the first.
+        cohort: the clients that train, ascending.
+        steps: local steps of each.
+        uploads: what this rank's clients sent.
+        losses: their mean training losses.
+        ledger: what travelled to and from this rank's clients, and after `Federation.account` the whole cohort.
+        row: the round's row of metrics.csv.
+        diagnostics: figures about the aggregation, if it was a round to evaluate.
+    """
+
+    number: int
+    cohort: list[int]
+    steps: list[int]
+    uploads: dict[int, State] = field(default_factory=dict)
+    losses: dict[int, float] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+    row: dict[str, float] = field(default_factory=dict)
+    diagnostics: Diagnostics = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+
+@dataclass
+class Federation:
+    """A server, its clients and their data.
+
+    Attributes:
+        state: the server's tensors.
+        finished: rounds done.
+        totals: all traffic so far.
+        seconds: time spent in rounds so far, over all starts of the run.
+        metrics: the last evaluation.
+        best: the evaluation with the best monitored metric, with its round.
+    """
+
+    plan: Plan
+    settings: dict[str, Any]
+    ranks: Ranks
+    network: ClientNetwork
+    data: TextClassificationData
+    shards: Shards
+    method: Method
+    optimizer: ClientOptimizer
+    folder: RunFolder
+    loggers: list[Any]
+    state: State
+    finished: int = 0
+    totals: Ledger = field(default_factory=Ledger)
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+
+    def sample(self, number: int) -> Round:
+        """Draw the cohort of a round."""
+        plan = self.plan
+        cohort = sample(plan.seed, number, plan.clients, cohort_size(plan.participation, plan.clients))
+        sizes = [len(self.shards[client]) for client in cohort]
+        steps = [local_step_count(n, self.data.batch_size, plan.local_epochs, plan.local_steps) for n in sizes]
+        return Round(number, cohort, steps)
+
+    def cut(self, current: Round) -> list[Block]:
+        """Cut the cohort into blocks."""
+        return cut_blocks(current.cohort, current.steps, self.plan.clients_per_block)
+
+    def deal(self, blocks: Sequence[Block]) -> list[Block]:
+        """Return this rank's blocks."""
+        return deal_blocks(blocks, self.ranks.size)[self.ranks.rank]
+
+    def download(self, current: Round, block: Block) -> list[State]:
+        """Send the clients of a block what they start from."""
+        payloads = []
+        for client in block.clients:
+            payload = {"adapter": self.method.download(self.state["adapter"], client), "head": self.state["head"]}
+            current.ledger.record("down", payload)
+            payloads.append(payload)
+        return payloads
+
+    def train(self, current: Round, block: Block, start: list[State]) -> list[State]:
+        """Train the clients of a block locally."""
+        batches = [
+            self._batches(current, client, steps) for client, steps in zip(block.clients, block.steps, strict=True)
+        ]
+        span = (0.0, 1.0)
+        if self.optimizer.span == "run":
+            span = ((current.number - 1) / self.plan.rounds, current.number / self.plan.rounds)
+        trained, losses = train_block(self.network, self.optimizer, start, self.data.split("train"), batches, span)
+        current.losses |= dict(zip(block.clients, losses.tolist(), strict=True))
+        return trained
+
+    def _batches(self, current: Round, client: int, steps: int) -> list[np.ndarray]:
+        generator = numpy_generator(self.plan.seed, "batches", current.number, client)
+        return local_batches(self.shards[client], steps, self.data.batch_size, generator)
+
+    def upload(self, current: Round, block: Block, trained: list[State]) -> None:
+        """Send the server what the clients of a block have trained."""
+        for client, own in zip(block.clients, trained, strict=True):
+            payload = {"adapter": self.method.upload(own["adapter"], client), "head": own["head"]}
+            current.ledger.record("up", payload)
+            current.uploads[client] = payload
+
+    def aggregate(self, current: Round) -> None:
+        """Make the server's next state of the uploads, on every rank, and check that the ranks agree on it."""
+        local_end = time.perf_counter()
+        sizes = [len(self.shards[client]) for client in current.cohort]
+        weights = client_weights(self.plan.client_weights, current.cohort, sizes)
+        try:
+            adapters, heads = (
+                Uploads({c: payload[part] for c, payload in current.uploads.items()}, weights, self.ranks)
+                for part in ("adapter", "head")
+            )
+            before = self.state["adapter"]
+            after = self.method.aggregate(before, adapters)
+            self.state = {"adapter": after, "head": average(self.state["head"], heads)}
+        except TrainingError as error:
+            raise TrainingError(f"round {current.number}: {error}") from error
+        self.ranks.check_agreement(state_hash(self.state), f"server state after round {current.number}")
+        server_end = time.perf_counter()
+        if self._due(current.number):
+            current.diagnostics = self.method.diagnose(before, after, adapters)
+        current.row |= {
+            "train_loss": mean_over_clients(self._everyones_losses(current)),
+            "seconds_local": local_end - current.started,
+            "seconds_server": server_end - local_end,
+        }
+
+    def _everyones_losses(self, current: Round) -> dict[int, float]:
+        own = sorted(current.losses)
+        values = torch.tensor([current.losses[c] for c in own], dtype=torch.float64, device=self.ranks.device)
+        everyone = self.ranks.gather(values, current.cohort, own)
+        return dict(zip(current.cohort, everyone.tolist(), strict=True))
+
+    def account(self, current: Round) -> None:
+        """Add up what travelled, over all clients and rounds."""
+        current.ledger = self.ranks.merge(current.ledger)
+        self.totals.add(current.ledger)
+        up, down = self.totals.total("up"), self.totals.total("down")
+        current.row |= {
+            "parameters_up": up.parameters,
+            "parameters_down": down.parameters,
+            "megabytes_up": up.bytes / tracking.MEGABYTE,
+            "megabytes_down": down.bytes / tracking.MEGABYTE,
+        }
+
+    def _due(self, number: int) -> bool:
+        return number % self.plan.evaluate_every == 0 or number == self.plan.rounds
+
+    def evaluate(self, current: Round) -> None:
+        """Evaluate the server's model on the validation split, if the round is one to evaluate."""
+        if not self._due(current.number):
+            return
+        if "validation" in self.data.tables:
+            self.metrics = evaluate(
+                self.network, self.state, self.data.split("validation"), self.data.eval_batch_size, self.ranks
+            )
+            current.row |= {("val_loss" if key == "loss" else key): value for key, value in self.metrics.items()}
+        current.row |= _means(current.diagnostics)
+
+    def log(self, current: Round) -> None:
+        """Write the round into the run's tables and tell the loggers."""
+        seconds = time.perf_counter() - current.started
+        self.seconds += seconds
+        self.finished = current.number
+        current.row = {"round": current.number, **current.row, "seconds": seconds}
+        if self.ranks.rank:
+            return
+        self.folder.metrics.extend([current.row])
+        self.folder.communication.extend({"round": current.number, **row} for row in current.ledger.rows())
+        self.folder.diagnostics.extend(
+            {"round": current.number, "layer": name, **figures} for name, figures in current.diagnostics.items()
+        )
+        evaluated = [key for key in self.metrics if key != "loss" and key in current.row]
+        tracking.log_round(self.loggers, current.row, evaluated)
+        tracking.log_diagnostics(self.loggers, current.diagnostics, current.number)
+
+    def checkpoint(self) -> None:
+        """Save where the run stands as ``last``, and as ``best`` if the monitored metric has never been better."""
+        better = self._is_best()
+        if better:
+            self.best = {"round": self.finished, **self.metrics}
+        if self.ranks.rank:
+            return
+        now = Checkpoint(self.state, self.finished, self.settings, self.progress())
+        save(self.folder.checkpoint("last"), now)
+        if better:
+            save(self.folder.checkpoint("best"), now)
+
+    def _is_best(self) -> bool:
+        monitor, mode = self.network.task.monitor, self.network.task.monitor_mode
+        if monitor not in self.metrics or not (self._due(self.finished) or self.finished == 0):
+            return False
+        if not self.best:
+            return True
+        new, old = self.metrics[monitor], self.best[monitor]
+        return new > old if mode == "max" else new < old
+
+    def progress(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps beside the tensors."""
+        return {
+            "totals": self.totals.rows(),
+            "seconds": self.seconds,
+            "metrics": self.metrics,
+            "best": self.best,
+        }
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on where a checkpoint stands."""
+        self.state = to(checkpoint.state, self.network.device)
+        self.finished = checkpoint.round
+        self.totals = Ledger.of(checkpoint.progress["totals"])
+        self.seconds = checkpoint.progress["seconds"]
+        self.metrics = checkpoint.progress["metrics"]
+        self.best = checkpoint.progress["best"]
+
+
+def _means(figures: Diagnostics) -> dict[str, float]:
+    """Return each figure's mean over the layers."""
+    names = dict.fromkeys(name for layer in figures.values() for name in layer)
+    return {name: float(np.mean([layer[name] for layer in figures.values()])) for name in names}

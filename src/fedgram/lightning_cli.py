@@ -1,0 +1,96 @@
+"""fedgram's commands, as a LightningCLI over `FederatedTrainer`: configs, overrides, --print_config, class help."""
+
+from typing import Any
+
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import fedgram
+from fedgram.callbacks import Callback
+from fedgram.cli import COMMANDS
+from fedgram.data import TextClassificationData
+from fedgram.methods import Method
+from fedgram.models import FederatedTask
+from fedgram.optim import ClientOptimizer
+from fedgram.trainer import FederatedTrainer
+
+__all__ = ["FedgramCLI", "run"]
+
+_GIVEN = {"model", "datamodule", "method", "optimizer"}
+"""Arguments of the trainer's commands that the CLI builds from config sections of their own."""
+
+
+class SaveConfig(Callback):
+    """Writes the run's full configuration into its folder, with what "auto" was resolved to."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Any) -> None:
+        self._parser = parser
+        self._config = config
+
+    def on_fit_start(self, trainer: FederatedTrainer, first_round: int) -> None:
+        if trainer.folder is None or trainer.fabric.global_rank:
+            return
+        content = yaml.safe_load(self._parser.dump(self._config, skip_none=False, format="yaml"))
+        content["trainer"]["clients_per_block"] = trainer.clients_per_block
+        content["ckpt_path"] = None
+        header = f"# fedgram=={fedgram.__version__}: fedgram fit --config with this file repeats the run\n"
+        trainer.folder.write_text("config.yaml", header + yaml.safe_dump(content, sort_keys=False))
+
+
+class FedgramCLI(LightningCLI):
+    """Parses a config into a trainer, a method, an optimizer, a model and data, and runs a command with them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            FederatedTask,
+            TextClassificationData,
+            trainer_class=FederatedTrainer,  # type: ignore[arg-type]  # only its methods are asked for
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "fedgram", "version": fedgram.__version__},
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return dict.fromkeys(COMMANDS, _GIVEN)
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--debug", type=bool, default=False, nargs="?", const=True, help="Show tracebacks of errors."
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_subclass_arguments(Method, "method", required=True, help="The federated method.")
+        parser.add_subclass_arguments(FederatedTask, "model", required=True, help="The task and its backbone.")
+        parser.add_subclass_arguments(TextClassificationData, "data", required=True, help="The data and its partition.")
+        parser.add_subclass_arguments(ClientOptimizer, "optimizer", help="The clients' optimizer.")
+        parser.set_defaults({"optimizer": {"class_path": "fedgram.optim.AdamW"}})
+        parser.add_class_arguments(FederatedTrainer, "trainer", instantiate=False, sub_configs=True)
+
+    def instantiate_trainer(self, **kwargs: Any) -> FederatedTrainer:  # type: ignore[override]
+        settings = {**self._get(self.config_init, "trainer"), **kwargs}
+        if self.subcommand == "fit":
+            save_config = SaveConfig(self._subcommand_parsers["fit"], self.config["fit"])
+            settings["callbacks"] = [save_config, *(settings["callbacks"] or [])]
+        return FederatedTrainer(**settings)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["method"] = self._get(self.config_init, "method")
+        if subcommand == "fit":
+            kwargs["optimizer"] = self._get(self.config_init, "optimizer")
+        return kwargs
+
+    def _set_seed(self) -> None:
+        """Leave the global generators alone: fedgram draws from none of them (see fedgram.seeding)."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: a checkpoint of another run is refused, not adapted to."""
+
+
+def run() -> None:
+    """Run the command line."""
+    FedgramCLI()

@@ -1,0 +1,75 @@
+"""How many clients fit into one block, and how much memory a run took."""
+
+import resource
+
+import numpy as np
+import psutil
+import torch
+
+from fedgram.data.tokens import TokenTable
+from fedgram.network import ClientNetwork
+from fedgram.state import State, parameters_of
+
+__all__ = ["choose_clients_per_block", "peak_megabytes"]
+
+_SHARE = 0.5
+"""Share of the free memory that a block may fill: the rest is for kernels' workspaces and evaluation."""
+_CPU_TOKENS = 512
+"""On a CPU a batch of this many tokens keeps the cores busy, and a larger one only adds padding."""
+_COPIES = 4
+"""Float copies of a client's parameters in a block: value, gradient, and AdamW's two moments."""
+
+
+def saved_bytes(network: ClientNetwork, state: State, table: TokenTable, rows: np.ndarray) -> int:
+    """Count the bytes that one client's forward pass keeps for its backward pass, by running it."""
+    sizes: dict[int, int] = {}
+    frozen = {parameter.data_ptr() for parameter in network.task.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    network.load_one(state)
+    for layer in network.layers.values():
+        layer.load({field: tensor.requires_grad_() for field, tensor in layer.clients.items()})
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network.run(table, rows)
+    return sum(sizes.values())
+
+
+def choose_clients_per_block(
+    network: ClientNetwork, state: State, table: TokenTable, batch_size: int, cohort: int
+) -> int:
+    """Return how many clients to train in one pass: as many as half of the free memory holds, at most the cohort.
+
+    A CPU gains nothing from more tokens than keep its cores busy, so there the mean batch bounds it as well.
+
+    Args:
+        network: the backbone with its client layers.
+        state: the server's state.
+        table: the training samples.
+        batch_size: samples of one local step.
+        cohort: clients of one round.
+    """
+    longest = np.argsort(table.lengths)[-batch_size:]
+    parameters = sum(parameters_of(layers) for layers in state.values())
+    per_client = saved_bytes(network, state, table, longest) + _COPIES * 4 * parameters
+    by_memory = int(_SHARE * _free_bytes(network.device) // per_client)
+    if network.device.type == "cpu":
+        by_memory = min(by_memory, round(_CPU_TOKENS / (batch_size * float(table.lengths.mean()))))
+    return max(1, min(by_memory, cohort))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """Return the largest memory of this process so far, in MB: on the GPU where there is one, else in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -1,0 +1,136 @@
+"""The contract of a federated method.
+
+A method is one class in one file. It answers three questions: what an adapter is (`Method.adapter`), what travels
+(`Method.fields`), and how the server aggregates (`Method.aggregate`). The trainer, the ledger, the checkpoint and the
+collectives know methods only through this class.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from fedgram.adapters import Adapter, ClientLayer, find_targets, swap, swap_heads
+from fedgram.adapters.base import layer_sizes
+from fedgram.errors import ConfigurationError
+from fedgram.state import Layers
+from fedgram.uploads import Uploads
+
+__all__ = ["Diagnostics", "Field", "HeadPolicy", "Method"]
+
+HeadPolicy = Literal["averaged", "frozen"]
+Diagnostics = dict[str, dict[str, float]]
+"""Figures about one aggregation: layer -> name -> value."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A tensor of every adapted layer that travels.
+
+    Attributes:
+        name: its symbol, the key in the adapter's tensors.
+        down: whether the server sends it to the clients of the cohort.
+        up: whether the clients send it back.
+    """
+
+    name: str
+    down: bool = True
+    up: bool = True
+
+
+class Method(ABC):
+    """A federated low-rank fine-tuning method.
+
+    Args:
+        rank: r, the rank of the adapters.
+        alpha: the adapter's output is scaled by alpha / rank.
+        target_modules: ends of the names of the layers to adapt, such as [query, value]; by default the query and value
+            projections of the architecture.
+        head: what happens to the task's output layer: "averaged" (trained by the clients and averaged by the server)
+            or "frozen" (left as it is).
+    """
+
+    fields: ClassVar[tuple[Field, ...]]
+
+    def __init__(
+        self,
+        rank: int = 4,
+        alpha: float = 16.0,
+        target_modules: list[str] | None = None,
+        head: HeadPolicy = "averaged",
+    ) -> None:
+        if rank < 1:
+            raise ConfigurationError(f"method.rank must be at least 1, got {rank}")
+        if alpha <= 0:
+            raise ConfigurationError(f"method.alpha must be positive, got {alpha}")
+        self.rank = rank
+        self.alpha = alpha
+        self.target_modules = target_modules
+        self.head = head
+
+    @property
+    def name(self) -> str:
+        """The method's name in tables and plots."""
+        return type(self).__name__
+
+    @property
+    def scale(self) -> float:
+        """The factor s in front of the low-rank product."""
+        return self.alpha / self.rank
+
+    @abstractmethod
+    def adapter(self, name: str, linear: nn.Module, seed: int) -> Adapter:
+        """Return the adapter that replaces a layer of the backbone.
+
+        Args:
+            name: the layer's dotted name: draws for this layer are derived from it and the seed.
+            linear: the frozen layer.
+            seed: the seed of the run.
+        """
+
+    def install(self, backbone: nn.Module, seed: int) -> dict[str, ClientLayer]:
+        """Put an adapter on every target layer of a backbone, and weights per client into its head.
+
+        Returns:
+            The layers that now hold tensors per client, by dotted name, in the order of the backbone.
+
+        Raises:
+            ConfigurationError: a target that matches nothing, or a rank that exceeds a layer.
+        """
+
+        def make(name: str, linear: nn.Module) -> ClientLayer:
+            k = min(layer_sizes(linear))
+            if self.rank > k:
+                raise ConfigurationError(
+                    f"method.rank must be at most min(d_in, d_out) = {k} of {name}, got {self.rank}"
+                )
+            return self.adapter(name, linear, seed)
+
+        swap(backbone, find_targets(backbone, self.target_modules), make)
+        if self.head != "frozen":
+            swap_heads(backbone)
+        return {name: module for name, module in backbone.named_modules() if isinstance(module, ClientLayer)}
+
+    def download(self, layers: Layers, client: int) -> Layers:
+        """Return what the server sends to one client of the cohort: the fields that are marked as going down."""
+        return self._select(layers, [f.name for f in self.fields if f.down])
+
+    def upload(self, layers: Layers, client: int) -> Layers:
+        """Return what one client sends back after training: the fields that are marked as going up."""
+        return self._select(layers, [f.name for f in self.fields if f.up])
+
+    @abstractmethod
+    def aggregate(self, layers: Layers, uploads: Uploads) -> Layers:
+        """Return the server's next tensors, from its present ones and the cohort's uploads.
+
+        Runs on every rank and must give the same bits on each: all that it sees is equal on all ranks.
+        """
+
+    def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
+        """Return figures about an aggregation, per layer; none by default."""
+        return {}
+
+    @staticmethod
+    def _select(layers: Layers, fields: list[str]) -> Layers:
+        return {name: {field: layer[field] for field in fields} for name, layer in layers.items()}

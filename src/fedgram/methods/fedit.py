@@ -1,0 +1,48 @@
+"""FedIT: LoRA's A and B, each averaged (Zhang et al., Towards Building the Federated GPT, arXiv 2305.05644)."""
+
+from torch import nn
+
+from fedgram.adapters import Adapter, LoraAdapter
+from fedgram.linalg import relative_change, relative_product_error
+from fedgram.methods.base import Diagnostics, Field, Method
+from fedgram.state import Layers
+from fedgram.uploads import Uploads, average
+
+__all__ = ["FedIT"]
+
+
+class FedIT(Method):
+    """LoRA by federated averaging: the server averages A and B separately (arXiv 2305.05644).
+
+    ΔW = s B A and Ā = Σ wₙ Aₙ, B̄ = Σ wₙ Bₙ. The mean of the products is not the product of the means: B̄ Ā misses
+    Σ wₙ (Bₙ - B̄)(Aₙ - Ā), which is logged as ``aggregation_error``.
+
+    Args:
+        rank: r, the rank of the adapters.
+        alpha: the adapter's output is scaled by alpha / rank.
+        target_modules: ends of the names of the layers to adapt, such as [query, value]; by default the query and value
+            projections of the architecture.
+        head: "averaged" (the clients train the task's output layer and the server averages it) or "frozen".
+    """
+
+    fields = (Field("A"), Field("B"))
+
+    def adapter(self, name: str, linear: nn.Module, seed: int) -> Adapter:
+        return LoraAdapter(linear, self.rank, self.scale)
+
+    def aggregate(self, layers: Layers, uploads: Uploads) -> Layers:
+        return average(layers, uploads)
+
+    def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
+        figures: Diagnostics = {}
+        for name, layer in before.items():
+            stacks = {field: uploads.stack(name, field, layer[field]) for field in ("A", "B")}
+            figures[name] = {
+                "aggregation_error": float(
+                    relative_product_error(
+                        after[name]["B"], after[name]["A"], stacks["B"], stacks["A"], uploads.weights
+                    )
+                ),
+                "drift": float(relative_change(layer["A"], after[name]["A"])),
+            }
+        return figures

@@ -1,0 +1,129 @@
+"""FLoRG: one low-rank matrix per layer, aggregated through its Gram matrix, aligned by Procrustes.
+
+Meng, Tang, Wong: FLoRG: Federated Fine-tuning with Low-rank Gram Matrices and Procrustes Alignment (arXiv 2602.17095).
+Symbols: ``A: (r, k)`` the server's matrix Aᵗ of one layer; ``Z: (m, k)`` any factor of the aggregated Gram matrix,
+ZᵀZ = Q; ``Ã: (r', k)`` the canonical one, Λ^{1/2} P.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fedgram import linalg
+from fedgram.adapters import Adapter, GramAdapter, make_bases
+from fedgram.adapters.base import frozen_weight
+from fedgram.adapters.gram import Basis
+from fedgram.errors import ConfigurationError
+from fedgram.methods.base import Diagnostics, Field, HeadPolicy, Method
+from fedgram.seeding import torch_generator
+from fedgram.state import Layers
+from fedgram.uploads import Uploads
+
+__all__ = ["FLoRG", "Projection"]
+
+Projection = Literal["procrustes", "top_r", "top_r_aligned", "none", "average"]
+
+
+class FLoRG(Method):
+    """Low-rank Gram matrices with Procrustes alignment (arXiv 2602.17095).
+
+    ΔW = s L AᵀA R; clients train and send A alone; the server forms Q = Σ wₙ AₙᵀAₙ (eq. 4), factors it (eqs. 6, 7) and
+    rotates the factor towards the last A (eqs. 8-11).
+
+    Args:
+        rank: r, the rank of the adapters.
+        alpha: the adapter's output is scaled by s = alpha / rank.
+        target_modules: ends of the names of the layers to adapt, such as [query, value]; by default the query and value
+            projections of the architecture.
+        head: "averaged" (the clients train the task's output layer and the server averages it) or "frozen".
+        solver: "polar" gives Aᵗ⁺¹ = polar(Aᵗ Zᵀ) Z without forming Q; "eigh" is the paper's literal path: all_reduce of
+            the k x k Gram matrices, eigendecomposition, SVD. Both give the same A, up to rounding.
+        projection: how Q's factor of rank r' becomes one of rank r. "procrustes": the paper's (eq. 11).
+            "top_r_aligned": the best rank-r factor, rotated towards the last A. "top_r": the best rank-r factor, its
+            signs fixed by a rule. "none": the same rows as the eigensolver happens to return them, the paper's ablation
+            without alignment. "average": Σ wₙ Aₙ, no Gram matrix at all, as a baseline.
+        basis: how L and R are made (the paper's Table 6): "orthogonal" (random), "kaiming" (random, not orthogonal),
+            "svd" (the singular vectors of the pretrained weight) or "identity".
+        init_std: standard deviation of the entries of the first A; zero would be a saddle.
+        preserve_start: take s L A₁ᵀA₁ R out of the frozen side, so that training starts at the pretrained function.
+    """
+
+    fields = (Field("A"),)
+
+    def __init__(
+        self,
+        rank: int = 4,
+        alpha: float = 16.0,
+        target_modules: list[str] | None = None,
+        head: HeadPolicy = "averaged",
+        solver: Literal["polar", "eigh"] = "polar",
+        projection: Projection = "procrustes",
+        basis: Basis = "orthogonal",
+        init_std: float = 0.02,
+        preserve_start: bool = True,
+    ) -> None:
+        super().__init__(rank, alpha, target_modules, head)
+        if init_std <= 0:
+            raise ConfigurationError(f"method.init_std must be positive (A = 0 is a saddle), got {init_std}")
+        self.solver = solver
+        self.projection = projection
+        self.basis = basis
+        self.init_std = init_std
+        self.preserve_start = preserve_start
+
+    def adapter(self, name: str, linear: nn.Module, seed: int) -> Adapter:
+        weight = frozen_weight(linear)
+        bases = make_bases(self.basis, weight, torch_generator(seed, f"bases of {name}"))
+        A = torch.empty(self.rank, min(weight.shape))
+        A.normal_(0, self.init_std, generator=torch_generator(seed, f"A of {name}"))
+        return GramAdapter(linear, self.rank, self.scale, bases, A, self.preserve_start)
+
+    def aggregate(self, layers: Layers, uploads: Uploads) -> Layers:
+        return {name: {"A": self._next(name, layer["A"], uploads).to(layer["A"])} for name, layer in layers.items()}
+
+    def _next(self, name: str, A: Float[Tensor, "r k"], uploads: Uploads) -> Float[Tensor, "r k"]:
+        """Return Aᵗ⁺¹ of one layer."""
+        if self.projection == "average":
+            return uploads.mean(name, lambda sent: sent["A"], A)
+        if self.projection == "procrustes" and self.solver == "polar":
+            return linalg.align(A, self._any_factor(name, A, uploads))
+        factor = self._canonical_factor(name, A, uploads)  # Ã, eqs. (6), (7)
+        if self.projection == "procrustes":
+            return linalg.procrustes(A, factor) @ factor  # S Ã, eqs. (8)-(12)
+        top = linalg.top_rows(factor, self.rank)
+        if self.projection == "top_r_aligned":
+            return linalg.procrustes(A, top) @ top
+        return linalg.canonical_signs(top) if self.projection == "top_r" else top
+
+    def _gram_mean(self, name: str, A: Float[Tensor, "r k"], uploads: Uploads) -> Float[Tensor, "k k"]:
+        """Return Q = Σ wₙ AₙᵀAₙ (eq. 4): an all_reduce of k² numbers."""
+        return uploads.mean(name, lambda sent: linalg.gram(sent["A"]), A.new_empty(A.shape[1], A.shape[1]))
+
+    def _any_factor(self, name: str, A: Float[Tensor, "r k"], uploads: Uploads) -> Float[Tensor, "m k"]:
+        """Return some Z with ZᵀZ = Q: the stack √wₙ Aₙ, or a factor of Q where Q is the smaller to exchange."""
+        if len(uploads.clients) * A.shape[0] > A.shape[1]:
+            return linalg.gram_factor(self._gram_mean(name, A, uploads))
+        return linalg.weighted_stack(uploads.stack(name, "A", A), uploads.weights)
+
+    def _canonical_factor(self, name: str, A: Float[Tensor, "r k"], uploads: Uploads) -> Float[Tensor, "r2 k"]:
+        """Return Ã = Λ^{1/2} P (eq. 7), by the eigenvectors of Q or by the thin SVD of the stack."""
+        if self.solver == "eigh":
+            return linalg.gram_factor(self._gram_mean(name, A, uploads))
+        return linalg.stack_factor(self._any_factor(name, A, uploads))
+
+    def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
+        """Return, per layer: ‖AᵀA - Q‖/‖Q‖, the best rank-r error, κ(A), ‖Aᵗ⁺¹ - Aᵗ‖/‖Aᵗ‖ and r'."""
+        figures: Diagnostics = {}
+        for name, layer in before.items():
+            Z = linalg.weighted_stack(uploads.stack(name, "A", layer["A"]), uploads.weights)
+            A = after[name]["A"]
+            figures[name] = {
+                "aggregation_error": float(linalg.gram_error(A, Z)),
+                "best_rank_error": float(linalg.best_rank_error(Z, self.rank)),
+                "condition_number": float(linalg.condition_number(A)),
+                "drift": float(linalg.relative_change(layer["A"], A)),
+                "rank_of_q": float(linalg.stack_factor(Z).shape[0]),
+            }
+        return figures

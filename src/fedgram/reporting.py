@@ -1,0 +1,101 @@
+"""What a run writes about itself: its settings, its partition, its predictions and its summary."""
+
+import csv
+import io
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedgram.checkpoint import atomic_write
+from fedgram.data import Shards, TextClassificationData, partition
+from fedgram.memory import peak_megabytes
+from fedgram.state import state_hash
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.figure import Figure
+
+    from fedgram.federation import Federation
+
+__all__ = ["describe", "summarise", "write_partition", "write_predictions"]
+
+
+def describe(thing: object, prefix: str) -> dict[str, Any]:
+    """Return the class of an object and the settings that its constructor took, under dotted keys.
+
+    >>> from fedgram.data import Dirichlet
+    >>> describe(Dirichlet(rho=0.5), "partition")
+    {'partition': 'Dirichlet', 'partition.rho': 0.5, 'partition.min_samples': 1}
+    """
+    plain = (bool, int, float, str, list, tuple, type(None))
+    settings = {f"{prefix}.{k}": v for k, v in vars(thing).items() if isinstance(v, plain) and not k.startswith("_")}
+    return {prefix: type(thing).__name__, **settings}
+
+
+def write_partition(folder: Path, data: TextClassificationData, shards: Shards) -> "Figure":
+    """Write partition.csv and partition.png: how many samples of each label each client holds."""
+    table = partition.counts(shards, data.split("train").labels, data.num_labels)
+    partition.write_table(folder / "partition.csv", table, data.label_names)
+    figure = partition.draw(table, data.label_names)
+    figure.savefig(folder / "partition.png", dpi=120)
+    return figure
+
+
+def write_predictions(path: Path, columns: Mapping[str, list[Any]]) -> None:
+    """Write a table of predictions, one row per sample, in the order of the data."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["sample", *columns])
+    writer.writerows([index, *row] for index, row in enumerate(zip(*columns.values(), strict=True)))
+    atomic_write(path, text.getvalue().encode())
+
+
+def summarise(federation: "Federation") -> dict[str, Any]:
+    """Return what summary.json says of a finished run."""
+    up, down = federation.totals.total("up"), federation.totals.total("down")
+    initial = next((row for row in federation.folder.metrics.rows if int(row["round"]) == 0), {})
+    return {
+        "method": federation.method.name,
+        "task": federation.data.name,
+        "backbone": federation.network.task.backbone,
+        "seed": federation.plan.seed,
+        "rounds": federation.finished,
+        "initial": {key: float(initial[key]) for key in federation.metrics if initial.get(key) not in (None, "")},
+        "final": federation.metrics,
+        "best": federation.best,
+        "parameters_up": up.parameters,
+        "parameters_down": down.parameters,
+        "bytes_up": up.bytes,
+        "bytes_down": down.bytes,
+        "seconds": federation.seconds,
+        "peak_megabytes": peak_megabytes(federation.network.device),
+        "device": _device_name(federation.network.device),
+        "ranks": federation.ranks.size,
+        "collective_bytes": federation.ranks.moved,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "lightning", "fedgram")},
+        },
+        "git_commit": _git_commit(),
+        "settings": federation.settings,
+        "data_fingerprint": federation.data.fingerprint(),
+        "state_hash": state_hash(federation.state),
+    }
+
+
+def _device_name(device: "torch.device") -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the repository that the run was started in, if it is one."""
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

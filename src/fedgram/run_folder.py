@@ -1,0 +1,121 @@
+"""A run's folder: ``<default_root_dir>/<name>/version_N/``, and the files in it."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedgram.checkpoint import atomic_write
+from fedgram.errors import CheckpointError
+
+__all__ = ["RunFolder", "find_checkpoint"]
+
+_ALIASES = ("last", "best")
+
+
+class Table:
+    """A CSV file that grows by rows and may gain columns; every write replaces the whole file at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                self.rows = [dict(row) for row in csv.DictReader(file)]
+
+    def extend(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows and write the file."""
+        self.rows += [dict(row) for row in rows]
+        self._write()
+
+    def keep_until(self, round_number: int) -> None:
+        """Drop the rows of rounds after one: those of a round that did not count."""
+        self.rows = [row for row in self.rows if int(row["round"]) <= round_number]
+        if self.path.exists():
+            self._write()
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(column for row in self.rows for column in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        atomic_write(self.path, text.getvalue().encode())
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder.
+
+    Attributes:
+        metrics: metrics.csv, one row a round; round 0 is the evaluation before training.
+        communication: communication.csv: round, direction, part, clients, parameters, bytes.
+        diagnostics: diagnostics.csv: figures about the aggregation, one row a round and layer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = Table(path / "metrics.csv")
+        self.communication = Table(path / "communication.csv")
+        self.diagnostics = Table(path / "diagnostics.csv")
+
+    @classmethod
+    def create(cls, root: Path, name: str) -> "RunFolder":
+        """Make the next version_N of a name."""
+        parent = root / name
+        parent.mkdir(parents=True, exist_ok=True)
+        number = max(_versions(parent), default=-1) + 1
+        while True:  # another process may take the number first
+            try:
+                (parent / f"version_{number}").mkdir()
+                return cls(parent / f"version_{number}")
+            except FileExistsError:
+                number += 1
+
+    def checkpoint(self, alias: str) -> Path:
+        """Return the path of the checkpoint ``last`` or ``best``."""
+        return self.path / "checkpoints" / f"{alias}.safetensors"
+
+    def rewind(self, round_number: int) -> None:
+        """Drop what was written about rounds after one."""
+        for table in (self.metrics, self.communication, self.diagnostics):
+            table.keep_until(round_number)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file."""
+        atomic_write(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def write_text(self, name: str, content: str) -> None:
+        """Write a text file."""
+        atomic_write(self.path / name, content.encode())
+
+
+def find_checkpoint(ckpt_path: str, root: Path, name: str) -> Path:
+    """Return the file that ``--ckpt_path`` means: a path, or ``last`` or ``best`` of the newest run of a name.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if ckpt_path not in _ALIASES:
+        path = Path(ckpt_path)
+        return path / "checkpoints" / "last.safetensors" if path.is_dir() else path
+    for number in sorted(_versions(root / name), reverse=True):
+        path = RunFolder(root / name / f"version_{number}").checkpoint(ckpt_path)
+        if path.exists():
+            return path
+    raise CheckpointError(
+        f"--ckpt_path {ckpt_path}: no run in {root / name} has such a checkpoint; leave ckpt_path out to start anew, "
+        "or set trainer.name and trainer.default_root_dir to the run's"
+    )
+
+
+def _versions(parent: Path) -> list[int]:
+    if not parent.is_dir():
+        return []
+    matches = (re.fullmatch(r"version_(\d+)", child.name) for child in parent.iterdir())
+    return [int(match[1]) for match in matches if match]

@@ -1,0 +1,388 @@
+"""The round: sample, cut into blocks, download, train, upload, aggregate, account, evaluate, log, checkpoint."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.logger import Logger
+
+from fedgram import tracking
+from fedgram.callbacks import Callback, ProgressBar
+from fedgram.checkpoint import Checkpoint, compare_settings, load
+from fedgram.cohort import ClientWeights, cohort_size
+from fedgram.collectives import Ranks
+from fedgram.data import TextClassificationData
+from fedgram.errors import ConfigurationError
+from fedgram.evaluation import evaluate, infer
+from fedgram.federation import Federation, Plan, Round
+from fedgram.memory import choose_clients_per_block
+from fedgram.methods import Method
+from fedgram.models import FederatedTask
+from fedgram.network import ClientNetwork
+from fedgram.optim import AdamW, ClientOptimizer
+from fedgram.reporting import describe, summarise, write_partition, write_predictions
+from fedgram.run_folder import RunFolder, find_checkpoint
+from fedgram.state import State
+
+__all__ = ["FederatedTrainer"]
+
+Precision = Literal["32-true", "64-true", "bf16-true", "bf16-mixed"]
+_WEIGHTS = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
+
+
+class FederatedTrainer:
+    """Simulates federated fine-tuning: N clients with their own data, a server, and rounds between them.
+
+    Args:
+        rounds: how many rounds to run.
+        clients: N, the number of clients that share the training data.
+        participation: who trains in a round: a share of the clients where it is at most 1 (1 is everyone), or a number
+            of clients where it is greater.
+        local_epochs: passes of a client over its data in a round; 1 unless local_steps is given.
+        local_steps: optimizer steps of a client in a round, instead of local_epochs.
+        clients_per_block: clients trained together in one batched pass; "auto" chooses by memory and is written down,
+            since it can change the last bits. 1 is the plain loop over clients.
+        client_weights: how the server weighs clients: "uniform", or by their number of "samples".
+        evaluate_every: rounds between evaluations on the validation split; the last round is always evaluated.
+        seed: of all that is random. Equal seeds and settings give equal bits.
+        threads: CPU threads of each rank; by default what torch chooses.
+        accelerator: as Lightning Fabric has it: cpu, gpu, auto and so on.
+        devices: as Fabric has it: how many devices, or which. Every device is a rank that trains its own blocks.
+        num_nodes: as Fabric has it.
+        strategy: as Fabric has it.
+        precision: of the backbone; adapters and head are always float32, or float64 with 64-true.
+        loggers: Lightning loggers; true is TensorBoard in the run's folder, false is none.
+        callbacks: hooks into the run, see fedgram.callbacks.Callback.
+        progress_bar: show progress on the terminal.
+        default_root_dir: where runs are kept.
+        name: the run's name, by default task-method; its folder is default_root_dir/name/version_N.
+
+    Raises:
+        ConfigurationError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        rounds: int = 10,
+        clients: int = 20,
+        participation: int | float = 1,
+        local_epochs: int | None = None,
+        local_steps: int | None = None,
+        clients_per_block: int | Literal["auto"] = "auto",
+        client_weights: ClientWeights = "uniform",
+        evaluate_every: int = 1,
+        seed: int = 0,
+        threads: int | None = None,
+        accelerator: str = "auto",
+        devices: int | str | list[int] = "auto",
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        precision: Precision = "32-true",
+        loggers: Logger | list[Logger] | bool = True,
+        callbacks: list[Callback] | None = None,
+        progress_bar: bool = True,
+        default_root_dir: str = "runs",
+        name: str | None = None,
+    ) -> None:
+        self.rounds = rounds
+        self.clients = clients
+        self.participation = participation
+        self.local_epochs = local_epochs
+        self.local_steps = local_steps
+        self.clients_per_block = clients_per_block
+        self.client_weights: ClientWeights = client_weights
+        self.evaluate_every = evaluate_every
+        self.seed = seed
+        self.threads = threads
+        self.precision = precision
+        self.loggers = loggers
+        self.default_root_dir = Path(default_root_dir)
+        self.name = name
+        self.run_name = name or ""
+        self.folder: RunFolder | None = None
+        self._check()
+        self.callbacks = [*(callbacks or []), *([ProgressBar()] if progress_bar else [])]
+        self.fabric = Fabric(
+            accelerator=accelerator,
+            strategy=strategy,
+            devices=devices,
+            num_nodes=num_nodes,
+            precision=precision,
+            callbacks=self.callbacks,
+        )
+
+    def _check(self) -> None:
+        at_least_one = (
+            "rounds",
+            "clients",
+            "local_epochs",
+            "local_steps",
+            "clients_per_block",
+            "evaluate_every",
+            "threads",
+        )
+        for key in at_least_one:
+            value = getattr(self, key)
+            if isinstance(value, int) and value < 1:
+                raise ConfigurationError(f"trainer.{key} must be at least 1, got {value}")
+        if self.local_epochs is not None and self.local_steps is not None:
+            raise ConfigurationError(
+                f"give trainer.local_epochs or trainer.local_steps, not both; got {self.local_epochs} and "
+                f"{self.local_steps}"
+            )
+        if not 0 < self.participation <= self.clients or (self.participation > 1 and self.participation % 1):
+            raise ConfigurationError(
+                "trainer.participation must be a share of the clients in (0, 1], or a whole number of at most "
+                f"trainer.clients = {self.clients}; got {self.participation}"
+            )
+        cohort = cohort_size(self.participation, self.clients)
+        if isinstance(self.clients_per_block, int) and self.clients_per_block > cohort:
+            raise ConfigurationError(
+                f"trainer.clients_per_block must be at most the {cohort} clients of a round, got "
+                f"{self.clients_per_block}; auto chooses for you"
+            )
+
+    def fit(
+        self,
+        model: FederatedTask,
+        datamodule: TextClassificationData,
+        method: Method,
+        optimizer: ClientOptimizer | None = None,
+        ckpt_path: str | None = None,
+    ) -> dict[str, Any]:
+        """Fine-tune a model across clients.
+
+        Args:
+            model: the task: a backbone with a head, its loss and metrics.
+            datamodule: the data and how it is split among the clients.
+            method: the federated method.
+            optimizer: the clients' optimizer, AdamW by default; its memory is fresh in every round.
+            ckpt_path: go on with a run: "last" or "best" of the newest run of this name, or the path of a checkpoint.
+
+        Returns:
+            What summary.json says.
+        """
+        federation = self._begin(model, datamodule, method, optimizer or AdamW(), ckpt_path)
+        self.fabric.call("on_fit_start", trainer=self, first_round=federation.finished + 1)
+        try:
+            if not federation.totals.entries:
+                self._conclude(federation, Round(0, [], []))
+            for number in range(federation.finished + 1, self.rounds + 1):
+                current = federation.sample(number)
+                blocks = federation.deal(federation.cut(current))
+                self.fabric.call("on_round_start", trainer=self, round_number=number, clients=_count(blocks))
+                for block in blocks:
+                    start = federation.download(current, block)
+                    trained = federation.train(current, block, start)
+                    federation.upload(current, block, trained)
+                    self.fabric.call("on_block_end", trainer=self, clients=len(block.clients))
+                federation.aggregate(current)
+                self._conclude(federation, current)
+        finally:
+            self.fabric.call("on_fit_end", trainer=self)
+        return self._finish(federation)
+
+    def _conclude(self, federation: Federation, current: Round) -> None:
+        """Account for a round, evaluate, log and checkpoint it."""
+        federation.account(current)
+        federation.evaluate(current)
+        federation.log(current)
+        federation.checkpoint()
+        self.fabric.call("on_round_end", trainer=self, row=current.row)
+
+    def validate(
+        self, model: FederatedTask, datamodule: TextClassificationData, method: Method, ckpt_path: str | None = None
+    ) -> dict[str, float]:
+        """Evaluate a run's model, or the pretrained one, on the validation split.
+
+        Args:
+            model: the task.
+            datamodule: the data.
+            method: the method of the run.
+            ckpt_path: "last" or "best" of the newest run of this name, or the path of a checkpoint; without it, the
+                model that training would start from.
+        """
+        return self._evaluate_split("validation", model, datamodule, method, ckpt_path)
+
+    def test(
+        self, model: FederatedTask, datamodule: TextClassificationData, method: Method, ckpt_path: str | None = None
+    ) -> dict[str, float]:
+        """Evaluate a run's model, or the pretrained one, on the test split.
+
+        Args:
+            model: the task.
+            datamodule: the data.
+            method: the method of the run.
+            ckpt_path: "last" or "best" of the newest run of this name, or the path of a checkpoint; without it, the
+                model that training would start from.
+        """
+        return self._evaluate_split("test", model, datamodule, method, ckpt_path)
+
+    def predict(
+        self,
+        model: FederatedTask,
+        datamodule: TextClassificationData,
+        method: Method,
+        ckpt_path: str | None = None,
+        split: str = "test",
+        output: str = "predictions.csv",
+    ) -> Path:
+        """Write a run's predictions for a split to a CSV file.
+
+        Args:
+            model: the task.
+            datamodule: the data.
+            method: the method of the run.
+            ckpt_path: "last" or "best" of the newest run of this name, or the path of a checkpoint; without it, the
+                model that training would start from.
+            split: which split to predict.
+            output: the file to write.
+
+        Returns:
+            The file's path.
+        """
+        network, ranks = self._assemble(model, datamodule, method)
+        table = datamodule.split(split)
+        state = self._trained_state(network, method, ckpt_path)
+        outputs, _ = infer(network, state, table, datamodule.eval_batch_size, ranks)
+        if ranks.rank == 0:
+            write_predictions(Path(output), model.predictions(outputs))
+        return Path(output)
+
+    def _evaluate_split(
+        self,
+        split: str,
+        model: FederatedTask,
+        datamodule: TextClassificationData,
+        method: Method,
+        ckpt_path: str | None,
+    ) -> dict[str, float]:
+        network, ranks = self._assemble(model, datamodule, method)
+        table = datamodule.split(split)
+        if (table.labels < 0).any():
+            raise ConfigurationError(f"the {split} split has no labels to compare with; use fedgram predict")
+        state = self._trained_state(network, method, ckpt_path)
+        return evaluate(network, state, table, datamodule.eval_batch_size, ranks)
+
+    def _trained_state(self, network: ClientNetwork, method: Method, ckpt_path: str | None) -> State:
+        """Return the server state of a checkpoint, or the one that training would start from."""
+        initial = network.initial_state(self.seed)
+        if ckpt_path is None:
+            return initial
+        path = find_checkpoint(ckpt_path, self.default_root_dir, self.run_name)
+        checkpoint = load(path)
+        present = {**describe(method, "method"), "model.backbone": network.task.backbone, "trainer.seed": self.seed}
+        compare_settings(path, {key: checkpoint.settings.get(key) for key in present}, present)
+        return checkpoint.state
+
+    def _assemble(
+        self, model: FederatedTask, data: TextClassificationData, method: Method
+    ) -> tuple[ClientNetwork, Ranks]:
+        """Launch the ranks, read the data, and put the method's adapters into the backbone."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        self.fabric.launch()
+        ranks = Ranks(self.fabric)
+        self.run_name = self.name or f"{data.name}-{method.name}"
+        data.tokenizer = model.load_tokenizer()
+        if ranks.rank == 0:
+            data.prepare_data()
+        ranks.barrier()
+        data.setup()
+        model.configure_for(data.tokenizer, data, self.seed)
+        layers = method.install(model.loaded(), self.seed)
+        model.loaded().to(self.fabric.device, _WEIGHTS.get(self.precision))
+        dtype = torch.float64 if self.precision == "64-true" else torch.float32
+        pad_id = int(data.tokenizer.pad_token_id)
+        return ClientNetwork(model, layers, self.fabric.device, dtype, self.fabric.autocast, pad_id), ranks
+
+    def _begin(
+        self,
+        model: FederatedTask,
+        data: TextClassificationData,
+        method: Method,
+        optimizer: ClientOptimizer,
+        ckpt_path: str | None,
+    ) -> Federation:
+        """Set a federation up, at its start or where a checkpoint stands; nothing is written before that worked."""
+        network, ranks = self._assemble(model, data, method)
+        shards = data.shards(self.clients, self.seed)
+        state = network.initial_state(self.seed)
+        path = None if ckpt_path is None else find_checkpoint(ckpt_path, self.default_root_dir, self.run_name)
+        checkpoint = None if path is None else load(path)
+        self.clients_per_block = ranks.broadcast(self._clients_per_block(network, state, data, checkpoint))
+        plan = Plan(**{key: getattr(self, key) for key in Plan.__dataclass_fields__})
+        settings = self._settings(plan, model, data, method, optimizer)
+        if path is not None and checkpoint is not None:
+            compare_settings(path, checkpoint.settings, settings)
+        folder = RunFolder(Path(ranks.broadcast(str(self._folder(ranks, path).path))))
+        self.folder = folder
+        loggers = self._loggers(folder) if ranks.rank == 0 else []
+        federation = Federation(plan, settings, ranks, network, data, shards, method, optimizer, folder, loggers, state)
+        if checkpoint is not None:
+            federation.resume(checkpoint)
+        if ranks.rank == 0:
+            folder.rewind(federation.finished)
+            tracking.log_figure(loggers, "partition", write_partition(folder.path, data, shards))
+        return federation
+
+    def _clients_per_block(
+        self, network: ClientNetwork, state: State, data: TextClassificationData, checkpoint: Checkpoint | None
+    ) -> int:
+        """Return the size of the blocks: as set, as the run that goes on had it, or as memory allows."""
+        if isinstance(self.clients_per_block, int):
+            return self.clients_per_block
+        if checkpoint is not None:
+            return int(checkpoint.settings["trainer.clients_per_block"])
+        cohort = cohort_size(self.participation, self.clients)
+        return choose_clients_per_block(network, state, data.split("train"), data.batch_size, cohort)
+
+    def _settings(
+        self, plan: Plan, model: FederatedTask, data: TextClassificationData, method: Method, optimizer: ClientOptimizer
+    ) -> dict[str, Any]:
+        """Return what makes a run this run: a checkpoint is refused where one of these differs."""
+        free = ("rounds", "evaluate_every")
+        kept = {f"trainer.{key}": value for key, value in asdict(plan).items() if key not in free}
+        if optimizer.span == "run":
+            kept["trainer.rounds"] = plan.rounds
+        return {
+            **kept,
+            "trainer.precision": self.precision,
+            "model.backbone": model.backbone,
+            "data.batch_size": data.batch_size,
+            "data.fingerprint": data.fingerprint(),
+            **describe(data.partition, "data.partition"),
+            **describe(method, "method"),
+            **describe(optimizer, "optimizer"),
+        }
+
+    def _folder(self, ranks: Ranks, checkpoint: Path | None) -> RunFolder:
+        """Return the folder of the run that goes on, or a new one."""
+        if checkpoint is not None and checkpoint.parent.name == "checkpoints":
+            return RunFolder(checkpoint.parent.parent)
+        if ranks.rank:
+            return RunFolder(self.default_root_dir)  # rank 0 makes one and tells
+        return RunFolder.create(self.default_root_dir, self.run_name)
+
+    def _loggers(self, folder: RunFolder) -> list[Logger]:
+        if isinstance(self.loggers, bool):
+            return tracking.default_loggers(folder.path) if self.loggers else []
+        return self.loggers if isinstance(self.loggers, list) else [self.loggers]
+
+    def _finish(self, federation: Federation) -> dict[str, Any]:
+        """Write summary.json and the hyperparameters."""
+        summary = summarise(federation)
+        if federation.ranks.rank == 0:
+            federation.folder.write_json("summary.json", summary)
+            settings = {"rounds": self.rounds, **json.loads(json.dumps(federation.settings))}
+            tracking.log_hyperparameters(federation.loggers, settings, federation.metrics)
+            for logger in federation.loggers:
+                logger.finalize("success")
+        return summary
+
+
+def _count(blocks: list[Any]) -> int:
+    return sum(len(block.clients) for block in blocks)

@@ -1,0 +1,95 @@
+"""What the server sees of a round: the payloads of the cohort, through the only two reductions that it needs.
+
+Each rank holds the payloads of the clients that it trained. `Uploads.mean` and `Uploads.stack` reach over all of them,
+wherever they are, and give every rank the same bits.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedgram.collectives import Ranks
+from fedgram.errors import TrainingError
+from fedgram.state import Layer, Layers
+
+__all__ = ["Uploads"]
+
+
+class Uploads:
+    """The uploads of a cohort for one part of the model.
+
+    Args:
+        payloads: what this rank's clients sent, by client.
+        weights: the weight of every client of the cohort, on all ranks; they sum to 1.
+        ranks: the processes that hold the rest.
+
+    Attributes:
+        clients: the cohort in ascending order, which is the order of every stack.
+        weights: (N,) float64, in that order.
+
+    Raises:
+        TrainingError: a payload is not finite.
+    """
+
+    def __init__(self, payloads: Mapping[int, Layers], weights: Mapping[int, float], ranks: Ranks) -> None:
+        self.clients = sorted(weights)
+        self.weights: Float[Tensor, " N"] = torch.tensor([weights[c] for c in self.clients], dtype=torch.float64)
+        self._own = sorted(payloads)
+        self._payloads = payloads
+        self._ranks = ranks
+        self._stacks: dict[tuple[str, str], Tensor] = {}
+        for client in self._own:
+            _check_finite(client, payloads[client])
+
+    def mean(self, layer: str, of: Callable[[Layer], Tensor], like: Tensor) -> Tensor:
+        """Return Σₙ wₙ f(payloadₙ) for one layer, exactly summed: an all_reduce.
+
+        Args:
+            layer: the layer's name.
+            of: f, a pure function of the fields that one client sent for that layer.
+            like: a tensor of the shape of f's result.
+
+        Returns:
+            A float64 tensor, the same on every rank.
+        """
+        weight = dict(zip(self.clients, self.weights.tolist(), strict=True))
+        return self._ranks.sum(
+            lambda: (weight[c] * of(self._payloads[c][layer]).double() for c in self._own), len(self.clients), like
+        )
+
+    def stack(self, layer: str, field: str, like: Tensor) -> Float[Tensor, "N ..."]:
+        """Return one field of all clients in client order, with a leading axis of N: an all_gather.
+
+        Args:
+            layer: the layer's name.
+            field: the field's name.
+            like: a tensor of the shape of that field.
+        """
+        if (layer, field) not in self._stacks:
+            own = [self._payloads[c][layer][field] for c in self._own]
+            rows = torch.stack(own) if own else like.new_zeros(0, *like.shape)
+            self._stacks[layer, field] = self._ranks.gather(rows, self.clients, self._own)
+        return self._stacks[layer, field]
+
+
+def average(layers: Layers, uploads: Uploads) -> Layers:
+    """Return the weighted mean of every field of every layer (FedAvg, McMahan et al., 2017)."""
+    return {
+        name: {
+            field: uploads.mean(name, lambda sent, f=field: sent[f], old).to(old.dtype)  # type: ignore[misc]
+            for field, old in layer.items()
+        }
+        for name, layer in layers.items()
+    }
+
+
+def _check_finite(client: int, layers: Layers) -> None:
+    for name, layer in layers.items():
+        for field, tensor in layer.items():
+            if not torch.isfinite(tensor).all():
+                raise TrainingError(
+                    f"client {client} diverged: {field} of {name} holds nan or inf; a lower optimizer.lr or a "
+                    "max_grad_norm helps"
+                )
