@@ -4,11 +4,11 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import pytest
+import torch
 
 WORDS = ["good", "fine", "great", "lovely", "bad", "poor", "awful", "dull", "the", "film", "plot", "cast", "was", "is"]
 

@@ -66,7 +66,7 @@ def _gradient(
     leaf = params.detach().requires_grad_()
     network.load(layout.unpack(leaf))
     samples, weights = _rectangle(rows)
-    _, losses = network.run(table, samples)
+    losses = network.task.sample_losses(*network.run(table, samples))
     means = (losses.reshape(len(rows), -1) * weights.to(losses)).sum(dim=1)
     (gradient,) = torch.autograd.grad(means.sum(), leaf)
     return means.detach(), gradient

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedgram.errors import CheckpointError
 from fedgram.state import State, flatten, state_hash, to, unflatten
 
@@ -43,7 +45,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "progress": checkpoint.progress,
         "state_hash": state_hash(state),
     }
-    tensors = {key: tensor.contiguous() for key, tensor in flatten(state).items()}
+    # Cloned, as safetensors refuses tensors that share memory.
+    tensors = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in flatten(state).items()}
     atomic_write(path, to_bytes(tensors, metadata={"fedgram": json.dumps(facts)}))
 
 
@@ -60,11 +63,12 @@ def load(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {}).get("fedgram", "{}"))
-            state = unflatten({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (no mapping)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged ({error}); use an older one or start again") from error
     if facts.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this version of fedgram (format {facts.get('format')!r})")
+    state = unflatten(tensors)
     if state_hash(state) != facts["state_hash"]:
         raise CheckpointError(f"the checkpoint {path} was altered: its tensors do not have the hash that it states")
     return Checkpoint(state, int(facts["round"]), facts["settings"], facts["progress"])
@@ -92,8 +96,11 @@ def atomic_write(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, force it to the disk and rename it: a reader sees the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

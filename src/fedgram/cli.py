@@ -16,6 +16,7 @@ COMMANDS = {
     "validate": "evaluate a run's model on the validation split",
     "test": "evaluate a run's model on the test split",
     "predict": "write a run's predictions to a CSV file",
+    "compare": "compare finished runs in a table",
 }
 
 _HELP = """\
@@ -38,8 +39,27 @@ examples:
   fedgram fit --config configs/quickstart.yaml --print_config
   fedgram fit --config configs/quickstart.yaml --ckpt_path last     go on with the newest run
   fedgram test --config configs/quickstart.yaml --ckpt_path best
+  fedgram compare runs
   tensorboard --logdir runs
 """
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if arguments[0] == "compare":
+        from fedgram.compare import main as compare
+
+        compare(arguments[1:])
+    else:
+        from fedgram.lightning_cli import run
+
+        run()
+
+
+def _cause(error: BaseException | None) -> FedgramError | None:
+    """Return the error that the user can mend: this one, or the one that it came of."""
+    while error is not None and not isinstance(error, FedgramError):
+        error = error.__cause__
+    return error
 
 
 def main() -> None:
@@ -58,14 +78,13 @@ def main() -> None:
     logging.getLogger("fedgram").setLevel(logging.INFO)
     sys.path.append(os.getcwd())  # noqa: PTH109 (a method of your own may lie beside your config)
     try:
-        from fedgram.lightning_cli import run
-
-        run()
-    except FedgramError as error:
-        if "--debug" in arguments:
+        _dispatch(arguments)
+    except (FedgramError, ValueError) as error:
+        cause = _cause(error)
+        if cause is None or "--debug" in arguments:
             raise
-        sys.stderr.write(f"fedgram: error: {error}\n")
-        sys.exit(error.exit_code)
+        sys.stderr.write(f"fedgram: error: {cause}\n")
+        sys.exit(cause.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("fedgram: stopped; --ckpt_path last goes on after the last finished round\n")
         sys.exit(130)

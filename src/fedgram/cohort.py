@@ -17,6 +17,8 @@ __all__ = [
     "cut_blocks",
     "deal_blocks",
     "local_batches",
+    "local_step_count",
+    "mean_over_clients",
     "sample",
 ]
 

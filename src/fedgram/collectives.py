@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedgram.errors import TrainingError
-from fedgram.ledger import Ledger
+from fedgram.ledger import Ledger, Traffic
 from fedgram.state import PARTS
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class Ranks:
     def sum(self, terms: Callable[[], Iterable[Tensor]], count: int, like: Tensor) -> Tensor:
         """Return the exact sum over all ranks of their terms, in float64.
 
-        Every term is rounded to a multiple of 2^-62 N max|term|, and the rounded terms are added without error.
+        Every term is rounded to a multiple of a power of two below 2^-60 N max|term| (but not below 2^-1000), and the
+        rounded terms are added without error.
 
         Args:
             terms: yields this rank's terms, and yields the same when called again: the first pass finds the scale.
@@ -58,8 +59,9 @@ class Ranks:
         Raises:
             TrainingError: a term is not finite.
         """
-        largest = max((float(term.abs().max()) for term in terms() if term.numel()), default=0.0)
-        largest = self.maximum(largest)
+        peaks = [float(term.abs().max()) for term in terms() if term.numel()]
+        # Python's max overlooks a nan that is not the first.
+        largest = self.maximum(max(peaks, default=0.0) if all(map(math.isfinite, peaks)) else math.inf)
         if not math.isfinite(largest):
             raise TrainingError(
                 "a sum over clients is not finite: an upload holds nan or inf; a lower learning rate helps"
@@ -72,10 +74,9 @@ class Ranks:
         return self._all_reduce(total, "sum").double() * 2.0**-shift
 
     def maximum(self, value: float) -> float:
-        """Return the largest of the ranks' values; nan if one of them is nan."""
+        """Return the largest of the ranks' values, none of which is nan."""
         if self.size == 1:
             return value
-        value = math.inf if math.isnan(value) else value
         return float(self._all_reduce(torch.tensor([value], dtype=torch.float64, device=self.device), "max"))
 
     def gather(self, rows: Tensor, order: Sequence[int], ids: Sequence[int]) -> Tensor:
@@ -102,7 +103,8 @@ class Ranks:
         if self.size == 1:
             return ledger
         keys = [(direction, part) for direction in ("up", "down") for part in PARTS]
-        counts = [[t.clients, t.parameters, t.bytes] for t in (ledger.entries[key] for key in keys)]
+        traffic = [ledger.entries.get(key, Traffic()) for key in keys]
+        counts = [[t.clients, t.parameters, t.bytes] for t in traffic]
         merged = self._all_reduce(torch.tensor(counts, dtype=torch.int64, device=self.device), "sum").tolist()
         return Ledger.of(
             [
@@ -112,14 +114,27 @@ class Ranks:
             ]
         )
 
-    def broadcast(self, value: T) -> T:
-        """Return rank 0's value on every rank."""
-        return value if self._fabric is None else self._fabric.broadcast(value)
+    def broadcast(self, value: T, source: int = 0) -> T:
+        """Return one rank's value on every rank."""
+        return value if self._fabric is None else self._fabric.broadcast(value, source)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self._fabric is not None:
             self._fabric.barrier()
+
+    def stop_on(self, problem: str | None) -> None:
+        """Stop all ranks if one of them has a problem: a rank that raised alone would leave the others waiting.
+
+        Args:
+            problem: what is wrong on this rank; None if nothing is.
+
+        Raises:
+            TrainingError: on every rank, with the problem of the lowest rank that has one.
+        """
+        first = self.size - int(self.maximum(0.0 if problem is None else float(self.size - self.rank)))
+        if first < self.size:
+            raise TrainingError(self.broadcast(problem, first))
 
     def check_agreement(self, digest: str, what: str) -> None:
         """Stop all ranks if one of them holds another state.

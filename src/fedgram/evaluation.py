@@ -1,7 +1,5 @@
 """What a model says of a split, the same on any number of ranks."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
@@ -14,10 +12,8 @@ from fedgram.state import State
 __all__ = ["evaluate", "infer"]
 
 
-def infer(
-    network: ClientNetwork, state: State, table: TokenTable, batch_size: int, ranks: Ranks
-) -> tuple[Outputs, torch.Tensor]:
-    """Return the outputs and the losses of all samples, in the order of the data, on every rank.
+def infer(network: ClientNetwork, state: State, table: TokenTable, batch_size: int, ranks: Ranks) -> Outputs:
+    """Return the outputs for all samples, in the order of the data, on the CPU of every rank.
 
     The batches hold samples of like length and do not depend on the ranks, which take them in turn. No sample is
     padded on or counted twice, so that metrics are exact.
@@ -26,26 +22,24 @@ def infer(
     own = batches[ranks.rank :: ranks.size]
     network.load_one(state)
     with torch.inference_mode():
-        results = [network.run(table, rows) for rows in own or batches[:1]]
-    rows = np.concatenate(own) if own else np.empty(0, dtype=np.int64)
-    ids, order = rows.tolist(), range(len(table))
+        results = [network.run(table, rows)[0] for rows in own or batches[:1]]
+    ids = np.concatenate(own).tolist() if own else []
 
-    def collect(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
-        return ranks.gather(torch.cat(list(pieces))[: len(ids)], order, ids).cpu()
+    def collect(key: str) -> torch.Tensor:
+        rows = torch.cat([piece[key] for piece in results])[: len(ids)]
+        return ranks.gather(rows, range(len(table)), ids).cpu()
 
-    outputs = {key: collect([piece[key] for piece, _ in results]) for key in results[0][0]}
-    return outputs, collect([losses for _, losses in results])
+    return {key: collect(key) for key in results[0]}
 
 
 def evaluate(
     network: ClientNetwork, state: State, table: TokenTable, batch_size: int, ranks: Ranks
 ) -> dict[str, float]:
     """Return the mean loss and the task's metrics over a labelled split."""
-    outputs, losses = infer(network, state, table, batch_size, ranks)
-    return {
-        "loss": float(losses.double().mean()),
-        **network.task.evaluate(outputs, torch.from_numpy(table.labels.copy())),
-    }
+    outputs = infer(network, state, table, batch_size, ranks)
+    labels = torch.tensor(table.labels)
+    losses = network.task.sample_losses(outputs, labels)
+    return {"loss": float(losses.double().mean()), **network.task.evaluate(outputs, labels)}
 
 
 def _batches(table: TokenTable, batch_size: int) -> list[np.ndarray]:

@@ -4,15 +4,17 @@ from typing import Any
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from rich.console import Console
 
 import fedgram
 from fedgram.callbacks import Callback
-from fedgram.cli import COMMANDS
+from fedgram.compare import comparison
 from fedgram.data import TextClassificationData
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.optim import ClientOptimizer
 from fedgram.trainer import FederatedTrainer
+from fedgram.usage import FedgramParser
 
 __all__ = ["FedgramCLI", "run"]
 
@@ -40,6 +42,8 @@ class SaveConfig(Callback):
 class FedgramCLI(LightningCLI):
     """Parses a config into a trainer, a method, an optimizer, a model and data, and runs a command with them."""
 
+    trainer: FederatedTrainer  # type: ignore[assignment]
+
     def __init__(self) -> None:
         super().__init__(
             FederatedTask,
@@ -50,12 +54,13 @@ class FedgramCLI(LightningCLI):
             save_config_callback=None,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            parser_class=FedgramParser,
             parser_kwargs={"prog": "fedgram", "version": fedgram.__version__},
         )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return dict.fromkeys(COMMANDS, _GIVEN)
+        return dict.fromkeys(("fit", "validate", "test", "predict"), _GIVEN)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -76,6 +81,32 @@ class FedgramCLI(LightningCLI):
             save_config = SaveConfig(self._subcommand_parsers["fit"], self.config["fit"])
             settings["callbacks"] = [save_config, *(settings["callbacks"] or [])]
         return FederatedTrainer(**settings)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train, and say what came of it."""
+        summary = self.trainer.fit(**kwargs)
+        if self.trainer.fabric.global_rank == 0 and self.trainer.folder is not None:
+            console = Console()
+            console.print(comparison([(self.trainer.folder.path, summary)]))
+            console.print(f"curves: tensorboard --logdir {self.trainer.default_root_dir}")
+
+    def validate(self, **kwargs: Any) -> None:
+        """Print the metrics of the validation split."""
+        self._print_metrics(self.trainer.validate(**kwargs))
+
+    def test(self, **kwargs: Any) -> None:
+        """Print the metrics of the test split."""
+        self._print_metrics(self.trainer.test(**kwargs))
+
+    def predict(self, **kwargs: Any) -> None:
+        """Say where the predictions are."""
+        path = self.trainer.predict(**kwargs)
+        if self.trainer.fabric.global_rank == 0:
+            Console().print(f"predictions: {path}")
+
+    def _print_metrics(self, metrics: dict[str, float]) -> None:
+        if self.trainer.fabric.global_rank == 0:
+            Console().print("\n".join(f"{name:<12} {value:.6g}" for name, value in metrics.items()))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

@@ -27,17 +27,19 @@ class Table:
                 self.rows = [dict(row) for row in csv.DictReader(file)]
 
     def extend(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows and write the file."""
+        """Add rows and write the file; a table without rows has none."""
         self.rows += [dict(row) for row in rows]
         self._write()
 
     def keep_until(self, round_number: int) -> None:
         """Drop the rows of rounds after one: those of a round that did not count."""
         self.rows = [row for row in self.rows if int(row["round"]) <= round_number]
-        if self.path.exists():
-            self._write()
+        self._write()
 
     def _write(self) -> None:
+        if not self.rows:
+            self.path.unlink(missing_ok=True)
+            return
         columns = list(dict.fromkeys(column for row in self.rows for column in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

@@ -45,7 +45,7 @@ def torch_generator(seed: int, purpose: str, *indices: int) -> torch.Generator:
 
 @contextmanager
 def isolated(seed: int, purpose: str, *indices: int) -> Iterator[None]:
-    """Seed torch's global generators for library code that draws from them, and restore them afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(seed, purpose, *indices))
+    """Seed torch's global generator of the CPU for library code that draws from it, and restore it afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(seed, purpose, *indices))
         yield

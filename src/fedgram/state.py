@@ -89,7 +89,7 @@ def state_hash(state: State) -> str:
     digest = hashlib.sha256()
     for key, tensor in flatten(state).items():
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -125,7 +125,7 @@ class Layout:
         state: State = {part: {} for part in PARTS}
         pieces = flat.split([shape.numel() for shape in self.shapes], dim=1)
         for (part, name, field), shape, piece in zip(self.keys, self.shapes, pieces, strict=True):
-            state[part].setdefault(name, {})[field] = piece.unflatten(1, shape)
+            state[part].setdefault(name, {})[field] = piece.view(len(flat), *shape)
         return state
 
     def rows(self, flat: Float[Tensor, "C P"]) -> list[State]:

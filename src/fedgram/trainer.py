@@ -247,7 +247,7 @@ class FederatedTrainer:
         network, ranks = self._assemble(model, datamodule, method)
         table = datamodule.split(split)
         state = self._trained_state(network, method, ckpt_path)
-        outputs, _ = infer(network, state, table, datamodule.eval_batch_size, ranks)
+        outputs = infer(network, state, table, datamodule.eval_batch_size, ranks)
         if ranks.rank == 0:
             write_predictions(Path(output), model.predictions(outputs))
         return Path(output)

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedgram.collectives import Ranks
-from fedgram.errors import TrainingError
 from fedgram.state import Layer, Layers
 
 __all__ = ["Uploads"]
@@ -30,7 +29,7 @@ class Uploads:
         weights: (N,) float64, in that order.
 
     Raises:
-        TrainingError: a payload is not finite.
+        TrainingError: on every rank, if a payload on one of them is not finite.
     """
 
     def __init__(self, payloads: Mapping[int, Layers], weights: Mapping[int, float], ranks: Ranks) -> None:
@@ -40,8 +39,7 @@ class Uploads:
         self._payloads = payloads
         self._ranks = ranks
         self._stacks: dict[tuple[str, str], Tensor] = {}
-        for client in self._own:
-            _check_finite(client, payloads[client])
+        ranks.stop_on(next((problem for c in self._own if (problem := _divergence(c, payloads[c]))), None))
 
     def mean(self, layer: str, of: Callable[[Layer], Tensor], like: Tensor) -> Tensor:
         """Return Σₙ wₙ f(payloadₙ) for one layer, exactly summed: an all_reduce.
@@ -85,11 +83,13 @@ def average(layers: Layers, uploads: Uploads) -> Layers:
     }
 
 
-def _check_finite(client: int, layers: Layers) -> None:
+def _divergence(client: int, layers: Layers) -> str | None:
+    """Return what a client sent that is not finite, if it did."""
     for name, layer in layers.items():
         for field, tensor in layer.items():
             if not torch.isfinite(tensor).all():
-                raise TrainingError(
+                return (
                     f"client {client} diverged: {field} of {name} holds nan or inf; a lower optimizer.lr or a "
                     "max_grad_norm helps"
                 )
+    return None

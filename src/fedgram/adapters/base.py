@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fedgram.errors import ConfigurationError
 from fedgram.state import Layer
 
 __all__ = ["Adapter", "ClientLayer", "add_low_rank", "frozen_weight", "layer_sizes"]
@@ -42,8 +43,16 @@ def add_low_rank(
 
     ΔW = scale * upᵀ down is never multiplied out: a token costs r (d_in + d_out) operations. The adapters keep
     their own precision where the backbone runs in a lower one.
+
+    Raises:
+        ConfigurationError: the rows can't be cut into as many parts as there are clients.
     """
     clients = down.shape[0]
+    if x.shape[0] % clients:
+        raise ConfigurationError(
+            f"an adapted layer got {x.shape[0]} rows for {clients} clients: the backbone computes something in it that "
+            "samples share, as DeBERTa does with positions; set trainer.clients_per_block to 1, or other target_modules"
+        )
     tokens = x.reshape(clients, -1, x.shape[-1]).to(down.dtype)
     hidden = torch.bmm(tokens, down.mT)
     if y.dtype != down.dtype:
@@ -99,5 +108,8 @@ class Adapter(ClientLayer):
         """Return ``down`` and ``up`` with ΔW = scale * upᵀ down, of every client that is loaded."""
 
     def forward(self, x: Float[Tensor, "rows ... d_in"]) -> Float[Tensor, "rows ... d_out"]:
-        down, up = self.factors()
-        return add_low_rank(self.base(x), x, down, up, self.scale)
+        y = self.base(x)
+        # Not in autocast's half precision: what a step changes in FLoRG's A is less than its resolution.
+        with torch.autocast(x.device.type, enabled=False):
+            down, up = self.factors()
+            return add_low_rank(y, x, down, up, self.scale)

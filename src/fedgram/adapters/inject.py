@@ -8,7 +8,7 @@ from fedgram.adapters.base import ClientLayer
 from fedgram.adapters.head import HeadLinear
 from fedgram.errors import ConfigurationError
 
-__all__ = ["DEFAULT_TARGETS", "find_targets", "head_linears", "linear_layers", "swap"]
+__all__ = ["DEFAULT_TARGETS", "find_targets", "head_linears", "linear_layers", "swap", "swap_heads"]
 
 DEFAULT_TARGETS: tuple[tuple[str, ...], ...] = (
     ("query", "value"),  # BERT, RoBERTa, XLM-R, ELECTRA

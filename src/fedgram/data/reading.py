@@ -2,7 +2,8 @@
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def read_file(path: Path, text: Sequence[str], cache: Path) -> Any:
     if not path.stat().st_size:
         raise DataError(f"{path} is empty; {_remedy(path)}")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_progress_bars():
             # pandas only warns of rows that are longer than the header, and cuts them.
             warnings.filterwarnings("error", message="Length of header or names")
             # Not load_dataset: it calls the hub to count its uses, which takes seconds where there is no network.
@@ -111,6 +112,20 @@ def read_file(path: Path, text: Sequence[str], cache: Path) -> Any:
             return read(str(path), cache_dir=str(_kept(path, cache)), **_options(path.suffix, text))
     except Exception as error:
         raise DataError(f"cannot read {path}: {_reason(error)}; {_remedy(path)}") from error
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Keep a bar per file, gone in a moment, off the terminal."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 def _options(suffix: str, text: Sequence[str]) -> dict[str, Any]:

@@ -103,7 +103,8 @@ class FLoRG(Method):
 
     def _any_factor(self, name: str, A: Float[Tensor, "r k"], uploads: Uploads) -> Float[Tensor, "m k"]:
         """Return some Z with ZᵀZ = Q: the stack √wₙ Aₙ, or a factor of Q where Q is the smaller to exchange."""
-        if len(uploads.clients) * A.shape[0] > A.shape[1]:
+        stack_bytes = len(uploads.clients) * A.numel() * A.element_size()
+        if stack_bytes > 8 * A.shape[1] ** 2:  # Q is summed in 64-bit integers
             return linalg.gram_factor(self._gram_mean(name, A, uploads))
         return linalg.weighted_stack(uploads.stack(name, "A", A), uploads.weights)
 

@@ -107,10 +107,10 @@ class FederatedTask(pl.LightningModule, ABC):
 
     @abstractmethod
     def outputs(self, batch: Batch) -> Outputs:
-        """Return what the network says of a batch; every tensor has one row per sample."""
+        """Return what the network says of a batch of inputs; every tensor has one row per sample."""
 
     @abstractmethod
-    def sample_losses(self, outputs: Outputs, batch: Batch) -> Float[Tensor, " rows"]:
+    def sample_losses(self, outputs: Outputs, labels: Tensor) -> Float[Tensor, " rows"]:
         """Return the loss of every sample."""
 
     @abstractmethod

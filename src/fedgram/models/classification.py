@@ -44,13 +44,12 @@ class TextClassification(FederatedTask):
         )
 
     def outputs(self, batch: Batch) -> Outputs:
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        return {"logits": self.loaded()(**inputs).logits}
+        return {"logits": self.loaded()(**batch).logits}
 
-    def sample_losses(self, outputs: Outputs, batch: Batch) -> Float[Tensor, " rows"]:
+    def sample_losses(self, outputs: Outputs, labels: Tensor) -> Float[Tensor, " rows"]:
         logits = outputs["logits"]
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        return functional.cross_entropy(logits, batch["labels"], reduction="none")
+        return functional.cross_entropy(logits, labels, reduction="none")
 
     def evaluate(self, outputs: Outputs, labels: Tensor) -> dict[str, float]:
         from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score

@@ -1,0 +1,195 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedgram.collectives import Ranks
+from fedgram.errors import TrainingError
+from fedgram.ledger import Ledger, Traffic
+from thread_ranks import on_ranks
+
+SHA = "0123456789abcdef" * 4
+numbers = st.builds(
+    lambda sign, m, e: sign * m * 10.0**e, st.sampled_from([-1, 1]), st.floats(1, 10), st.integers(-30, 29)
+)
+term_lists = st.lists(st.one_of(numbers, st.just(0.0)), min_size=1, max_size=40)
+
+
+def exact_sum(ranks, values, count):
+    return ranks.sum(lambda: (torch.tensor([v], dtype=torch.float64) for v in values), count, torch.zeros(1)).item()
+
+
+def bound(values):
+    """Half a unit for each of N terms, which is below 2^-60 N max or 2^-1000, and the rounding of the result."""
+    n = len(values)
+    return n * max(2.0**-61 * n * max(map(abs, values)), 2.0**-1001) + 2.0**-53 * abs(math.fsum(values)) * (
+        1 + 2.0**-50
+    )
+
+
+@given(term_lists)
+def test_a_sum_is_within_its_bound_of_the_exact_one(values):
+    total = exact_sum(Ranks(), values, len(values))
+    # The result is itself rounded, which counts for a sum near the bound too.
+    assert abs(total - math.fsum(values)) <= bound(values) * (1 + 2.0**-40)
+
+
+@given(term_lists, st.randoms())
+def test_a_sum_has_the_same_bits_in_any_order(values, random):
+    shuffled = list(values)
+    random.shuffle(shuffled)
+    assert exact_sum(Ranks(), values, len(values)) == exact_sum(Ranks(), shuffled, len(values))
+
+
+@settings(max_examples=25, deadline=None)
+@given(term_lists, st.integers(2, 4), st.data())
+def test_a_sum_has_the_same_bits_on_any_number_of_ranks(values, size, data):
+    owners = data.draw(st.lists(st.integers(0, size - 1), min_size=len(values), max_size=len(values)))
+
+    def work(ranks):
+        own = [v for v, owner in zip(values, owners, strict=True) if owner == ranks.rank]
+        return exact_sum(ranks, own, len(values))
+
+    assert on_ranks(size, work) == [exact_sum(Ranks(), values, len(values))] * size
+
+
+def test_a_plain_float_sum_would_differ():
+    """The property above is not one that addition has by itself."""
+    values = np.random.default_rng(0).standard_normal(20) * 10.0 ** np.arange(20)
+    sums = {float(np.cumsum(np.random.default_rng(i).permutation(values))[-1]) for i in range(20)}
+    assert len(sums) > 1
+    assert len({exact_sum(Ranks(), np.random.default_rng(i).permutation(values), 20) for i in range(20)}) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 1023, 1024, 1025])
+@pytest.mark.parametrize("value", [1.0, 2.0 - 2.0**-52, 1e300, 1e-300, -3.0])
+def test_many_equal_terms_neither_overflow_nor_lose_a_bit_more_than_allowed(count, value):
+    total = exact_sum(Ranks(), [value] * count, count)
+    assert abs(total - count * value) <= bound([value] * count)
+
+
+def test_zeros_denormals_and_one_term():
+    assert exact_sum(Ranks(), [0.0, -0.0], 2) == 0.0
+    tiny = 5e-324
+    assert abs(exact_sum(Ranks(), [tiny, -3 * tiny], 2)) <= 3 * tiny
+    assert exact_sum(Ranks(), [tiny, 1.0], 2) == 1.0
+    assert exact_sum(Ranks(), [1 / 3], 1) == 1 / 3
+    assert exact_sum(Ranks(), [2.0**-960, 2.0**-999, 2.0**-1002], 3) == 2.0**-960 + 2.0**-999  # the scale's end
+    like = torch.zeros(0, 3)
+    assert Ranks().sum(lambda: iter([like]), 1, like).shape == (0, 3)
+
+
+def test_a_sum_of_matrices_is_float64_and_takes_terms_of_any_float_type():
+    random = np.random.default_rng(0)
+    terms = [random.standard_normal((3, 5)).astype(np.float32) for _ in range(4)]
+    total = Ranks().sum(lambda: map(torch.from_numpy, terms), 4, torch.zeros(3, 5))
+    assert total.dtype == torch.float64
+    np.testing.assert_allclose(total.numpy(), np.sum(terms, axis=0, dtype=np.float64), rtol=0, atol=1e-15)
+    half = Ranks().sum(lambda: iter([torch.full((2,), 1.5, dtype=torch.bfloat16)] * 3), 3, torch.zeros(2))
+    assert half.tolist() == [4.5, 4.5]
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_term_that_is_not_finite_stops_every_rank(bad, position, size):
+    values = [1.0, 2.0, 3.0]
+    values[position] = bad
+
+    def work(ranks):
+        return exact_sum(ranks, values[ranks.rank :: ranks.size], 3)
+
+    results = on_ranks(size, work)
+    assert [type(result) for result in results] == [TrainingError] * size
+    assert all("not finite" in str(result) for result in results)
+
+
+def test_one_process_talks_to_nobody():
+    ranks = Ranks()
+    assert (ranks.rank, ranks.size, ranks.device) == (0, 1, torch.device("cpu"))
+    ledger = Ledger()
+    assert ranks.merge(ledger) is ledger
+    assert ranks.broadcast("x") == "x"
+    assert ranks.maximum(-3.5) == -3.5
+    ranks.barrier()
+    ranks.check_agreement(SHA, "state")
+    ranks.stop_on(None)
+    with pytest.raises(TrainingError, match=r"^client 3 diverged$"):
+        ranks.stop_on("client 3 diverged")
+    rows = torch.arange(6.0).reshape(3, 2)
+    assert ranks.gather(rows, [4, 9, 7], [9, 7, 4]).tolist() == [[4, 5], [0, 1], [2, 3]]
+    assert ranks.moved == 0
+
+
+@pytest.mark.parametrize(("size", "owners"), [(2, [1, 1, 0, 1, 0]), (3, [2, 0, 0, 2, 2]), (3, [1, 1, 1, 1, 1])])
+def test_rows_are_gathered_in_one_order_from_uneven_ranks(size, owners):
+    """The last two have a rank without rows."""
+    order = [8, 3, 5, 1, 9]
+    rows = {i: torch.full((2, 3), float(i)) / 7 for i in order}
+
+    def work(ranks):
+        own = [i for i, owner in zip(sorted(order), owners, strict=True) if owner == ranks.rank]
+        stacked = torch.stack([rows[i] for i in own]) if own else torch.zeros(0, 2, 3)
+        return ranks.gather(stacked, order, own)
+
+    expected = torch.stack([rows[i] for i in order])
+    for result in on_ranks(size, work):
+        assert torch.equal(result, expected)
+        assert result.dtype == torch.float32
+
+
+def test_traffic_of_all_ranks_is_merged_and_the_own_stays():
+    def work(ranks):
+        ledger = Ledger()
+        for _ in range(ranks.rank):
+            ledger.record("up", {"adapter": {"q": {"A": torch.zeros(3)}}, "head": {}})
+        merged = ranks.merge(ledger)
+        return ledger, merged
+
+    results = on_ranks(3, work)
+    for rank, (own, merged) in enumerate(results):
+        assert merged.entries == {("up", "adapter"): Traffic(3, 9, 36)}
+        assert own.entries == ({("up", "adapter"): Traffic(rank, 3 * rank, 12 * rank)} if rank else {})
+
+
+@pytest.mark.parametrize("different", [[], [1], [2], [1, 2]])
+def test_ranks_that_disagree_stop_all_and_are_named(different):
+    def work(ranks):
+        ranks.check_agreement(SHA.replace("f", "e") if ranks.rank in different else SHA, "state after round 4")
+
+    results = on_ranks(3, work)
+    if not different:
+        assert results == [None, None, None]
+        return
+    for result in results:
+        assert isinstance(result, TrainingError)
+        assert str(result).startswith(f"state after round 4: ranks {different} differ from rank 0")
+
+
+@pytest.mark.parametrize("troubled", [[0], [2], [1, 2], [0, 1, 2]])
+def test_the_problem_of_one_rank_stops_all(troubled):
+    def work(ranks):
+        ranks.stop_on(f"trouble on {ranks.rank}" if ranks.rank in troubled else None)
+
+    for result in on_ranks(3, work):
+        assert isinstance(result, TrainingError)
+        assert str(result) == f"trouble on {troubled[0]}"
+    assert on_ranks(3, lambda ranks: ranks.stop_on(None)) == [None] * 3
+
+
+def test_the_bytes_put_into_collectives_are_counted():
+    def work(ranks):
+        counts = [ranks.moved]
+        ranks.maximum(1.0)
+        counts.append(ranks.moved)
+        ranks.sum(lambda: iter([torch.zeros(3, 5)]), 2, torch.zeros(3, 5))
+        counts.append(ranks.moved)
+        ranks.check_agreement(SHA, "state")
+        counts.append(ranks.moved)
+        return [b - a for a, b in itertools.pairwise(counts)]
+
+    assert on_ranks(2, work) == [[8, 8 + 15 * 8, 32]] * 2

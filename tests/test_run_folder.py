@@ -1,0 +1,108 @@
+import csv
+import json
+
+import pytest
+
+from fedgram.errors import CheckpointError
+from fedgram.run_folder import RunFolder, Table, find_checkpoint
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_a_table_grows_by_rows_and_columns(tmp_path):
+    table = Table(tmp_path / "metrics.csv")
+    table.extend([{"round": 0, "val_loss": 0.5}])
+    table.extend([{"round": 1, "val_loss": 0.25, "note": "a,b"}, {"round": 2, "train_loss": 1 / 3}])
+    assert read(table.path) == [
+        ["round", "val_loss", "note", "train_loss"],
+        ["0", "0.5", "", ""],
+        ["1", "0.25", "a,b", ""],
+        ["2", "", "", str(1 / 3)],
+    ]
+
+
+def test_a_table_goes_on_where_its_file_stands(tmp_path):
+    Table(tmp_path / "t.csv").extend([{"round": 1, "loss": 0.5}])
+    again = Table(tmp_path / "t.csv")
+    again.extend([{"round": 2, "loss": 0.25}])
+    assert read(again.path) == [["round", "loss"], ["1", "0.5"], ["2", "0.25"]]
+    assert not again.path.read_bytes().count(b"\r")
+
+
+def test_a_table_without_rows_has_no_file(tmp_path):
+    table = Table(tmp_path / "t.csv")
+    table.extend([])
+    table.keep_until(0)
+    assert not table.path.exists()
+    table.extend([{"round": 1}])
+    table.keep_until(0)
+    assert not table.path.exists()
+    table.extend([{"round": 1, "loss": 2}])
+    assert read(table.path) == [["round", "loss"], ["1", "2"]]
+
+
+def test_a_run_is_rewound_to_a_round_in_all_tables(tmp_path):
+    folder = RunFolder(tmp_path)
+    for table in (folder.metrics, folder.communication, folder.diagnostics):
+        table.extend({"round": number, "x": number} for number in range(12))
+    RunFolder(tmp_path).rewind(9)  # as strings, "10" < "9"
+    for name in ("metrics", "communication", "diagnostics"):
+        assert [row[0] for row in read(tmp_path / f"{name}.csv")] == ["round", *map(str, range(10))]
+
+
+def test_every_run_of_a_name_gets_the_next_number(tmp_path):
+    assert [RunFolder.create(tmp_path, "a-FLoRG").path.name for _ in range(11)][-2:] == ["version_9", "version_10"]
+    assert RunFolder.create(tmp_path, "a-FLoRG").path == tmp_path / "a-FLoRG" / "version_11"
+    (tmp_path / "a-FLoRG" / "version_x").mkdir()
+    (tmp_path / "a-FLoRG" / "version_40_old").mkdir()
+    assert RunFolder.create(tmp_path, "a-FLoRG").path.name == "version_12"
+    assert RunFolder.create(tmp_path, "b").path.name == "version_0"
+
+
+def test_a_number_that_another_process_takes_meanwhile_is_left_to_it(tmp_path, monkeypatch):
+    RunFolder.create(tmp_path, "a")
+    monkeypatch.setattr("fedgram.run_folder._versions", lambda parent: [])
+    assert RunFolder.create(tmp_path, "a").path.name == "version_1"
+
+
+def make_run(root, name, number, *aliases):
+    folder = RunFolder(root / name / f"version_{number}")
+    for alias in aliases:
+        folder.checkpoint(alias).parent.mkdir(parents=True, exist_ok=True)
+        folder.checkpoint(alias).touch()
+    return folder
+
+
+def test_last_and_best_are_those_of_the_newest_run_that_has_them(tmp_path):
+    make_run(tmp_path, "a", 9, "last", "best")
+    newest = make_run(tmp_path, "a", 10, "last")
+    (tmp_path / "a" / "version_11").mkdir()
+    make_run(tmp_path, "b", 12, "last", "best")
+    assert find_checkpoint("last", tmp_path, "a") == newest.checkpoint("last")
+    assert find_checkpoint("best", tmp_path, "a") == tmp_path / "a/version_9/checkpoints/best.safetensors"
+
+
+def test_a_path_means_itself_and_a_folder_its_last_checkpoint(tmp_path):
+    assert find_checkpoint("some/file", tmp_path, "a").as_posix() == "some/file"
+    folder = make_run(tmp_path, "a", 0, "last")
+    assert find_checkpoint(str(folder.path), tmp_path, "other") == folder.checkpoint("last")
+
+
+@pytest.mark.parametrize("alias", ["last", "best"])
+def test_no_such_checkpoint_is_an_error_with_a_remedy(tmp_path, alias):
+    with pytest.raises(CheckpointError, match=rf"--ckpt_path {alias}: no run in .*trainer\.name"):
+        find_checkpoint(alias, tmp_path, "a")
+    (tmp_path / "a" / "version_0").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no run in"):
+        find_checkpoint(alias, tmp_path, "a")
+
+
+def test_text_and_json_are_written(tmp_path):
+    folder = RunFolder(tmp_path / "deep" / "run")
+    folder.write_json("summary.json", {"accuracy": 0.5, "name": "ü"})
+    folder.write_text("config.yaml", "seed: 0\n")
+    assert json.loads((folder.path / "summary.json").read_text()) == {"accuracy": 0.5, "name": "ü"}
+    assert (folder.path / "config.yaml").read_text() == "seed: 0\n"

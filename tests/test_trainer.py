@@ -1,0 +1,385 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fedgram import (
+    IID,
+    AdamW,
+    Dirichlet,
+    FederatedTrainer,
+    FedIT,
+    FLoRG,
+    TextClassification,
+    TextClassificationData,
+)
+from fedgram.callbacks import Callback
+from fedgram.checkpoint import load, save
+from fedgram.errors import CheckpointError, ConfigurationError, DataError, FedgramError, TrainingError
+from fedgram.run_folder import RunFolder
+
+
+@pytest.fixture
+def fit(tiny_backbone, tiny_data, tmp_path):
+    """Runs a small federation; keywords are the trainer's, but for method, partition, lr, path and ckpt_path."""
+
+    def run(
+        method=None, partition=None, lr=0.02, path=tiny_data, ckpt_path=None, optimizer=None, backbone=None, **keys
+    ):
+        keys = {"rounds": 3, "clients": 5, "local_steps": 2, "progress_bar": False, "loggers": False} | keys
+        trainer = FederatedTrainer(accelerator="cpu", default_root_dir=str(tmp_path / "runs"), **keys)
+        data = TextClassificationData(
+            str(path), batch_size=3, partition=partition or Dirichlet(1.0), cache_dir=str(tmp_path / "cache")
+        )
+        task = TextClassification(backbone or tiny_backbone)
+        summary = trainer.fit(task, data, method or FLoRG(rank=2), optimizer or AdamW(lr=lr), ckpt_path)
+        return summary, trainer
+
+    return run
+
+
+def rows(folder: Path, name: str = "metrics.csv") -> list[dict[str, str]]:
+    with (folder / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_times(table: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in table]
+
+
+def test_the_run_folder_holds_what_a_run_is_judged_by(fit, tmp_path):
+    summary, trainer = fit(method=FLoRG(rank=2), loggers=True)
+    folder = trainer.folder.path
+    assert folder == tmp_path / "runs" / "data-FLoRG" / "version_0"
+    metrics = rows(folder)
+    assert [row["round"] for row in metrics] == ["0", "1", "2", "3"]
+    assert metrics[0]["train_loss"] == ""
+    assert all(0 <= float(row["accuracy"]) <= 1 for row in metrics)
+    assert {"val_loss", "aggregation_error", "best_rank_error", "condition_number", "drift", "rank_of_q"} <= set(
+        metrics[1]
+    )
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert summary["final"]["accuracy"] == float(metrics[-1]["accuracy"])
+    assert summary["initial"]["accuracy"] == float(metrics[0]["accuracy"])
+    assert summary["versions"]["torch"] == torch.__version__
+    assert summary["state_hash"] == _hash_of(trainer.folder.checkpoint("last"))
+    assert (folder / "partition.png").stat().st_size > 1000
+    partition = rows(folder, "partition.csv")
+    assert len(partition) == 5
+    assert sum(int(row["samples"]) for row in partition) == 60
+    assert len(rows(folder, "diagnostics.csv")) == 3 * 4  # 3 rounds, 4 layers
+    assert summary["seconds"] > 0
+    assert summary["peak_megabytes"] > 1
+
+
+def _hash_of(path: Path) -> str:
+    from fedgram.state import state_hash
+
+    return state_hash(load(path).state)
+
+
+def test_communication_is_what_the_shapes_say(fit):
+    summary, trainer = fit(method=FedIT(rank=2), rounds=2)
+    adapter = 4 * 2 * (16 + 16)  # 4 layers, rank 2, 16 to 16: A and B
+    head = 2 * 16 + 2
+    expected = [
+        {"round": r, "direction": d, "part": p, "clients": "5", "parameters": str(5 * n), "bytes": str(20 * n)}
+        for r in ("1", "2")
+        for d in ("down", "up")
+        for p, n in (("adapter", adapter), ("head", head))
+    ]
+    assert rows(trainer.folder.path, "communication.csv") == expected
+    assert summary["parameters_up"] == summary["parameters_down"] == 2 * 5 * (adapter + head)
+    assert float(rows(trainer.folder.path)[-1]["megabytes_up"]) == pytest.approx(4 * summary["parameters_up"] / 1e6)
+
+
+def test_a_frozen_head_is_neither_trained_nor_sent(fit):
+    summary, trainer = fit(method=FLoRG(rank=2, head="frozen"), rounds=1)
+    assert {row["part"] for row in rows(trainer.folder.path, "communication.csv")} == {"adapter"}
+    assert load(trainer.folder.checkpoint("last")).state["head"] == {}
+    assert summary["parameters_up"] == 5 * 4 * 2 * 16
+
+
+@pytest.mark.parametrize("method", [FLoRG(rank=2, init_std=0.3), FedIT(rank=2)])
+def test_training_learns(fit, method):
+    _, trainer = fit(method=method, rounds=12, local_steps=8, partition=IID(), evaluate_every=12)
+    losses = [float(row["train_loss"]) for row in rows(trainer.folder.path)[1:]]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_equal_settings_give_equal_bits_and_another_seed_does_not(fit):
+    first, second, other = fit()[0], fit()[0], fit(seed=1)[0]
+    assert first["state_hash"] == second["state_hash"] != other["state_hash"]
+
+
+@pytest.mark.parametrize("method", [FLoRG(rank=2), FLoRG(rank=2, solver="eigh"), FedIT(rank=2)])
+def test_block_size_is_a_matter_of_speed(fit, method):
+    keys = {"method": method, "precision": "64-true", "partition": Dirichlet(0.5), "local_steps": None, "rounds": 2}
+    states = []
+    for size in (1, 3, 5):
+        _, trainer = fit(clients_per_block=size, **keys)
+        states.append(load(trainer.folder.checkpoint("last")).state)
+    for state in states[1:]:
+        for part, layers in state.items():
+            for name, layer in layers.items():
+                for field, tensor in layer.items():
+                    assert tensor.dtype == torch.float64
+                    torch.testing.assert_close(tensor, states[0][part][name][field], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit, stop):
+    keys = {"participation": 3, "partition": Dirichlet(0.5), "client_weights": "samples", "evaluate_every": 2}
+    whole, one = fit(rounds=4, name="whole", **keys)
+    fit(rounds=stop, name="parts", **keys)
+    parts, two = fit(rounds=4, name="parts", ckpt_path="last", **keys)
+    assert two.folder.path.name == "version_0"
+    assert parts["state_hash"] == whole["state_hash"]
+    assert parts["bytes_up"] == whole["bytes_up"]
+    seen = [row for row in without_times(rows(one.folder.path)) if int(row["round"]) != stop]
+    again = [row for row in without_times(rows(two.folder.path)) if int(row["round"]) != stop]
+    assert seen == again  # the last round of a run is always evaluated, so the row of the stop may hold more
+    assert rows(one.folder.path, "communication.csv") == rows(two.folder.path, "communication.csv")
+
+
+def test_a_run_killed_in_a_round_loses_that_round_only(fit):
+    class KilledError(Exception):
+        pass
+
+    class Kill(Callback):
+        def on_block_end(self, trainer, clients):
+            if (trainer.folder.path / "metrics.csv").read_text().count("\n") == 4:  # header, rounds 0, 1, 2
+                raise KilledError
+
+    whole, _ = fit(rounds=4, name="whole")
+    with pytest.raises(KilledError):
+        fit(rounds=4, name="killed", callbacks=[Kill()])
+    resumed, trainer = fit(rounds=4, name="killed", ckpt_path="last")
+    assert resumed["state_hash"] == whole["state_hash"]
+    assert [row["round"] for row in rows(trainer.folder.path)] == ["0", "1", "2", "3", "4"]
+
+
+def test_rows_of_a_round_that_was_not_checkpointed_are_dropped(fit):
+    _, trainer = fit(rounds=3)
+    last = trainer.folder.checkpoint("last")
+    behind = load(last)
+    save(
+        last, type(behind)(behind.state, 2, behind.settings, behind.progress)
+    )  # as if killed between row and checkpoint
+    _, again = fit(rounds=3, ckpt_path=str(last))
+    assert [row["round"] for row in rows(again.folder.path)] == ["0", "1", "2", "3"]
+
+
+def test_the_best_checkpoint_has_the_best_accuracy(fit):
+    summary, trainer = fit(rounds=6, local_steps=6, partition=IID(), lr=0.05)
+    accuracies = {int(row["round"]): float(row["accuracy"]) for row in rows(trainer.folder.path)}
+    best = max(accuracies.values())
+    assert summary["best"]["accuracy"] == best
+    assert load(trainer.folder.checkpoint("best")).round == min(r for r, a in accuracies.items() if a == best)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, "trainer.seed: 0 there, 1 here"),
+        ({"method": FLoRG(rank=3)}, "method.rank: 2 there, 3 here"),
+        ({"method": FedIT(rank=2)}, "method: 'FLoRG' there, 'FedIT' here"),
+        ({"lr": 0.5}, "optimizer.lr: 0.02 there, 0.5 here"),
+        ({"clients": 6}, "trainer.clients: 5 there, 6 here"),
+        ({"partition": Dirichlet(9.0)}, "data.partition.rho: 1.0 there, 9.0 here"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(fit, tmp_path, change, said):
+    _, trainer = fit(rounds=1, clients_per_block=2)
+    before = sorted(tmp_path.glob("runs/**/*"))
+    with pytest.raises(CheckpointError, match=said):
+        fit(clients_per_block=2, ckpt_path=str(trainer.folder.checkpoint("last")), **change)
+    assert sorted(tmp_path.glob("runs/**/*")) == before
+
+
+def test_changed_data_is_another_run(fit, tiny_data):
+    _, trainer = fit(rounds=1)
+    file = tiny_data / "train.csv"
+    file.write_text(file.read_text().replace("film", "plot", 1))
+    with pytest.raises(CheckpointError, match=r"data\.fingerprint"):
+        fit(ckpt_path=str(trainer.folder.checkpoint("last")))
+
+
+def test_the_block_size_that_auto_chose_is_kept_on_resume(fit, monkeypatch):
+    import fedgram.trainer
+
+    monkeypatch.setattr(fedgram.trainer, "choose_clients_per_block", lambda *_: 3)
+    fit(rounds=1)
+    monkeypatch.setattr(fedgram.trainer, "choose_clients_per_block", lambda *_: 1)
+    _, trainer = fit(rounds=2, ckpt_path="last")
+    assert trainer.clients_per_block == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "said"),
+    [
+        ({"participation": 0}, ConfigurationError, r"participation .* got 0"),
+        ({"participation": 6}, ConfigurationError, r"at most trainer.clients = 5; got 6"),
+        ({"participation": 2.5}, ConfigurationError, r"whole number .* got 2.5"),
+        ({"clients_per_block": 6}, ConfigurationError, "at most the 5 clients of a round, got 6"),
+        ({"clients_per_block": 2, "participation": 0.2}, ConfigurationError, "at most the 1 clients"),
+        ({"local_epochs": 1}, ConfigurationError, "not both; got 1 and 2"),
+        ({"rounds": 0}, ConfigurationError, "rounds must be at least 1, got 0"),
+        ({"method": FLoRG(rank=17)}, ConfigurationError, r"at most min\(d_in, d_out\) = 16 .* got 17"),
+        (
+            {"method": FLoRG(target_modules=["nope"])},
+            ConfigurationError,
+            r"'nope' matches no .* dense, key, query, value",
+        ),
+        ({"clients": 61, "participation": 5}, DataError, "61"),
+        ({"backbone": "no/such/folder"}, ConfigurationError, "model.backbone: 'no/such/folder'"),
+        ({"ckpt_path": "last"}, CheckpointError, "no run in .*data-FLoRG"),
+        ({"ckpt_path": "no/such/file"}, CheckpointError, "no checkpoint at no/such/file"),
+        ({"lr": 1e30, "local_steps": 3}, TrainingError, r"round \d: client \d diverged"),
+    ],
+)
+def test_bad_input_gives_one_error_and_writes_no_run(fit, tmp_path, keys, error, said):
+    with pytest.raises(error, match=said) as caught:
+        fit(**keys)
+    assert isinstance(caught.value, FedgramError)
+    if error is not TrainingError:
+        assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_a_truncated_checkpoint_is_refused(fit):
+    _, trainer = fit(rounds=1)
+    last = trainer.folder.checkpoint("last")
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        fit(rounds=2, ckpt_path="last")
+
+
+def test_the_server_weighs_clients_as_told(fit):
+    uniform, samples = (fit(client_weights=kind, partition=Dirichlet(0.3))[0] for kind in ("uniform", "samples"))
+    assert uniform["state_hash"] != samples["state_hash"]
+
+
+def test_local_epochs_see_every_sample_once(fit):
+    steps = []
+
+    class Count(Callback):
+        def on_round_end(self, trainer, row):
+            steps.append(row["round"])
+
+    summary, _ = fit(local_steps=None, local_epochs=2, partition=IID(), callbacks=[Count()])
+    assert steps == [0, 1, 2, 3]
+    assert summary["settings"]["trainer.local_epochs"] == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_low_precision_backbones_keep_float32_adapters(fit, precision):
+    _, trainer = fit(precision=precision, rounds=2)
+    state = load(trainer.folder.checkpoint("last")).state
+    assert {t.dtype for layers in state.values() for layer in layers.values() for t in layer.values()} == {
+        torch.float32
+    }
+    losses = [float(row["train_loss"]) for row in rows(trainer.folder.path)[1:]]
+    exact = [float(row["train_loss"]) for row in rows(fit(rounds=2)[1].folder.path)[1:]]
+    assert losses == pytest.approx(exact, abs=0.02)
+    assert losses != exact
+
+
+def test_a_schedule_over_the_run_ends_at_zero(fit):
+    falling, constant = (
+        fit(rounds=4, optimizer=AdamW(lr=0.02, schedule=schedule, span="run"))[1] for schedule in ("linear", "constant")
+    )
+    first = [load(t.folder.checkpoint("last")).settings["trainer.rounds"] for t in (falling, constant)]
+    assert first == [4, 4]
+    drift = [[float(row["drift"]) for row in rows(t.folder.path)[1:]] for t in (falling, constant)]
+    assert drift[0][-1] < 0.5 * drift[1][-1]
+
+
+def test_callbacks_are_called_in_order(fit):
+    calls = []
+
+    class Record(Callback):
+        def on_fit_start(self, trainer, first_round):
+            calls.append(("fit", first_round))
+
+        def on_round_start(self, trainer, round_number, clients):
+            calls.append(("round", round_number, clients))
+
+        def on_block_end(self, trainer, clients):
+            calls.append(("block", clients))
+
+        def on_round_end(self, trainer, row):
+            calls.append(("end", row["round"]))
+
+        def on_fit_end(self, trainer):
+            calls.append(("done",))
+
+    fit(rounds=1, clients_per_block=3, callbacks=[Record()])
+    assert calls == [("fit", 1), ("end", 0), ("round", 1, 5), ("block", 3), ("block", 2), ("end", 1), ("done",)]
+
+
+def test_tensorboard_has_scalars_by_round_and_by_megabytes_and_hyperparameters(fit):
+    _, trainer = fit(loggers=True)
+    events = EventAccumulator(str(trainer.folder.path)).Reload()
+    tags = events.Tags()
+    by_round = events.Scalars("accuracy")
+    assert [event.step for event in by_round] == [0, 1, 2, 3]
+    assert [event.value for event in events.Scalars("by_megabytes/accuracy")] == [e.value for e in by_round]
+    assert any(tag.startswith("aggregation_error/") for tag in tags["scalars"])
+    assert tags["images"] == ["partition"]
+    hparams = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    for setting in (b"method", b"FLoRG", b"method.rank", b"optimizer.lr", b"data.partition.rho"):
+        assert setting in hparams
+
+
+def test_validate_test_and_predict_use_a_checkpoint(fit, tiny_backbone, tiny_data, tmp_path):
+    summary, trainer = fit(rounds=6, local_steps=6, partition=IID(), lr=0.05)
+    data = TextClassificationData(str(tiny_data), cache_dir=str(tmp_path / "cache"))
+    data = {"datamodule": data, "method": FLoRG(rank=2)}
+    fresh = FederatedTrainer(accelerator="cpu", default_root_dir=str(tmp_path / "runs"))
+    last = {"ckpt_path": "last"}
+    assert fresh.validate(TextClassification(tiny_backbone), **data, **last) == pytest.approx(
+        summary["final"], abs=1e-6
+    )
+    start = fresh.validate(TextClassification(tiny_backbone), **data)
+    assert start["accuracy"] == summary["initial"]["accuracy"]
+    tested = fresh.test(TextClassification(tiny_backbone), **data, **last)
+    path = fresh.predict(TextClassification(tiny_backbone), **data, **last, output=str(tmp_path / "out" / "p.csv"))
+    predicted = rows(path.parent, path.name)
+    truth = rows(tiny_data, "test.csv")
+    assert [row["sample"] for row in predicted] == [str(i) for i in range(16)]
+    right = [p["label"] == t["label"] for p, t in zip(predicted, truth, strict=True)]
+    assert tested["accuracy"] == pytest.approx(sum(right) / 16)
+    with pytest.raises(CheckpointError, match=r"method\.rank: 2 there, 4 here"):
+        fresh.test(
+            TextClassification(tiny_backbone), data["datamodule"], FLoRG(rank=4), str(trainer.folder.checkpoint("last"))
+        )
+
+
+def test_an_unlabelled_split_gives_predictions_and_no_scores(fit, tiny_backbone, tiny_data, tmp_path):
+    fit(rounds=1)
+    texts = (tiny_data / "test.csv").read_text().splitlines()
+    (tiny_data / "test.csv").write_text("text\n" + "\n".join(row.rsplit(",", 1)[0] for row in texts[1:]))
+    data = TextClassificationData(str(tiny_data), cache_dir=str(tmp_path / "cache"))
+    trainer = FederatedTrainer(accelerator="cpu", default_root_dir=str(tmp_path / "runs"))
+    with pytest.raises(ConfigurationError, match=r"no labels.*predict"):
+        trainer.test(TextClassification(tiny_backbone), data, FLoRG(rank=2), "last")
+    path = trainer.predict(
+        TextClassification(tiny_backbone), data, FLoRG(rank=2), "last", output=str(tmp_path / "p.csv")
+    )
+    assert len(rows(path.parent, path.name)) == 16
+
+
+def test_without_a_validation_split_a_run_still_trains(fit, tiny_data):
+    (tiny_data / "validation.csv").unlink()
+    summary, trainer = fit(rounds=2)
+    assert summary["final"] == {}
+    assert float(rows(trainer.folder.path)[-1]["train_loss"]) > 0
+    assert not trainer.folder.checkpoint("best").exists()
+
+
+def test_versions_are_counted_up(tmp_path):
+    names = [RunFolder.create(tmp_path, "run").path.name for _ in range(3)]
+    assert names == ["version_0", "version_1", "version_2"]
