@@ -29,7 +29,9 @@ $(VENV)/.installed-tests: $(VENV)/.installed
 install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
-	$(BIN)/python scripts/demo.py
+	$(BIN)/fedgram fit --config configs/quickstart.yaml --trainer.default_root_dir runs/demo
+	$(BIN)/fedgram fit --config configs/quickstart.yaml --trainer.default_root_dir runs/demo --method FedIT
+	$(BIN)/fedgram compare runs/demo
 
 test: $(VENV)/.installed-tests
 	$(BIN)/python -m pytest -n 2

@@ -111,7 +111,7 @@ def test_block_equals_training_each_client_alone(tiny_backbone, tiny_data, metho
     batches = [[generator.choice(60, 3 if i else 2, replace=False) for i in range(n)] for n in steps]
     start = []
     for client in range(len(steps)):
-        state = network.initial_state(seed=0)
+        state = network.initial_state()
         for layers in state.values():
             for layer in layers.values():
                 for field, tensor in layer.items():

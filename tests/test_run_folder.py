@@ -56,6 +56,8 @@ def test_a_run_is_rewound_to_a_round_in_all_tables(tmp_path):
 def test_every_run_of_a_name_gets_the_next_number(tmp_path):
     assert [RunFolder.create(tmp_path, "a-FLoRG").path.name for _ in range(11)][-2:] == ["version_9", "version_10"]
     assert RunFolder.create(tmp_path, "a-FLoRG").path == tmp_path / "a-FLoRG" / "version_11"
+    for number in (9, 10):  # their numbers are not given again
+        (tmp_path / "a-FLoRG" / f"version_{number}").rmdir()
     (tmp_path / "a-FLoRG" / "version_x").mkdir()
     (tmp_path / "a-FLoRG" / "version_40_old").mkdir()
     assert RunFolder.create(tmp_path, "a-FLoRG").path.name == "version_12"

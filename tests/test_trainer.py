@@ -105,7 +105,7 @@ def test_a_frozen_head_is_neither_trained_nor_sent(fit):
 
 @pytest.mark.parametrize("method", [FLoRG(rank=2, init_std=0.3), FedIT(rank=2)])
 def test_training_learns(fit, method):
-    _, trainer = fit(method=method, rounds=12, local_steps=8, partition=IID(), evaluate_every=12)
+    _, trainer = fit(method=method, lr=0.1, rounds=16, local_steps=8, partition=IID(), evaluate_every=16)
     losses = [float(row["train_loss"]) for row in rows(trainer.folder.path)[1:]]
     assert losses[-1] < 0.9 * losses[0]
 
@@ -209,11 +209,11 @@ def test_changed_data_is_another_run(fit, tiny_data):
 
 
 def test_the_block_size_that_auto_chose_is_kept_on_resume(fit, monkeypatch):
-    import fedgram.trainer
+    import fedgram.setup
 
-    monkeypatch.setattr(fedgram.trainer, "choose_clients_per_block", lambda *_: 3)
+    monkeypatch.setattr(fedgram.setup, "choose_clients_per_block", lambda *_: 3)
     fit(rounds=1)
-    monkeypatch.setattr(fedgram.trainer, "choose_clients_per_block", lambda *_: 1)
+    monkeypatch.setattr(fedgram.setup, "choose_clients_per_block", lambda *_: 1)
     _, trainer = fit(rounds=2, ckpt_path="last")
     assert trainer.clients_per_block == 3
 
@@ -247,6 +247,12 @@ def test_bad_input_gives_one_error_and_writes_no_run(fit, tmp_path, keys, error,
     assert isinstance(caught.value, FedgramError)
     if error is not TrainingError:
         assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_a_run_does_not_go_back(fit):
+    fit(rounds=3)
+    with pytest.raises(ConfigurationError, match=r"rounds is 2, but .* stands at round 3"):
+        fit(rounds=2, ckpt_path="last")
 
 
 def test_a_truncated_checkpoint_is_refused(fit):

@@ -1,7 +1,6 @@
 """Hooks into a run, and the progress bar, which is one."""
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,19 +44,21 @@ class ProgressBar(Callback):
         self._bar: Progress | None = None
         self._rounds: TaskID | None = None
         self._clients: TaskID | None = None
-        self._started = 0.0
+        self._known: Row = {}
 
     def on_fit_start(self, trainer: "FederatedTrainer", first_round: int) -> None:
+        if trainer.fabric.global_rank:
+            return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._started = time.perf_counter()
         console = Console(stderr=True)
         if not console.is_terminal:
             return
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[unit]}"),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             TextColumn("left"),
@@ -65,8 +66,10 @@ class ProgressBar(Callback):
             console=console,
         )
         name = trainer.run_name.rsplit("-", 1)[-1]
-        self._rounds = self._bar.add_task(name, total=trainer.rounds, completed=first_round - 1, status="")
-        self._clients = self._bar.add_task("  clients", total=None, status="")
+        self._rounds = self._bar.add_task(
+            name, total=trainer.rounds, completed=first_round - 1, unit="round", status=""
+        )
+        self._clients = self._bar.add_task("  this round", total=None, unit="client", status="")
         self._bar.start()
 
     def on_round_start(self, trainer: "FederatedTrainer", round_number: int, clients: int) -> None:
@@ -78,10 +81,11 @@ class ProgressBar(Callback):
             self._bar.advance(self._clients, clients)
 
     def on_round_end(self, trainer: "FederatedTrainer", row: Row) -> None:
-        status = describe(row)
+        self._known |= row  # a round that was not evaluated keeps the last accuracy in sight
+        status = describe(self._known)
         if self._bar is not None and self._rounds is not None:
             self._bar.update(self._rounds, completed=row["round"], status=status)
-        else:
+        elif trainer.fabric.global_rank == 0:
             log.info("%s round %d/%d  %s", trainer.run_name, row["round"], trainer.rounds, status)
 
     def on_fit_end(self, trainer: "FederatedTrainer") -> None:

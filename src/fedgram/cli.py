@@ -16,7 +16,7 @@ COMMANDS = {
     "validate": "evaluate a run's model on the validation split",
     "test": "evaluate a run's model on the test split",
     "predict": "write a run's predictions to a CSV file",
-    "compare": "compare finished runs in a table",
+    "compare": "compare finished runs in a table and a picture",
 }
 
 _HELP = """\

@@ -1,6 +1,7 @@
-"""Tables over runs, read from their folders."""
+"""Tables and pictures over runs, read from their folders."""
 
 import argparse
+import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 from fedgram.errors import DataError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.table import Table
 
-__all__ = ["comparison", "find_runs", "main"]
+__all__ = ["comparison", "draw", "find_runs", "main"]
 
 Summary = dict[str, Any]
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINES = ("-", "--", "-.", ":")
 
 
 def find_runs(paths: Iterable[Path]) -> list[tuple[Path, Summary]]:
@@ -37,13 +42,47 @@ def comparison(runs: Sequence[tuple[Path, Summary]]) -> "Table":
     from rich.table import Table
 
     metric = _metric(runs[0][1])
-    table = Table(title=f"{runs[0][1]['task']}, {runs[0][1]['rounds']} rounds", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=_title(runs), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("run", no_wrap=True)
     for column in (f"{metric}\nbefore", "\nafter", "numbers\nup", "\ndown", "MB\nup", "\ndown", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     for folder, summary in runs:
         table.add_row(f"{summary['method']} [dim]{folder.name}[/dim]", *_cells(summary, metric))
     return table
+
+
+def _title(runs: Sequence[tuple[Path, Summary]]) -> str:
+    return "; ".join(dict.fromkeys(f"{summary['task']}, {summary['rounds']} rounds" for _, summary in runs))
+
+
+def draw(runs: Sequence[tuple[Path, Summary]]) -> "Figure":
+    """Return a picture of the metric against the round and against the megabytes sent, one line per run.
+
+    Runs of one method share a colour (of Okabe and Ito's palette, told apart by the colour-blind) and a line style.
+    """
+    from matplotlib.figure import Figure
+
+    metric = _metric(runs[0][1])
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    methods = list(dict.fromkeys(summary["method"] for _, summary in runs))
+    for folder, summary in runs:
+        number = methods.index(summary["method"])
+        style = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _LINES[number % len(_LINES)], "marker": "."}
+        rows = _evaluated(folder / "metrics.csv", metric)
+        values = [float(row[metric]) for row in rows]
+        axes[0].plot([int(row["round"]) for row in rows], values, label=summary["method"], **style)
+        axes[1].plot([float(r["megabytes_up"]) + float(r["megabytes_down"]) for r in rows], values, **style)
+    axes[0].set(xlabel="round", ylabel=f"{metric} ({runs[0][1]['task']})")
+    axes[1].set(xlabel="megabytes sent, up and down, all clients")
+    handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    axes[0].legend(handles.values(), handles.keys())
+    return figure
+
+
+def _evaluated(file: Path, metric: str) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return [row for row in csv.DictReader(lines) if row.get(metric)]
 
 
 def _metric(summary: Summary) -> str:
@@ -71,11 +110,17 @@ def main(arguments: Sequence[str]) -> None:
     """Run ``fedgram compare``."""
     from rich.console import Console
 
-    parser = argparse.ArgumentParser("fedgram compare", description="Compare finished runs in a table.")
+    parser = argparse.ArgumentParser("fedgram compare", description="Compare finished runs in a table and a picture.")
     parser.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], help="folders of runs, or above them")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
-    runs = find_runs(parser.parse_args(arguments).runs)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves as well: .png, .svg or .pdf")
+    given = parser.parse_args(arguments)
+    runs = find_runs(given.runs)
     console = Console()
     console.print(comparison(runs))
+    if given.plot is not None:
+        given.plot.parent.mkdir(parents=True, exist_ok=True)
+        draw(runs).savefig(given.plot, dpi=120)
+        console.print(f"picture: {given.plot}")
     roots = sorted({str(folder.parent.parent) for folder, _ in runs})
     console.print(f"curves: tensorboard --logdir {roots[0] if len(roots) == 1 else '.'}")

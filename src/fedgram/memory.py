@@ -23,11 +23,12 @@ _COPIES = 4
 def saved_bytes(network: ClientNetwork, state: State, table: TokenTable, rows: np.ndarray) -> int:
     """Count the bytes that one client's forward pass keeps for its backward pass, by running it."""
     sizes: dict[int, int] = {}
-    frozen = {parameter.data_ptr() for parameter in network.task.parameters()}
+    task = network.task
+    shared = {tensor.data_ptr() for tensor in (*task.parameters(), *task.buffers())}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in frozen:
+        if storage.data_ptr() not in shared:
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -72,4 +73,4 @@ def peak_megabytes(device: torch.device) -> float:
     """Return the largest memory of this process so far, in MB: on the GPU where there is one, else in RAM."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -11,7 +11,6 @@ from torch import Tensor
 from fedgram.adapters import ClientLayer
 from fedgram.data.tokens import TokenTable
 from fedgram.models.base import FederatedTask, Outputs
-from fedgram.seeding import torch_generator
 from fedgram.state import PARTS, State
 
 __all__ = ["ClientNetwork"]
@@ -37,12 +36,11 @@ class ClientNetwork:
     autocast: Callable[[], AbstractContextManager]
     pad_id: int
 
-    def initial_state(self, seed: int) -> State:
+    def initial_state(self) -> State:
         """Return what the server starts with, without client axis, on the device."""
         state: State = {part: {} for part in PARTS}
         for name, layer in self.layers.items():
-            tensors = layer.initial(torch_generator(seed, f"initial {name}"))
-            state[layer.part][name] = {f: t.to(self.device, self.dtype) for f, t in tensors.items()}
+            state[layer.part][name] = {f: t.to(self.device, self.dtype) for f, t in layer.initial().items()}
         return state
 
     def load(self, state: State) -> None:

@@ -1,36 +1,29 @@
 """The round: sample, cut into blocks, download, train, upload, aggregate, account, evaluate, log, checkpoint."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 
 from fedgram import tracking
 from fedgram.callbacks import Callback, ProgressBar
-from fedgram.checkpoint import Checkpoint, compare_settings, load
 from fedgram.cohort import ClientWeights, cohort_size
-from fedgram.collectives import Ranks
 from fedgram.data import TextClassificationData
 from fedgram.errors import ConfigurationError
 from fedgram.evaluation import evaluate, infer
-from fedgram.federation import Federation, Plan, Round
-from fedgram.memory import choose_clients_per_block
+from fedgram.federation import Federation, Round
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
-from fedgram.network import ClientNetwork
 from fedgram.optim import AdamW, ClientOptimizer
-from fedgram.reporting import describe, summarise, write_partition, write_predictions
-from fedgram.run_folder import RunFolder, find_checkpoint
-from fedgram.state import State
+from fedgram.reporting import summarise, write_predictions
+from fedgram.run_folder import RunFolder
+from fedgram.setup import assemble, begin, trained_state
 
 __all__ = ["FederatedTrainer"]
 
 Precision = Literal["32-true", "64-true", "bf16-true", "bf16-mixed"]
-_WEIGHTS = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
 
 
 class FederatedTrainer:
@@ -165,7 +158,7 @@ class FederatedTrainer:
         Returns:
             What summary.json says.
         """
-        federation = self._begin(model, datamodule, method, optimizer or AdamW(), ckpt_path)
+        federation = begin(self, model, datamodule, method, optimizer or AdamW(), ckpt_path)
         self.fabric.call("on_fit_start", trainer=self, first_round=federation.finished + 1)
         try:
             if not federation.totals.entries:
@@ -244,9 +237,9 @@ class FederatedTrainer:
         Returns:
             The file's path.
         """
-        network, ranks = self._assemble(model, datamodule, method)
+        network, ranks = assemble(self, model, datamodule, method)
         table = datamodule.split(split)
-        state = self._trained_state(network, method, ckpt_path)
+        state = trained_state(self, network, method, ckpt_path)
         outputs = infer(network, state, table, datamodule.eval_batch_size, ranks)
         if ranks.rank == 0:
             write_predictions(Path(output), model.predictions(outputs))
@@ -260,117 +253,12 @@ class FederatedTrainer:
         method: Method,
         ckpt_path: str | None,
     ) -> dict[str, float]:
-        network, ranks = self._assemble(model, datamodule, method)
+        network, ranks = assemble(self, model, datamodule, method)
         table = datamodule.split(split)
         if (table.labels < 0).any():
             raise ConfigurationError(f"the {split} split has no labels to compare with; use fedgram predict")
-        state = self._trained_state(network, method, ckpt_path)
+        state = trained_state(self, network, method, ckpt_path)
         return evaluate(network, state, table, datamodule.eval_batch_size, ranks)
-
-    def _trained_state(self, network: ClientNetwork, method: Method, ckpt_path: str | None) -> State:
-        """Return the server state of a checkpoint, or the one that training would start from."""
-        initial = network.initial_state(self.seed)
-        if ckpt_path is None:
-            return initial
-        path = find_checkpoint(ckpt_path, self.default_root_dir, self.run_name)
-        checkpoint = load(path)
-        present = {**describe(method, "method"), "model.backbone": network.task.backbone, "trainer.seed": self.seed}
-        compare_settings(path, {key: checkpoint.settings.get(key) for key in present}, present)
-        return checkpoint.state
-
-    def _assemble(
-        self, model: FederatedTask, data: TextClassificationData, method: Method
-    ) -> tuple[ClientNetwork, Ranks]:
-        """Launch the ranks, read the data, and put the method's adapters into the backbone."""
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        self.fabric.launch()
-        ranks = Ranks(self.fabric)
-        self.run_name = self.name or f"{data.name}-{method.name}"
-        data.tokenizer = model.load_tokenizer()
-        if ranks.rank == 0:
-            data.prepare_data()
-        ranks.barrier()
-        data.setup()
-        model.configure_for(data.tokenizer, data, self.seed)
-        layers = method.install(model.loaded(), self.seed)
-        model.loaded().to(self.fabric.device, _WEIGHTS.get(self.precision))
-        dtype = torch.float64 if self.precision == "64-true" else torch.float32
-        pad_id = int(data.tokenizer.pad_token_id)
-        return ClientNetwork(model, layers, self.fabric.device, dtype, self.fabric.autocast, pad_id), ranks
-
-    def _begin(
-        self,
-        model: FederatedTask,
-        data: TextClassificationData,
-        method: Method,
-        optimizer: ClientOptimizer,
-        ckpt_path: str | None,
-    ) -> Federation:
-        """Set a federation up, at its start or where a checkpoint stands; nothing is written before that worked."""
-        network, ranks = self._assemble(model, data, method)
-        shards = data.shards(self.clients, self.seed)
-        state = network.initial_state(self.seed)
-        path = None if ckpt_path is None else find_checkpoint(ckpt_path, self.default_root_dir, self.run_name)
-        checkpoint = None if path is None else load(path)
-        self.clients_per_block = ranks.broadcast(self._clients_per_block(network, state, data, checkpoint))
-        plan = Plan(**{key: getattr(self, key) for key in Plan.__dataclass_fields__})
-        settings = self._settings(plan, model, data, method, optimizer)
-        if path is not None and checkpoint is not None:
-            compare_settings(path, checkpoint.settings, settings)
-        folder = RunFolder(Path(ranks.broadcast(str(self._folder(ranks, path).path))))
-        self.folder = folder
-        loggers = self._loggers(folder) if ranks.rank == 0 else []
-        federation = Federation(plan, settings, ranks, network, data, shards, method, optimizer, folder, loggers, state)
-        if checkpoint is not None:
-            federation.resume(checkpoint)
-        if ranks.rank == 0:
-            folder.rewind(federation.finished)
-            tracking.log_figure(loggers, "partition", write_partition(folder.path, data, shards))
-        return federation
-
-    def _clients_per_block(
-        self, network: ClientNetwork, state: State, data: TextClassificationData, checkpoint: Checkpoint | None
-    ) -> int:
-        """Return the size of the blocks: as set, as the run that goes on had it, or as memory allows."""
-        if isinstance(self.clients_per_block, int):
-            return self.clients_per_block
-        if checkpoint is not None:
-            return int(checkpoint.settings["trainer.clients_per_block"])
-        cohort = cohort_size(self.participation, self.clients)
-        return choose_clients_per_block(network, state, data.split("train"), data.batch_size, cohort)
-
-    def _settings(
-        self, plan: Plan, model: FederatedTask, data: TextClassificationData, method: Method, optimizer: ClientOptimizer
-    ) -> dict[str, Any]:
-        """Return what makes a run this run: a checkpoint is refused where one of these differs."""
-        free = ("rounds", "evaluate_every")
-        kept = {f"trainer.{key}": value for key, value in asdict(plan).items() if key not in free}
-        if optimizer.span == "run":
-            kept["trainer.rounds"] = plan.rounds
-        return {
-            **kept,
-            "trainer.precision": self.precision,
-            "model.backbone": model.backbone,
-            "data.batch_size": data.batch_size,
-            "data.fingerprint": data.fingerprint(),
-            **describe(data.partition, "data.partition"),
-            **describe(method, "method"),
-            **describe(optimizer, "optimizer"),
-        }
-
-    def _folder(self, ranks: Ranks, checkpoint: Path | None) -> RunFolder:
-        """Return the folder of the run that goes on, or a new one."""
-        if checkpoint is not None and checkpoint.parent.name == "checkpoints":
-            return RunFolder(checkpoint.parent.parent)
-        if ranks.rank:
-            return RunFolder(self.default_root_dir)  # rank 0 makes one and tells
-        return RunFolder.create(self.default_root_dir, self.run_name)
-
-    def _loggers(self, folder: RunFolder) -> list[Logger]:
-        if isinstance(self.loggers, bool):
-            return tracking.default_loggers(folder.path) if self.loggers else []
-        return self.loggers if isinstance(self.loggers, list) else [self.loggers]
 
     def _finish(self, federation: Federation) -> dict[str, Any]:
         """Write summary.json and the hyperparameters."""

@@ -56,8 +56,8 @@ def explain(message: str, options: Iterable[str], program: str) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=2)
-    return f"; did you mean {' or '.join(close)}?" if close else "."
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else "."
 
 
 def _parameters(class_path: str) -> list[str]:

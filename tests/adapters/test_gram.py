@@ -50,11 +50,11 @@ def test_the_start_is_the_pretrained_function_or_that_of_the_first_gram_matrix(d
     x = draw(4, T, d_in, seed=3)
     for preserve_start in (True, False):
         adapter, weight, L, Rm = make_adapter(d_in, d_out, preserve_start=preserve_start)
-        layer = adapter.initial(generator(5))
+        layer = adapter.initial()
         assert list(layer) == ["A"]
         assert torch.equal(layer["A"], adapter.start)
         layer["A"] += 1  # a copy
-        A = adapter.initial(generator(5))["A"].double()
+        A = adapter.initial()["A"].double()
         assert not torch.equal(layer["A"].double(), A)
         adapter.load({"A": A.expand(2, -1, -1)})
         W = weight if preserve_start else weight + 0.3 * L @ A.mT @ A @ Rm

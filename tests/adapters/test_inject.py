@@ -6,7 +6,7 @@ from fedgram.adapters import HeadLinear, LoraAdapter, find_targets, head_linears
 from fedgram.adapters.inject import base_name, linear_layers
 from fedgram.errors import ConfigurationError
 from fedgram.methods import FLoRG
-from fedgram.seeding import isolated
+from fedgram.seeding import isolated, torch_generator
 
 SMALL = {"vocab_size": 30, "num_labels": 3, "pad_token_id": 1}
 BERT = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
@@ -117,7 +117,7 @@ def test_swap_replaces_layers_in_place():
 
     def make_adapter(name, linear):
         asked.append((name, linear))
-        return LoraAdapter(linear, 2, 1.0)
+        return LoraAdapter(linear, 2, 1.0, torch_generator(0, name))
 
     swap(network, targets, make_adapter)
     assert asked == list(targets.items())
@@ -142,7 +142,7 @@ def block_inputs(kind, clients=3, rows=2, length=6):
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, layer in layers.items():
-        start = layer.initial(generator)
+        start = layer.initial()
         tensors[name] = {
             f: t + torch.randn(clients, *t.shape, generator=generator, dtype=torch.float64) for f, t in start.items()
         }

@@ -77,7 +77,7 @@ class ClientLayer(nn.Module, ABC):
         self.clients: Layer = {}
 
     @abstractmethod
-    def initial(self, generator: torch.Generator) -> Layer:
+    def initial(self) -> Layer:
         """Return the tensors that the server starts with, without client axis, in float32 on the CPU."""
 
     def load(self, tensors: Layer) -> None:

@@ -54,7 +54,7 @@ class GramAdapter(Adapter):
         self.register_buffer("start", start, persistent=False)
         self._start_factors: tuple[Tensor, Tensor] | None = None
 
-    def initial(self, generator: torch.Generator) -> Layer:
+    def initial(self) -> Layer:
         return {"A": self.start.cpu().clone()}
 
     def load(self, tensors: Layer) -> None:

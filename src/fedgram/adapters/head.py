@@ -15,7 +15,7 @@ class HeadLinear(ClientLayer):
 
     part = "head"
 
-    def initial(self, generator: torch.Generator) -> Layer:
+    def initial(self) -> Layer:
         return {name: value.detach().float().cpu().clone() for name, value in self.base.named_parameters()}
 
     def forward(self, x: Float[Tensor, "rows ... d_in"]) -> Float[Tensor, "rows ... d_out"]:

@@ -9,11 +9,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import nn
 
 from fedgram.adapters import Adapter, ClientLayer, find_targets, swap, swap_heads
 from fedgram.adapters.base import layer_sizes
 from fedgram.errors import ConfigurationError
+from fedgram.seeding import torch_generator
 from fedgram.state import Layers
 from fedgram.uploads import Uploads
 
@@ -80,13 +82,12 @@ class Method(ABC):
         return self.alpha / self.rank
 
     @abstractmethod
-    def adapter(self, name: str, linear: nn.Module, seed: int) -> Adapter:
+    def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         """Return the adapter that replaces a layer of the backbone.
 
         Args:
-            name: the layer's dotted name: draws for this layer are derived from it and the seed.
             linear: the frozen layer.
-            seed: the seed of the run.
+            generator: for what is drawn for this layer, the same on every rank.
         """
 
     def install(self, backbone: nn.Module, seed: int) -> dict[str, ClientLayer]:
@@ -105,7 +106,7 @@ class Method(ABC):
                 raise ConfigurationError(
                     f"method.rank must be at most min(d_in, d_out) = {k} of {name}, got {self.rank}"
                 )
-            return self.adapter(name, linear, seed)
+            return self.adapter(linear, torch_generator(seed, f"adapter of {name}"))
 
         swap(backbone, find_targets(backbone, self.target_modules), make)
         if self.head != "frozen":

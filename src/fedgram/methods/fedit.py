@@ -1,5 +1,6 @@
 """FedIT: LoRA's A and B, each averaged (Zhang et al., Towards Building the Federated GPT, arXiv 2305.05644)."""
 
+import torch
 from torch import nn
 
 from fedgram.adapters import Adapter, LoraAdapter
@@ -27,8 +28,8 @@ class FedIT(Method):
 
     fields = (Field("A"), Field("B"))
 
-    def adapter(self, name: str, linear: nn.Module, seed: int) -> Adapter:
-        return LoraAdapter(linear, self.rank, self.scale)
+    def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
+        return LoraAdapter(linear, self.rank, self.scale, generator)
 
     def aggregate(self, layers: Layers, uploads: Uploads) -> Layers:
         return average(layers, uploads)

@@ -17,7 +17,6 @@ from fedgram.adapters.base import frozen_weight
 from fedgram.adapters.gram import Basis
 from fedgram.errors import ConfigurationError
 from fedgram.methods.base import Diagnostics, Field, HeadPolicy, Method
-from fedgram.seeding import torch_generator
 from fedgram.state import Layers
 from fedgram.uploads import Uploads
 
@@ -73,11 +72,10 @@ class FLoRG(Method):
         self.init_std = init_std
         self.preserve_start = preserve_start
 
-    def adapter(self, name: str, linear: nn.Module, seed: int) -> Adapter:
+    def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         weight = frozen_weight(linear)
-        bases = make_bases(self.basis, weight, torch_generator(seed, f"bases of {name}"))
-        A = torch.empty(self.rank, min(weight.shape))
-        A.normal_(0, self.init_std, generator=torch_generator(seed, f"A of {name}"))
+        A = torch.empty(self.rank, min(weight.shape)).normal_(0, self.init_std, generator=generator)
+        bases = make_bases(self.basis, weight, generator)
         return GramAdapter(linear, self.rank, self.scale, bases, A, self.preserve_start)
 
     def aggregate(self, layers: Layers, uploads: Uploads) -> Layers:

