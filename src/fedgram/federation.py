@@ -89,7 +89,7 @@ class Federation:
 
     Attributes:
         state: the server's tensors.
-        finished: rounds done.
+        finished: the last round that is done; 0 is the evaluation before training, -1 that nothing is.
         totals: all traffic so far.
         seconds: time spent in rounds so far, over all starts of the run.
         metrics: the last evaluation.
@@ -107,7 +107,7 @@ class Federation:
     folder: RunFolder
     loggers: list[Any]
     state: State
-    finished: int = 0
+    finished: int = -1
     totals: Ledger = field(default_factory=Ledger)
     seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -249,7 +249,7 @@ class Federation:
 
     def _is_best(self) -> bool:
         monitor, mode = self.network.task.monitor, self.network.task.monitor_mode
-        if monitor not in self.metrics or not (self._due(self.finished) or self.finished == 0):
+        if monitor not in self.metrics or not self._due(self.finished):
             return False
         if not self.best:
             return True

@@ -7,6 +7,7 @@ import psutil
 import torch
 
 from fedgram.data.tokens import TokenTable
+from fedgram.errors import ConfigurationError
 from fedgram.network import ClientNetwork
 from fedgram.state import State, parameters_of
 
@@ -54,6 +55,8 @@ def choose_clients_per_block(
         batch_size: samples of one local step.
         cohort: clients of one round.
     """
+    if cohort == 1 or not _can_batch(network, state, table):
+        return 1
     longest = np.argsort(table.lengths)[-batch_size:]
     parameters = sum(parameters_of(layers) for layers in state.values())
     per_client = saved_bytes(network, state, table, longest) + _COPIES * 4 * parameters
@@ -61,6 +64,19 @@ def choose_clients_per_block(
     if network.device.type == "cpu":
         by_memory = min(by_memory, round(_CPU_TOKENS / (batch_size * float(table.lengths.mean()))))
     return max(1, min(by_memory, cohort))
+
+
+def _can_batch(network: ClientNetwork, state: State, table: TokenTable) -> bool:
+    """Say whether the backbone keeps the rows of clients apart in all adapted layers (DeBERTa-v2 does not)."""
+    network.load_one(state)
+    for layer in network.layers.values():
+        layer.load({field: tensor.expand(2, *tensor.shape[1:]) for field, tensor in layer.clients.items()})
+    try:
+        with torch.inference_mode():
+            network.run(table, np.array([0, 0]))
+    except ConfigurationError:
+        return False
+    return True
 
 
 def _free_bytes(device: torch.device) -> int:

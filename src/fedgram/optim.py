@@ -14,7 +14,7 @@ of the others are not touched. Nothing here waits for the device.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -176,13 +176,7 @@ class AdamW(ClientOptimizer):
         lr: the learning rate, after the warm-up and before the decay.
         betas: the decay rates β₁ and β₂ of the first and second moment of the gradient.
         eps: ε, added to the denominator.
-        weight_decay: λ, how strongly parameters are drawn to zero, apart from the gradient.
-        max_grad_norm: each client's gradient is scaled down to this norm; null for no clipping.
-        schedule: the learning rate after the warm-up: "constant", or falling to zero as a line ("linear") or half a
-            cosine ("cosine").
-        warmup: the share of the span, 0 to 1, over which the learning rate rises in a line from zero. The very first
-            step of the span then has a learning rate of zero.
-        span: what the schedule stretches over: every "round" anew, or the whole "run".
+        common: the settings of `ClientOptimizer`.
 
     Raises:
         ConfigurationError: a setting out of its range.
@@ -193,13 +187,9 @@ class AdamW(ClientOptimizer):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        max_grad_norm: float | None = None,
-        schedule: Schedule = "constant",
-        warmup: float = 0.0,
-        span: Span = "round",
+        **common: Any,
     ) -> None:
-        super().__init__(lr, weight_decay, max_grad_norm, schedule, warmup, span)
+        super().__init__(lr, **common)
         valid = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
         _require(valid, "betas", "two numbers in [0, 1)", betas, "[0.9, 0.999] is usual")
         _require(0 < eps < math.inf, "eps", "a positive number", eps, "1e-8 is usual")
@@ -235,13 +225,7 @@ class SGD(ClientOptimizer):
         lr: the learning rate, after the warm-up and before the decay.
         momentum: μ, what stays of the last step's direction; 0 for none.
         nesterov: use Nesterov's momentum.
-        weight_decay: λ, how strongly parameters are drawn to zero, as part of the gradient.
-        max_grad_norm: each client's gradient is scaled down to this norm, before the decay; null for no clipping.
-        schedule: the learning rate after the warm-up: "constant", or falling to zero as a line ("linear") or half a
-            cosine ("cosine").
-        warmup: the share of the span, 0 to 1, over which the learning rate rises in a line from zero. The very first
-            step of the span then has a learning rate of zero.
-        span: what the schedule stretches over: every "round" anew, or the whole "run".
+        common: the settings of `ClientOptimizer`; clipping comes before the decay.
 
     Raises:
         ConfigurationError: a setting out of its range, or Nesterov's momentum without momentum.
@@ -252,13 +236,9 @@ class SGD(ClientOptimizer):
         lr: float,
         momentum: float = 0.0,
         nesterov: bool = False,
-        weight_decay: float = 0.0,
-        max_grad_norm: float | None = None,
-        schedule: Schedule = "constant",
-        warmup: float = 0.0,
-        span: Span = "round",
+        **common: Any,
     ) -> None:
-        super().__init__(lr, weight_decay, max_grad_norm, schedule, warmup, span)
+        super().__init__(lr, **common)
         _require(0 <= momentum < 1, "momentum", "a number in [0, 1)", momentum, "0.9 is usual, 0 turns it off")
         _require(momentum > 0 or not nesterov, "momentum", "more than 0 with nesterov", momentum, "set momentum to 0.9")
         self.momentum = momentum

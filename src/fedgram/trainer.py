@@ -11,7 +11,7 @@ from fedgram import tracking
 from fedgram.callbacks import Callback, ProgressBar
 from fedgram.cohort import ClientWeights, cohort_size
 from fedgram.data import TextClassificationData
-from fedgram.errors import ConfigurationError
+from fedgram.errors import ConfigurationError, require_choice
 from fedgram.evaluation import evaluate, infer
 from fedgram.federation import Federation, Round
 from fedgram.methods import Method
@@ -131,6 +131,8 @@ class FederatedTrainer:
                 "trainer.participation must be a share of the clients in (0, 1], or a whole number of at most "
                 f"trainer.clients = {self.clients}; got {self.participation}"
             )
+        require_choice("trainer.client_weights", self.client_weights, ClientWeights)
+        require_choice("trainer.precision", self.precision, Precision)
         cohort = cohort_size(self.participation, self.clients)
         if isinstance(self.clients_per_block, int) and self.clients_per_block > cohort:
             raise ConfigurationError(
@@ -159,9 +161,9 @@ class FederatedTrainer:
             What summary.json says.
         """
         federation = begin(self, model, datamodule, method, optimizer or AdamW(), ckpt_path)
-        self.fabric.call("on_fit_start", trainer=self, first_round=federation.finished + 1)
+        self.fabric.call("on_fit_start", trainer=self, first_round=max(1, federation.finished + 1))
         try:
-            if not federation.totals.entries:
+            if federation.finished < 0:
                 self._conclude(federation, Round(0, [], []))
             for number in range(federation.finished + 1, self.rounds + 1):
                 current = federation.sample(number)

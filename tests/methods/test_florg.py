@@ -226,3 +226,9 @@ def test_an_ill_conditioned_server_matrix_costs_no_accuracy():
     assert error(after, oracles.florg({"A": A}, [{"A": F} for F in factors], weights)["A"]) < 1e-8
     Z = linalg.weighted_stack(torch.from_numpy(factors), torch.from_numpy(weights))
     assert float(linalg.gram_error(torch.from_numpy(after), Z)) < 1e-3
+
+
+@pytest.mark.parametrize("setting", ["solver", "projection", "basis", "head"])
+def test_a_misspelt_choice_is_refused(setting):
+    with pytest.raises(ConfigurationError, match=rf"method\.{setting} must be one of .*; got 'nope'"):
+        FLoRG(**{setting: "nope"})

@@ -14,7 +14,7 @@ from torch import nn
 
 from fedgram.adapters import Adapter, ClientLayer, find_targets, swap, swap_heads
 from fedgram.adapters.base import layer_sizes
-from fedgram.errors import ConfigurationError
+from fedgram.errors import ConfigurationError, require_choice
 from fedgram.seeding import torch_generator
 from fedgram.state import Layers
 from fedgram.uploads import Uploads
@@ -66,6 +66,7 @@ class Method(ABC):
             raise ConfigurationError(f"method.rank must be at least 1, got {rank}")
         if alpha <= 0:
             raise ConfigurationError(f"method.alpha must be positive, got {alpha}")
+        require_choice("method.head", head, HeadPolicy)
         self.rank = rank
         self.alpha = alpha
         self.target_modules = target_modules

@@ -17,13 +17,6 @@ class FedIT(Method):
 
     ΔW = s B A and Ā = Σ wₙ Aₙ, B̄ = Σ wₙ Bₙ. The mean of the products is not the product of the means: B̄ Ā misses
     Σ wₙ (Bₙ - B̄)(Aₙ - Ā), which is logged as ``aggregation_error``.
-
-    Args:
-        rank: r, the rank of the adapters.
-        alpha: the adapter's output is scaled by alpha / rank.
-        target_modules: ends of the names of the layers to adapt, such as [query, value]; by default the query and value
-            projections of the architecture.
-        head: "averaged" (the clients train the task's output layer and the server averages it) or "frozen".
     """
 
     fields = (Field("A"), Field("B"))

@@ -5,7 +5,7 @@ Symbols: ``A: (r, k)`` the server's matrix Aᵗ of one layer; ``Z: (m, k)`` any 
 ZᵀZ = Q; ``Ã: (r', k)`` the canonical one, Λ^{1/2} P.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,13 +15,14 @@ from fedgram import linalg
 from fedgram.adapters import Adapter, GramAdapter, make_bases
 from fedgram.adapters.base import frozen_weight
 from fedgram.adapters.gram import Basis
-from fedgram.errors import ConfigurationError
-from fedgram.methods.base import Diagnostics, Field, HeadPolicy, Method
+from fedgram.errors import ConfigurationError, require_choice
+from fedgram.methods.base import Diagnostics, Field, Method
 from fedgram.state import Layers
 from fedgram.uploads import Uploads
 
 __all__ = ["FLoRG", "Projection"]
 
+Solver = Literal["polar", "eigh"]
 Projection = Literal["procrustes", "top_r", "top_r_aligned", "none", "average"]
 
 
@@ -32,11 +33,6 @@ class FLoRG(Method):
     rotates the factor towards the last A (eqs. 8-11).
 
     Args:
-        rank: r, the rank of the adapters.
-        alpha: the adapter's output is scaled by s = alpha / rank.
-        target_modules: ends of the names of the layers to adapt, such as [query, value]; by default the query and value
-            projections of the architecture.
-        head: "averaged" (the clients train the task's output layer and the server averages it) or "frozen".
         solver: "polar" gives Aᵗ⁺¹ = polar(Aᵗ Zᵀ) Z without forming Q; "eigh" is the paper's literal path: all_reduce of
             the k x k Gram matrices, eigendecomposition, SVD. Both give the same A, up to rounding.
         projection: how Q's factor of rank r' becomes one of rank r. "procrustes": the paper's (eq. 11).
@@ -47,25 +43,26 @@ class FLoRG(Method):
             "svd" (the singular vectors of the pretrained weight) or "identity".
         init_std: standard deviation of the entries of the first A; zero would be a saddle.
         preserve_start: take s L A₁ᵀA₁ R out of the frozen side, so that training starts at the pretrained function.
+        common: the settings of `Method`: rank, alpha, target_modules, head.
     """
 
     fields = (Field("A"),)
 
     def __init__(
         self,
-        rank: int = 4,
-        alpha: float = 16.0,
-        target_modules: list[str] | None = None,
-        head: HeadPolicy = "averaged",
-        solver: Literal["polar", "eigh"] = "polar",
+        solver: Solver = "polar",
         projection: Projection = "procrustes",
         basis: Basis = "orthogonal",
         init_std: float = 0.02,
         preserve_start: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__(rank, alpha, target_modules, head)
+        super().__init__(**common)
         if init_std <= 0:
             raise ConfigurationError(f"method.init_std must be positive (A = 0 is a saddle), got {init_std}")
+        require_choice("method.solver", solver, Solver)
+        require_choice("method.projection", projection, Projection)
+        require_choice("method.basis", basis, Basis)
         self.solver = solver
         self.projection = projection
         self.basis = basis
