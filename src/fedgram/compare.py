@@ -42,9 +42,11 @@ def comparison(runs: Sequence[tuple[Path, Summary]]) -> "Table":
     from rich.table import Table
 
     metric = _metric(runs[0][1])
-    table = Table(title=_title(runs), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(
+        title=_title(runs), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True, show_edge=False
+    )
     table.add_column("run", no_wrap=True)
-    for column in (f"{metric}\nbefore", "\nafter", "numbers\nup", "\ndown", "MB\nup", "\ndown", "seconds"):
+    for column in (f"{metric}\nbefore", "\nafter", "parameters\nup", "\ndown", "MB\nup", "\ndown", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     for folder, summary in runs:
         table.add_row(f"{summary['method']} [dim]{folder.name}[/dim]", *_cells(summary, metric))
