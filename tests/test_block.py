@@ -128,3 +128,22 @@ def test_block_equals_training_each_client_alone(tiny_backbone, tiny_data, metho
             assert not torch.equal(together[key], flatten(start[client])[key])
     assert losses.shape == (4,)
     assert torch.isfinite(losses).all()
+
+
+def test_frozen_fields_take_part_and_stay(tiny_backbone, tiny_data):
+    network, data = make_network(tiny_backbone, tiny_data, FedIT(rank=2))
+    generator = np.random.default_rng(0)
+    batches = [[generator.choice(60, 3, replace=False) for _ in range(n)] for n in (3, 1)]
+    start = [network.initial_state() for _ in batches]
+    start[1]["adapter"] = {n: {f: t + 0.5 for f, t in layer.items()} for n, layer in start[1]["adapter"].items()}
+    table, optimizer = data.split("train"), SGD(lr=0.1)
+    frozen, _ = train_block(network, optimizer, start, table, batches, frozen={"A"})
+    free, _ = train_block(network, optimizer, start, table, batches)
+    for client, state in enumerate(frozen):
+        for name, layer in state["adapter"].items():
+            assert torch.equal(layer["A"], start[client]["adapter"][name]["A"])
+            assert not torch.equal(layer["B"], start[client]["adapter"][name]["B"])
+    # With B = 0 the first gradient of A is zero: a client with one step trains B as if A were free.
+    alone, _ = train_block(network, optimizer, start[1:], table, batches[1:], frozen={"A"})
+    for name, layer in alone[0]["adapter"].items():
+        torch.testing.assert_close(layer["B"], free[1]["adapter"][name]["B"], rtol=0, atol=1e-12)

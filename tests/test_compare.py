@@ -61,3 +61,11 @@ def test_the_picture_is_written(runs, tmp_path):
 def test_no_runs_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no finished run below"):
         find_runs([tmp_path])
+
+
+def test_a_damaged_summary_and_an_unknown_picture_are_errors(runs, tmp_path):
+    with pytest.raises(DataError, match=r"must end in one of .png, .svg, .pdf"):
+        main([str(runs), "--plot", "plot.xyz"])
+    next(runs.rglob("summary.json")).write_text("{")
+    with pytest.raises(DataError, match="is damaged"):
+        find_runs([runs])

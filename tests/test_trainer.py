@@ -1,5 +1,8 @@
 import csv
 import json
+import platform
+import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from fedgram import (
 from fedgram.callbacks import Callback
 from fedgram.checkpoint import load, save
 from fedgram.errors import CheckpointError, ConfigurationError, DataError, FedgramError, TrainingError
+from fedgram.methods import Field
 from fedgram.run_folder import RunFolder
 
 
@@ -58,13 +62,24 @@ def test_the_run_folder_holds_what_a_run_is_judged_by(fit, tmp_path):
     assert [row["round"] for row in metrics] == ["0", "1", "2", "3"]
     assert metrics[0]["train_loss"] == ""
     assert all(0 <= float(row["accuracy"]) <= 1 for row in metrics)
-    assert {"val_loss", "aggregation_error", "best_rank_error", "condition_number", "drift", "rank_of_q"} <= set(
-        metrics[1]
-    )
+    assert {
+        "val_loss",
+        "train_loss",
+        "aggregation_error",
+        "best_rank_error",
+        "condition_number",
+        "drift",
+        "rank_of_q",
+    } <= set(metrics[1])
     assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert summary["final"]["accuracy"] == float(metrics[-1]["accuracy"])
     assert summary["initial"]["accuracy"] == float(metrics[0]["accuracy"])
-    assert summary["versions"]["torch"] == torch.__version__
+    names = ("torch", "transformers", "lightning", "fedgram")
+    assert summary["versions"] == {"python": platform.python_version(), **{name: version(name) for name in names}}
+    assert summary["seed"] == 0
+    assert summary["data_fingerprint"] == summary["settings"]["data.fingerprint"]
+    assert len(summary["data_fingerprint"]) == 64
+    assert summary["git_commit"] is None or re.fullmatch("[0-9a-f]{40}", summary["git_commit"])
     assert summary["state_hash"] == _hash_of(trainer.folder.checkpoint("last"))
     assert (folder / "partition.png").stat().st_size > 1000
     partition = rows(folder, "partition.csv")
@@ -216,7 +231,7 @@ def test_the_block_size_that_auto_chose_is_kept_on_resume(fit, monkeypatch):
     fit(rounds=1)
     monkeypatch.setattr(fedgram.setup, "choose_clients_per_block", lambda *_: 1)
     _, trainer = fit(rounds=2, ckpt_path="last")
-    assert trainer.clients_per_block == 3
+    assert trainer.plan.clients_per_block == 3
 
 
 @pytest.mark.parametrize(
@@ -234,6 +249,7 @@ def test_the_block_size_that_auto_chose_is_kept_on_resume(fit, monkeypatch):
             "client_weights must be one of uniform, samples; got 'equal'",
         ),
         ({"precision": "16-mixed"}, ConfigurationError, "precision must be one of 32-true.*; got '16-mixed'"),
+        ({"ckpt_path": "best"}, ConfigurationError, "last; best is for validate and test"),
         ({"rounds": 0}, ConfigurationError, "rounds must be at least 1, got 0"),
         ({"method": FLoRG(rank=17)}, ConfigurationError, r"at most min\(d_in, d_out\) = 16 .* got 17"),
         (
@@ -308,6 +324,71 @@ def test_a_schedule_over_the_run_ends_at_zero(fit):
     assert first == [4, 4]
     drift = [[float(row["drift"]) for row in rows(t.folder.path)[1:]] for t in (falling, constant)]
     assert drift[0][-1] < 0.5 * drift[1][-1]
+
+
+def test_evaluation_waits_for_its_round_and_the_last(fit):
+    _, trainer = fit(rounds=5, evaluate_every=2)
+    metrics = rows(trainer.folder.path)
+    assert [row["round"] for row in metrics if row["accuracy"]] == ["0", "2", "4", "5"]
+    assert all(float(row["drift"]) > 0 for row in metrics[1:])
+
+
+def test_threads_are_part_of_the_run(fit):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        fit(rounds=1, threads=1, name="one")
+        torch.set_num_threads(2)
+        _, trainer = fit(rounds=2, name="one", ckpt_path="last")
+        assert (trainer.plan.threads, torch.get_num_threads()) == (1, 1)
+        with pytest.raises(CheckpointError, match=r"trainer\.threads: 1 there, 2 here"):
+            fit(rounds=3, threads=2, name="one", ckpt_path="last")
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_type_of_the_weights_is_part_of_the_run(fit, tiny_backbone, tiny_data, tmp_path):
+    fit(rounds=1)
+    trainer = FederatedTrainer(
+        rounds=2, clients=5, local_steps=2, accelerator="cpu", default_root_dir=tmp_path / "runs"
+    )
+    data = TextClassificationData(str(tiny_data), batch_size=3, partition=Dirichlet(1.0), cache_dir=str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"model\.dtype: 'torch\.float32' there, 'torch\.bfloat16' here"):
+        trainer.fit(TextClassification(tiny_backbone, "bfloat16"), data, FLoRG(rank=2), AdamW(lr=0.02), "last")
+
+
+def test_samples_beyond_the_positions_of_the_backbone_are_refused(fit, tiny_data):
+    file = tiny_data / "train.csv"
+    file.write_text(file.read_text() + "film " * 100 + ",1\n")
+    with pytest.raises(ConfigurationError, match=r"a sample has 102 tokens, but .* has 64 positions"):
+        fit()
+
+
+def test_a_checkpoint_for_other_labels_is_refused(fit, tiny_backbone, tiny_data, tmp_path):
+    fit(rounds=1)
+    data = TextClassificationData(str(tiny_data), num_labels=3, cache_dir=str(tmp_path / "cache"))
+    trainer = FederatedTrainer(accelerator="cpu", default_root_dir=tmp_path / "runs")
+    with pytest.raises(CheckpointError, match="as many labels"):
+        trainer.test(TextClassification(tiny_backbone), data, FLoRG(rank=2), "last")
+
+
+def test_any_lightning_logger_will_do(fit, tmp_path):
+    from lightning.fabric.loggers import CSVLogger
+
+    _, trainer = fit(loggers=[CSVLogger(tmp_path / "csv", name="", version="")])
+    logged = rows(tmp_path / "csv")
+    assert len([row for row in logged if row.get("accuracy")]) == 4
+    del trainer
+
+
+def test_the_progress_bar_shows_round_loss_accuracy_pace_and_time_left(fit, monkeypatch, capsys):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "140")
+    fit(rounds=2, progress_bar=True)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert re.search(r"data-FLoRG .*round +2/2 +loss 0\.\d+ +accuracy 0\.\d+ .* s/round left 0:00:00", shown)
+    assert re.search(r"this round .*client +5/5", shown)
 
 
 def test_callbacks_are_called_in_order(fit):
@@ -396,3 +477,28 @@ def test_without_a_validation_split_a_run_still_trains(fit, tiny_data):
 def test_versions_are_counted_up(tmp_path):
     names = [RunFolder.create(tmp_path, "run").path.name for _ in range(3)]
     assert names == ["version_0", "version_1", "version_2"]
+
+
+def test_a_field_that_is_neither_sent_nor_trained_stays_what_the_seed_gave(fit):
+    """A method with a common frozen A: the flags of its fields say all of it."""
+
+    class FrozenA(FedIT):
+        fields = (Field("A", down=False, up=False, trained=False), Field("B"))
+
+        def aggregate(self, layers, uploads):
+            return {
+                name: {**layer, "B": uploads.mean(name, lambda sent: sent["B"], layer["B"]).to(layer["B"])}
+                for name, layer in layers.items()
+            }
+
+        def diagnose(self, before, after, uploads):
+            return {}
+
+    summary, trainer = fit(method=FrozenA(rank=2, head="frozen"), rounds=2)
+    assert summary["parameters_up"] == summary["parameters_down"] == 2 * 5 * 4 * 2 * 16
+    first = load(trainer.folder.checkpoint("last")).state["adapter"]
+    start = fit(method=FrozenA(rank=2, head="frozen"), rounds=1, lr=1e-9, name="start")[1]
+    second = load(start.folder.checkpoint("last")).state["adapter"]
+    for name, layer in first.items():
+        assert torch.equal(layer["A"], second[name]["A"])
+        assert not torch.equal(layer["B"], second[name]["B"])

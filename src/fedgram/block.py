@@ -5,7 +5,7 @@ every client that still trains, client after client; the loss is the sum over cl
 that the gradient of a row is that client's own, and an elementwise optimizer makes C separate trainings of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from fedgram.data.tokens import TokenTable
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
-from fedgram.state import Layout, State
+from fedgram.state import Layout, State, merge, prefix, split, stack
 
 __all__ = ["train_block"]
 
@@ -27,6 +27,7 @@ def train_block(
     table: TokenTable,
     batches: Sequence[Sequence[np.ndarray]],
     span: tuple[float, float] = (0.0, 1.0),
+    frozen: Collection[str] = (),
 ) -> tuple[list[State], Float[Tensor, " C"]]:
     """Train the C clients of one block.
 
@@ -37,39 +38,34 @@ def train_block(
         table: the samples.
         batches: per client, the samples of each local step.
         span: where the learning rate's schedule stands when the round begins and ends.
+        frozen: fields of the adapters that are held and not trained.
 
     Returns:
         What each client ends with, and its mean loss over its local steps.
     """
-    layout = Layout.of(start[0])
-    params = layout.pack(start).to(network.device, network.dtype)
+    trained, frozen_parts = zip(*(split(own, frozen) for own in start), strict=True)
+    layout, held = Layout.of(trained[0]), stack(frozen_parts)
+    params = layout.pack(trained).to(network.device, network.dtype)
     memory = optimizer.init(params)
     steps = torch.tensor([len(own) for own in batches], dtype=torch.float64, device=network.device)
     losses = torch.zeros(len(batches), dtype=torch.float64, device=network.device)
     for step in range(len(batches[0])):
         active = sum(len(own) > step for own in batches)
-        means, gradient = _gradient(network, params[:active], layout, table, [own[step] for own in batches[:active]])
+        leaf = params[:active].detach().requires_grad_()
+        network.load(merge(layout.unpack(leaf), prefix(held, active)))
+        means = _mean_losses(network, table, [own[step] for own in batches[:active]])
+        (gradient,) = torch.autograd.grad(means.sum(), leaf)
         rate = optimizer.learning_rate(span[0] + (span[1] - span[0]) * step / steps[:active])
         optimizer.update(params[:active], gradient, {key: value[:active] for key, value in memory.items()}, rate)
-        losses[:active] += means
-    return layout.rows(params), losses / steps
+        losses[:active] += means.detach()
+    return [merge(own, new) for own, new in zip(start, layout.rows(params), strict=True)], losses / steps
 
 
-def _gradient(
-    network: ClientNetwork,
-    params: Float[Tensor, "C P"],
-    layout: Layout,
-    table: TokenTable,
-    rows: Sequence[np.ndarray],
-) -> tuple[Float[Tensor, " C"], Float[Tensor, "C P"]]:
-    """Return each client's mean loss over its batch, and its gradient with respect to its own parameters."""
-    leaf = params.detach().requires_grad_()
-    network.load(layout.unpack(leaf))
+def _mean_losses(network: ClientNetwork, table: TokenTable, rows: Sequence[np.ndarray]) -> Float[Tensor, " C"]:
+    """Return each client's mean loss over its batch, with the model that is loaded for it."""
     samples, weights = _rectangle(rows)
     losses = network.task.sample_losses(*network.run(table, samples))
-    means = (losses.reshape(len(rows), -1) * weights.to(losses)).sum(dim=1)
-    (gradient,) = torch.autograd.grad(means.sum(), leaf)
-    return means.detach(), gradient
+    return (losses.reshape(len(rows), -1) * weights.to(losses)).sum(dim=1)
 
 
 def _rectangle(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, Float[Tensor, "C b"]]:

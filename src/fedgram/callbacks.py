@@ -65,7 +65,7 @@ class ProgressBar(Callback):
             TimeRemainingColumn(),
             console=console,
         )
-        name = trainer.run_name.rsplit("-", 1)[-1]
+        name = trainer.run_name
         self._rounds = self._bar.add_task(
             name, total=trainer.rounds, completed=first_round - 1, unit="round", status=""
         )
@@ -83,19 +83,19 @@ class ProgressBar(Callback):
     def on_round_end(self, trainer: "FederatedTrainer", row: Row) -> None:
         self._known |= row  # a round that was not evaluated keeps the last accuracy in sight
         if self._bar is not None and self._rounds is not None:
-            self._bar.update(self._rounds, completed=row["round"], status=describe(self._known))
+            self._bar.update(self._rounds, completed=row["round"], status=status_line(self._known))
         elif trainer.fabric.global_rank == 0:
-            log.info("%s round %d/%d  %s", trainer.run_name, row["round"], trainer.rounds, describe(row))
+            log.info("%s round %d/%d  %s", trainer.run_name, row["round"], trainer.rounds, status_line(row))
 
     def on_fit_end(self, trainer: "FederatedTrainer") -> None:
         if self._bar is not None:
             self._bar.stop()
 
 
-def describe(row: Row) -> str:
+def status_line(row: Row) -> str:
     """Return what a round's row says in a few words.
 
-    >>> describe({"round": 1, "train_loss": 0.5, "accuracy": 0.75, "seconds": 2.0})
+    >>> status_line({"round": 1, "train_loss": 0.5, "accuracy": 0.75, "seconds": 2.0})
     'loss 0.5000  accuracy 0.7500  2.00 s/round'
     """
     named = {"train_loss": "loss"}

@@ -18,6 +18,7 @@ __all__ = ["comparison", "draw", "find_runs", "main"]
 Summary = dict[str, Any]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_PICTURES = (".png", ".svg", ".pdf")
 _LINES = ("-", "--", "-.", ":")
 
 
@@ -33,7 +34,14 @@ def find_runs(paths: Iterable[Path]) -> list[tuple[Path, Summary]]:
         raise DataError(
             f"no finished run below {', '.join(map(str, paths))}: there is no summary.json; run fedgram fit"
         )
-    return [(folder, json.loads(file.read_text())) for folder, file in found.items()]
+    return [(folder, _read(file)) for folder, file in found.items()]
+
+
+def _read(file: Path) -> Summary:
+    try:
+        return dict(json.loads(file.read_text()))
+    except ValueError as error:
+        raise DataError(f"{file} is damaged ({error}); run it again, or leave its folder out") from error
 
 
 def comparison(runs: Sequence[tuple[Path, Summary]]) -> "Table":
@@ -121,6 +129,8 @@ def main(arguments: Sequence[str]) -> None:
     console = Console()
     console.print(comparison(runs))
     if given.plot is not None:
+        if given.plot.suffix not in _PICTURES:
+            raise DataError(f"--plot {given.plot}: the name must end in one of {', '.join(_PICTURES)}")
         given.plot.parent.mkdir(parents=True, exist_ok=True)
         draw(runs).savefig(given.plot, dpi=120)
         console.print(f"picture: {given.plot}")

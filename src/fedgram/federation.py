@@ -36,7 +36,7 @@ from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.run_folder import RunFolder
 from fedgram.seeding import numpy_generator
-from fedgram.state import State, state_hash, to
+from fedgram.state import State, merge, state_hash, to
 from fedgram.uploads import Uploads, average
 
 __all__ = ["Federation", "Plan", "Round"]
@@ -55,6 +55,7 @@ class Plan:
     client_weights: ClientWeights
     evaluate_every: int
     seed: int
+    threads: int
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Round:
         losses: their mean training losses.
         ledger: what travelled to and from this rank's clients, and after `Federation.account` the whole cohort.
         row: the round's row of metrics.csv.
-        diagnostics: figures about the aggregation, if it was a round to evaluate.
+        diagnostics: figures about the aggregation.
     """
 
     number: int
@@ -88,10 +89,12 @@ class Federation:
     """A server, its clients and their data.
 
     Attributes:
+        held: what every client holds from the start: it comes from the seed and is never sent.
         state: the server's tensors.
         finished: the last round that is done; 0 is the evaluation before training, -1 that nothing is.
         totals: all traffic so far.
         seconds: time spent in rounds so far, over all starts of the run.
+        initial: the evaluation before training.
         metrics: the last evaluation.
         best: the evaluation with the best monitored metric, with its round.
     """
@@ -106,10 +109,12 @@ class Federation:
     optimizer: ClientOptimizer
     folder: RunFolder
     loggers: list[Any]
+    held: State
     state: State
     finished: int = -1
     totals: Ledger = field(default_factory=Ledger)
     seconds: float = 0.0
+    initial: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
 
@@ -130,13 +135,13 @@ class Federation:
         return deal_blocks(blocks, self.ranks.size)[self.ranks.rank]
 
     def download(self, current: Round, block: Block) -> list[State]:
-        """Send the clients of a block what they start from."""
-        payloads = []
+        """Send the clients of a block their payloads, and return what they start from: those over what they hold."""
+        starts = []
         for client in block.clients:
             payload = {"adapter": self.method.download(self.state["adapter"], client), "head": self.state["head"]}
             current.ledger.record("down", payload)
-            payloads.append(payload)
-        return payloads
+            starts.append(merge(self.held, payload))
+        return starts
 
     def train(self, current: Round, block: Block, start: list[State]) -> list[State]:
         """Train the clients of a block locally."""
@@ -146,7 +151,8 @@ class Federation:
         span = (0.0, 1.0)
         if self.optimizer.span == "run":
             span = ((current.number - 1) / self.plan.rounds, current.number / self.plan.rounds)
-        trained, losses = train_block(self.network, self.optimizer, start, self.data.split("train"), batches, span)
+        table, frozen = self.data.split("train"), self.method.frozen_fields
+        trained, losses = train_block(self.network, self.optimizer, start, table, batches, span, frozen)
         current.losses |= dict(zip(block.clients, losses.tolist(), strict=True))
         return trained
 
@@ -178,12 +184,12 @@ class Federation:
             raise TrainingError(f"round {current.number}: {error}") from error
         self.ranks.check_agreement(state_hash(self.state), f"server state after round {current.number}")
         server_end = time.perf_counter()
-        if self._due(current.number):
-            current.diagnostics = self.method.diagnose(before, after, adapters)
+        current.diagnostics = self.method.diagnose(before, after, adapters)
         current.row |= {
             "train_loss": mean_over_clients(self._everyones_losses(current)),
             "seconds_local": local_end - current.started,
             "seconds_server": server_end - local_end,
+            **_means(current.diagnostics),
         }
 
     def _everyones_losses(self, current: Round) -> dict[int, float]:
@@ -216,7 +222,8 @@ class Federation:
                 self.network, self.state, self.data.split("validation"), self.data.eval_batch_size, self.ranks
             )
             current.row |= {("val_loss" if key == "loss" else key): value for key, value in self.metrics.items()}
-        current.row |= _means(current.diagnostics)
+        if current.number == 0:
+            self.initial = self.metrics
 
     def log(self, current: Round) -> None:
         """Write the round into the run's tables and tell the loggers."""
@@ -243,9 +250,9 @@ class Federation:
         if self.ranks.rank:
             return
         now = Checkpoint(self.state, self.finished, self.settings, self.progress())
-        save(self.folder.checkpoint("last"), now)
-        if better:
+        if better:  # before the last, which says that it is there
             save(self.folder.checkpoint("best"), now)
+        save(self.folder.checkpoint("last"), now)
 
     def _is_best(self) -> bool:
         monitor, mode = self.network.task.monitor, self.network.task.monitor_mode
@@ -261,6 +268,7 @@ class Federation:
         return {
             "totals": self.totals.rows(),
             "seconds": self.seconds,
+            "initial": self.initial,
             "metrics": self.metrics,
             "best": self.best,
         }
@@ -271,6 +279,7 @@ class Federation:
         self.finished = checkpoint.round
         self.totals = Ledger.of(checkpoint.progress["totals"])
         self.seconds = checkpoint.progress["seconds"]
+        self.initial = checkpoint.progress["initial"]
         self.metrics = checkpoint.progress["metrics"]
         self.best = checkpoint.progress["best"]
 

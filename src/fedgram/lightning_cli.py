@@ -30,10 +30,10 @@ class SaveConfig(Callback):
         self._config = config
 
     def on_fit_start(self, trainer: FederatedTrainer, first_round: int) -> None:
-        if trainer.folder is None or trainer.fabric.global_rank:
+        if trainer.folder is None or trainer.plan is None or trainer.fabric.global_rank:
             return
         content = yaml.safe_load(self._parser.dump(self._config, skip_none=False, format="yaml"))
-        content["trainer"]["clients_per_block"] = trainer.clients_per_block
+        content["trainer"] |= {"clients_per_block": trainer.plan.clients_per_block, "threads": trainer.plan.threads}
         content["ckpt_path"] = None
         header = f"# fedgram=={fedgram.__version__}: fedgram fit --config with this file repeats the run\n"
         trainer.folder.write_text("config.yaml", header + yaml.safe_dump(content, sort_keys=False))
@@ -88,7 +88,8 @@ class FedgramCLI(LightningCLI):
         if self.trainer.fabric.global_rank == 0 and self.trainer.folder is not None:
             console = Console()
             console.print(comparison([(self.trainer.folder.path, summary)]))
-            console.print(f"curves: tensorboard --logdir {self.trainer.default_root_dir}")
+            if self.trainer.loggers is True:
+                console.print(f"curves: tensorboard --logdir {self.trainer.default_root_dir}", soft_wrap=True)
 
     def validate(self, **kwargs: Any) -> None:
         """Print the metrics of the validation split."""
@@ -102,7 +103,7 @@ class FedgramCLI(LightningCLI):
         """Say where the predictions are."""
         path = self.trainer.predict(**kwargs)
         if self.trainer.fabric.global_rank == 0:
-            Console().print(f"predictions: {path}")
+            Console().print(f"predictions: {path}", soft_wrap=True)
 
     def _print_metrics(self, metrics: dict[str, float]) -> None:
         if self.trainer.fabric.global_rank == 0:

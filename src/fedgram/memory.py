@@ -1,5 +1,6 @@
 """How many clients fit into one block, and how much memory a run took."""
 
+import math
 import resource
 
 import numpy as np
@@ -17,6 +18,8 @@ _SHARE = 0.5
 """Share of the free memory that a block may fill: the rest is for kernels' workspaces and evaluation."""
 _CPU_TOKENS = 512
 """On a CPU a batch of this many tokens keeps the cores busy, and a larger one only adds padding."""
+_BLOCKS = 4
+"""A round has at least this many blocks, as far as it has clients, so that as many ranks have work."""
 _COPIES = 4
 """Float copies of a client's parameters in a block: value, gradient, and AdamW's two moments."""
 
@@ -44,7 +47,7 @@ def saved_bytes(network: ClientNetwork, state: State, table: TokenTable, rows: n
 def choose_clients_per_block(
     network: ClientNetwork, state: State, table: TokenTable, batch_size: int, cohort: int
 ) -> int:
-    """Return how many clients to train in one pass: as many as half of the free memory holds, at most the cohort.
+    """Return how many clients to train in one pass: as half of the free memory holds, at most a quarter of the cohort.
 
     A CPU gains nothing from more tokens than keep its cores busy, so there the mean batch bounds it as well.
 
@@ -63,7 +66,7 @@ def choose_clients_per_block(
     by_memory = int(_SHARE * _free_bytes(network.device) // per_client)
     if network.device.type == "cpu":
         by_memory = min(by_memory, round(_CPU_TOKENS / (batch_size * float(table.lengths.mean()))))
-    return max(1, min(by_memory, cohort))
+    return max(1, min(by_memory, math.ceil(cohort / _BLOCKS)))
 
 
 def _can_batch(network: ClientNetwork, state: State, table: TokenTable) -> bool:

@@ -24,13 +24,13 @@ __all__ = ["describe", "summarise", "write_partition", "write_predictions"]
 
 
 def describe(thing: object, prefix: str) -> dict[str, Any]:
-    """Return the class of an object and the settings that its constructor took, under dotted keys.
+    """Return the class of an object and its public attributes of plain types, under dotted keys: its settings.
 
     >>> from fedgram.data import Dirichlet
     >>> describe(Dirichlet(rho=0.5), "partition")
     {'partition': 'Dirichlet', 'partition.rho': 0.5, 'partition.min_samples': 1}
     """
-    plain = (bool, int, float, str, list, tuple, type(None))
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
     settings = {f"{prefix}.{k}": v for k, v in vars(thing).items() if isinstance(v, plain) and not k.startswith("_")}
     return {prefix: type(thing).__name__, **settings}
 
@@ -56,14 +56,13 @@ def write_predictions(path: Path, columns: Mapping[str, list[Any]]) -> None:
 def summarise(federation: "Federation") -> dict[str, Any]:
     """Return what summary.json says of a finished run."""
     up, down = federation.totals.total("up"), federation.totals.total("down")
-    initial = next((row for row in federation.folder.metrics.rows if int(row["round"]) == 0), {})
     return {
         "method": federation.method.name,
         "task": federation.data.name,
         "backbone": federation.network.task.backbone,
         "seed": federation.plan.seed,
         "rounds": federation.finished,
-        "initial": {key: float(initial[key]) for key in federation.metrics if initial.get(key) not in (None, "")},
+        "initial": federation.initial,
         "final": federation.metrics,
         "best": federation.best,
         "parameters_up": up.parameters,
@@ -74,7 +73,7 @@ def summarise(federation: "Federation") -> dict[str, Any]:
         "peak_megabytes": peak_megabytes(federation.network.device),
         "device": _device_name(federation.network.device),
         "ranks": federation.ranks.size,
-        "collective_bytes": federation.ranks.moved,
+        "collective_bytes_of_rank_0": federation.ranks.moved,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "lightning", "fedgram")},

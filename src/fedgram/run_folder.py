@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgram.checkpoint import atomic_write
-from fedgram.errors import CheckpointError
+from fedgram.errors import CheckpointError, ConfigurationError
 
 __all__ = ["RunFolder", "find_checkpoint"]
 
@@ -70,7 +70,10 @@ class RunFolder:
     def create(cls, root: Path, name: str) -> "RunFolder":
         """Make the next version_N of a name."""
         parent = root / name
-        parent.mkdir(parents=True, exist_ok=True)
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"trainer.default_root_dir: can't make {parent} ({error.strerror})") from error
         number = max(_versions(parent), default=-1) + 1
         while True:  # another process may take the number first
             try:
@@ -84,7 +87,8 @@ class RunFolder:
         return self.path / "checkpoints" / f"{alias}.safetensors"
 
     def rewind(self, round_number: int) -> None:
-        """Drop what was written about rounds after one."""
+        """Drop what was written about rounds after one, and the summary, which is of the end."""
+        (self.path / "summary.json").unlink(missing_ok=True)
         for table in (self.metrics, self.communication, self.diagnostics):
             table.keep_until(round_number)
 

@@ -1,5 +1,7 @@
 """From settings, data and a model to a federation that can start, or go on."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from fedgram.checkpoint import Checkpoint, compare_settings, load
 from fedgram.cohort import cohort_size
 from fedgram.collectives import Ranks
 from fedgram.data import TextClassificationData
-from fedgram.errors import ConfigurationError
+from fedgram.errors import CheckpointError, ConfigurationError, FedgramError
 from fedgram.federation import Federation, Plan
 from fedgram.memory import choose_clients_per_block
 from fedgram.methods import Method
@@ -21,12 +23,14 @@ from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.reporting import describe, write_partition
 from fedgram.run_folder import RunFolder, find_checkpoint
-from fedgram.state import State
+from fedgram.state import State, flatten
 
 if TYPE_CHECKING:
     from fedgram.trainer import FederatedTrainer
 
 __all__ = ["assemble", "begin", "trained_state"]
+
+log = logging.getLogger(__name__)
 
 _WEIGHTS = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
 """The type of the frozen weights, where the precision changes it."""
@@ -41,6 +45,11 @@ def trained_state(trainer: "FederatedTrainer", network: ClientNetwork, method: M
     checkpoint = load(path)
     present = {**describe(method, "method"), "model.backbone": network.task.backbone, "trainer.seed": trainer.seed}
     compare_settings(path, {key: checkpoint.settings.get(key) for key in present}, present)
+    shapes = [{key: tuple(t.shape) for key, t in flatten(state).items()} for state in (initial, checkpoint.state)]
+    if shapes[0] != shapes[1]:
+        raise CheckpointError(
+            f"the model of {path} has other shapes than this data and backbone ask for: as many labels?"
+        )
     return checkpoint.state
 
 
@@ -48,23 +57,44 @@ def assemble(
     trainer: "FederatedTrainer", model: FederatedTask, data: TextClassificationData, method: Method
 ) -> tuple[ClientNetwork, Ranks]:
     """Launch the ranks, read the data, and put the method's adapters into the backbone."""
-    if trainer.threads is not None:
-        torch.set_num_threads(trainer.threads)
     trainer.fabric.launch()
+    if trainer.threads is not None:
+        torch.set_num_threads(trainer.threads)  # after the launch, which sets a share of the cores
     ranks = Ranks(trainer.fabric)
     trainer.run_name = trainer.name or f"{data.name}-{method.name}"
     data.tokenizer = model.load_tokenizer()
-    if ranks.rank == 0:
-        data.prepare_data()
-    ranks.barrier()
+    ranks.stop_on(_problem_of(data.prepare_data) if ranks.rank == 0 and ranks.size > 1 else None)
     data.setup()
     model.configure_for(data.tokenizer, data, trainer.seed)
     model.loaded().to(_WEIGHTS.get(trainer.precision))
+    _check_lengths(model, data)
     layers = method.install(model.loaded(), trainer.seed)  # after the weights' type is set: L, R and A₁ keep theirs
     model.loaded().to(trainer.fabric.device)
     dtype = torch.float64 if trainer.precision == "64-true" else torch.float32
     pad_id = int(data.tokenizer.pad_token_id)
     return ClientNetwork(model, layers, trainer.fabric.device, dtype, trainer.fabric.autocast, pad_id), ranks
+
+
+def _check_lengths(model: FederatedTask, data: TextClassificationData) -> None:
+    """Refuse samples that are longer than the backbone has positions for."""
+    config: Any = model.loaded().config
+    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0  # RoBERTa's positions start behind it
+    limit = getattr(config, "max_position_embeddings", None)
+    longest = max(int(table.lengths.max()) for table in data.tables.values())
+    if limit is not None and longest > limit - offset:
+        raise ConfigurationError(
+            f"data.max_length is {data.max_length} and a sample has {longest} tokens, but {model.backbone!r} has "
+            f"{limit - offset} positions; set data.max_length to that"
+        )
+
+
+def _problem_of(work: Callable[[], None]) -> str | None:
+    """Return what went wrong in work that one rank does for all, so that all can stop."""
+    try:
+        work()
+    except FedgramError as error:
+        return str(error)
+    return None
 
 
 def begin(
@@ -77,29 +107,54 @@ def begin(
 ) -> Federation:
     """Set a federation up, at its start or where a checkpoint stands; nothing is written before that worked."""
     network, ranks = assemble(trainer, model, data, method)
-    shards = data.shards(trainer.clients, trainer.seed)
-    state = network.initial_state()
-    path = None if ckpt_path is None else find_checkpoint(ckpt_path, trainer.default_root_dir, trainer.run_name)
-    checkpoint = None if path is None else load(path)
-    trainer.clients_per_block = ranks.broadcast(_clients_per_block(trainer, network, state, data, checkpoint))
-    plan = Plan(**{key: getattr(trainer, key) for key in Plan.__dataclass_fields__})
+    shards, start = data.shards(trainer.clients, trainer.seed), network.initial_state()
+    path, checkpoint = _checkpoint_to_go_on_from(trainer, ckpt_path)
+    chosen = {
+        "clients_per_block": ranks.broadcast(_clients_per_block(trainer, network, start, data, checkpoint)),
+        "threads": _threads(trainer, checkpoint),
+    }
+    plan = Plan(**{key: chosen.get(key, getattr(trainer, key)) for key in Plan.__dataclass_fields__})
     settings = _settings(trainer, plan, model, data, method, optimizer)
     if path is not None and checkpoint is not None:
         compare_settings(path, checkpoint.settings, settings)
-        if checkpoint.round > trainer.rounds:
-            raise ConfigurationError(
-                f"trainer.rounds is {trainer.rounds}, but {path} stands at round {checkpoint.round}; set it to more"
-            )
     folder = RunFolder(Path(ranks.broadcast(str(_folder(trainer, ranks, path).path))))
-    trainer.folder = folder
+    trainer.folder, trainer.plan = folder, plan
     loggers = _loggers(trainer, folder) if ranks.rank == 0 else []
-    federation = Federation(plan, settings, ranks, network, data, shards, method, optimizer, folder, loggers, state)
+    federation = Federation(
+        plan, settings, ranks, network, data, shards, method, optimizer, folder, loggers, held=start, state=start
+    )
     if checkpoint is not None:
         federation.resume(checkpoint)
     if ranks.rank == 0:
-        folder.rewind(federation.finished)
-        tracking.log_figure(loggers, "partition", write_partition(folder.path, data, shards))
+        _open_folder(federation)
     return federation
+
+
+def _checkpoint_to_go_on_from(
+    trainer: "FederatedTrainer", ckpt_path: str | None
+) -> tuple[Path, Checkpoint] | tuple[None, None]:
+    """Return the checkpoint that a run goes on from, with its path; nothing for a new run."""
+    if ckpt_path is None:
+        return None, None
+    if Path(ckpt_path).stem == "best":
+        raise ConfigurationError("a run goes on where it stands, with --ckpt_path last; best is for validate and test")
+    path = find_checkpoint(ckpt_path, trainer.default_root_dir, trainer.run_name)
+    checkpoint = load(path)
+    if checkpoint.round > trainer.rounds:
+        raise ConfigurationError(
+            f"trainer.rounds is {trainer.rounds}, but {path} stands at round {checkpoint.round}; set it to more"
+        )
+    return path, checkpoint
+
+
+def _open_folder(federation: Federation) -> None:
+    """Say where the run is written and what was chosen for it, drop rounds that did not count, show the partition."""
+    folder, plan = federation.folder, federation.plan
+    what = "a new run" if federation.finished < 0 else f"goes on after round {federation.finished}"
+    log.info("%s: %s; clients_per_block %d, threads %d", folder.path, what, plan.clients_per_block, plan.threads)
+    folder.rewind(federation.finished)
+    figure = write_partition(folder.path, federation.data, federation.shards)
+    tracking.log_figure(federation.loggers, "partition", figure)
 
 
 def _clients_per_block(
@@ -118,6 +173,13 @@ def _clients_per_block(
     return choose_clients_per_block(network, state, data.split("train"), data.batch_size, cohort)
 
 
+def _threads(trainer: "FederatedTrainer", checkpoint: Checkpoint | None) -> int:
+    """Return the CPU threads of a rank: as set, as the run that goes on had them, or as torch chose."""
+    if trainer.threads is None and checkpoint is not None:
+        torch.set_num_threads(int(checkpoint.settings["trainer.threads"]))
+    return torch.get_num_threads()
+
+
 def _settings(
     trainer: "FederatedTrainer",
     plan: Plan,
@@ -134,7 +196,9 @@ def _settings(
     return {
         **kept,
         "trainer.precision": trainer.precision,
+        "model": type(model).__name__,
         "model.backbone": model.backbone,
+        "model.dtype": str(model.weights_dtype),
         "data.batch_size": data.batch_size,
         "data.fingerprint": data.fingerprint(),
         **describe(data.partition, "data.partition"),

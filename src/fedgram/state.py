@@ -5,7 +5,7 @@ field (the symbol of the paper, such as ``"A"``) -> tensor. This module holds th
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,11 @@ __all__ = [
     "State",
     "bytes_of",
     "flatten",
+    "merge",
     "parameters_of",
+    "prefix",
+    "split",
+    "stack",
     "state_hash",
     "tensors_of",
     "to",
@@ -91,6 +95,48 @@ def state_hash(state: State) -> str:
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def split(state: State, frozen: Collection[str]) -> tuple[State, State]:
+    """Return a state's trained fields, and the adapters' fields that are named as frozen.
+
+    >>> split({"adapter": {"q": {"A": 1, "B": 2}}, "head": {}}, {"A"})
+    ({'adapter': {'q': {'B': 2}}, 'head': {}}, {'adapter': {'q': {'A': 1}}, 'head': {}})
+    """
+    adapters = state["adapter"]
+    trained = {name: {f: t for f, t in layer.items() if f not in frozen} for name, layer in adapters.items()}
+    held = {name: {f: t for f, t in layer.items() if f in frozen} for name, layer in adapters.items()}
+    return {**state, "adapter": trained}, {"adapter": held, "head": {}}
+
+
+def merge(first: State, second: State) -> State:
+    """Return the fields of both states; where both have one, the second's."""
+    return {
+        part: {
+            name: {**first[part].get(name, {}), **second[part].get(name, {})}
+            for name in dict.fromkeys([*first[part], *second[part]])
+        }
+        for part in PARTS
+    }
+
+
+def stack(states: Sequence[State]) -> State:
+    """Return states of one form as one, with a leading client axis."""
+    return {
+        part: {
+            name: {field: torch.stack([state[part][name][field] for state in states]) for field in layer}
+            for name, layer in layers.items()
+        }
+        for part, layers in states[0].items()
+    }
+
+
+def prefix(state: State, clients: int) -> State:
+    """Return the first clients of a state with a leading client axis."""
+    return {
+        part: {name: {field: tensor[:clients] for field, tensor in layer.items()} for name, layer in layers.items()}
+        for part, layers in state.items()
+    }
 
 
 @dataclass(frozen=True)

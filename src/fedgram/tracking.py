@@ -1,6 +1,7 @@
 """What a run tells its loggers, and TensorBoard in particular."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from fedgram.methods import Diagnostics
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["default_loggers", "flat", "log_diagnostics", "log_figure", "log_hyperparameters", "log_round"]
+__all__ = ["default_loggers", "log_diagnostics", "log_figure", "log_hyperparameters", "log_round"]
 
 MEGABYTE = 1_000_000
 
@@ -20,18 +21,6 @@ MEGABYTE = 1_000_000
 def default_loggers(folder: Path) -> list[Logger]:
     """Return a TensorBoard logger that writes into the run's folder."""
     return [TensorBoardLogger(root_dir=folder, name="", version="")]
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings into dotted keys.
-
-    >>> flat({"method": {"rank": 4}, "seed": 0})
-    {'method.rank': 4, 'seed': 0}
-    """
-    result: dict[str, Any] = {}
-    for key, value in settings.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return result
 
 
 def log_round(loggers: list[Logger], row: Mapping[str, float], evaluated: list[str]) -> None:
@@ -67,9 +56,9 @@ def log_figure(loggers: list[Logger], tag: str, figure: "Figure") -> None:
 
 def log_hyperparameters(loggers: list[Logger], settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
     """Log the run's settings with its final metrics, so that runs can be compared in TensorBoard's HPARAMS tab."""
-    settings = flat(settings)
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(settings, {f"final/{key}": value for key, value in metrics.items()})
+            logger.log_hyperparams(dict(settings), {f"final/{key}": value for key, value in metrics.items()})
         else:
-            logger.log_hyperparams(settings)
+            with suppress(NotImplementedError):  # some loggers, such as Fabric's CSVLogger, have nowhere to put them
+                logger.log_hyperparams(dict(settings))

@@ -1,6 +1,5 @@
 """The round: sample, cut into blocks, download, train, upload, aggregate, account, evaluate, log, checkpoint."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from fedgram.cohort import ClientWeights, cohort_size
 from fedgram.data import TextClassificationData
 from fedgram.errors import ConfigurationError, require_choice
 from fedgram.evaluation import evaluate, infer
-from fedgram.federation import Federation, Round
+from fedgram.federation import Federation, Plan, Round
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.optim import AdamW, ClientOptimizer
@@ -92,10 +91,11 @@ class FederatedTrainer:
         self.threads = threads
         self.precision = precision
         self.loggers = loggers
-        self.default_root_dir = Path(default_root_dir)
+        self.default_root_dir = Path(default_root_dir).expanduser()
         self.name = name
         self.run_name = name or ""
         self.folder: RunFolder | None = None
+        self.plan: Plan | None = None
         self._check()
         self.callbacks = [*(callbacks or []), *([ProgressBar()] if progress_bar else [])]
         self.fabric = Fabric(
@@ -244,8 +244,8 @@ class FederatedTrainer:
         state = trained_state(self, network, method, ckpt_path)
         outputs = infer(network, state, table, datamodule.eval_batch_size, ranks)
         if ranks.rank == 0:
-            write_predictions(Path(output), model.predictions(outputs))
-        return Path(output)
+            write_predictions(Path(output).expanduser(), model.predictions(outputs))
+        return Path(output).expanduser()
 
     def _evaluate_split(
         self,
@@ -267,7 +267,7 @@ class FederatedTrainer:
         summary = summarise(federation)
         if federation.ranks.rank == 0:
             federation.folder.write_json("summary.json", summary)
-            settings = {"rounds": self.rounds, **json.loads(json.dumps(federation.settings))}
+            settings = {"trainer.rounds": self.rounds, **federation.settings}
             tracking.log_hyperparameters(federation.loggers, settings, federation.metrics)
             for logger in federation.loggers:
                 logger.finalize("success")

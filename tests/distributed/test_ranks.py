@@ -43,7 +43,7 @@ def test_the_same_bits_on_one_and_three_ranks(folder, method):
     assert (one["ranks"], three["ranks"]) == (1, 3)
     for key in ("state_hash", "final", "best", "bytes_up", "bytes_down", "parameters_up"):
         assert one[key] == three[key], key
-    assert three["collective_bytes"] > 0 == one["collective_bytes"]
+    assert three["collective_bytes_of_rank_0"] > 0 == one["collective_bytes_of_rank_0"]
     tables = [(folder / "runs" / run / "version_0" / "communication.csv").read_text() for run in ("one", "three")]
     assert tables[0] == tables[1]
 
@@ -53,3 +53,25 @@ def test_a_run_goes_on_with_other_ranks(folder):
     fit(folder, "parts", "--trainer.devices=2")
     parts = fit(folder, "parts", "--trainer.rounds=4", "--ckpt_path=last")
     assert parts["state_hash"] == whole["state_hash"]
+
+
+def test_an_error_of_one_rank_stops_all_with_its_message(folder):
+    command = [
+        sys.executable,
+        "-m",
+        "fedgram",
+        "fit",
+        "--config",
+        "config.yaml",
+        "--trainer.devices=2",
+        "--data.text=no",
+    ]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode != 0
+    assert "no column 'no'" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (folder / "runs").exists()
+
+
+def test_threads_are_those_of_each_rank(folder):
+    assert fit(folder, "two", "--trainer.devices=2", "--trainer.threads=2")["settings"]["trainer.threads"] == 2

@@ -20,6 +20,7 @@ _READERS = {
     ".jsonl": "from_json",
     ".parquet": "from_parquet",
 }
+SUFFIXES = tuple(_READERS)
 
 
 @dataclass(frozen=True)

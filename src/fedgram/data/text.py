@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 
 from fedgram.data.labels import LabelScheme
 from fedgram.data.partition import Dirichlet, Partition, Shards
-from fedgram.data.reading import RawSplit, raw_split, read_file, read_source
+from fedgram.data.reading import SUFFIXES, RawSplit, raw_split, read_file, read_source
 from fedgram.data.tokens import TokenTable, cached, tokenise, tokenizer_state
 from fedgram.errors import ConfigurationError, DataError
 
@@ -72,7 +72,7 @@ class TextClassificationData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.path, self.config_name = path, config_name
-        self.name = config_name or Path(path).stem
+        self.name = config_name or _name_of(path)
         self.extra_paths = {"validation": validation_path, "test": test_path}
         self.text, self.label = _columns(text), label
         self.given_num_labels = _positive("num_labels", num_labels)
@@ -160,6 +160,12 @@ class TextClassificationData(LightningDataModule):
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         make = partial(tokenise, split.texts, split.labels, self.tokenizer, self.max_length)
         return cached(self.cache / "tokens", key, make)
+
+
+def _name_of(path: str) -> str:
+    """Return the last part of a path or of a hub's name, without the suffix of a file."""
+    resolved = Path(path).expanduser().resolve()
+    return resolved.stem if resolved.suffix in SUFFIXES else resolved.name
 
 
 @dataclass(frozen=True, eq=False)

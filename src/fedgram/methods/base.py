@@ -32,13 +32,15 @@ class Field:
 
     Attributes:
         name: its symbol, the key in the adapter's tensors.
-        down: whether the server sends it to the clients of the cohort.
+        down: whether the server sends it to the clients of the cohort; else they hold what the seed gave them.
         up: whether the clients send it back.
+        trained: whether the clients train it; else it only takes part in the forward pass.
     """
 
     name: str
     down: bool = True
     up: bool = True
+    trained: bool = True
 
 
 class Method(ABC):
@@ -71,6 +73,11 @@ class Method(ABC):
         self.alpha = alpha
         self.target_modules = target_modules
         self.head = head
+
+    @property
+    def frozen_fields(self) -> frozenset[str]:
+        """The fields that clients hold and do not train."""
+        return frozenset(field.name for field in self.fields if not field.trained)
 
     @property
     def name(self) -> str:

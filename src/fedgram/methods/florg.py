@@ -50,6 +50,7 @@ class FLoRG(Method):
 
     def __init__(
         self,
+        *,
         solver: Solver = "polar",
         projection: Projection = "procrustes",
         basis: Basis = "orthogonal",

@@ -31,7 +31,7 @@ class FederatedTask(pl.LightningModule, ABC):
         dtype: the type of the frozen weights; adapters and head are float32 (float64 with precision 64-true) always.
 
     Attributes:
-        network: the backbone with its head, frozen and without dropout, once `configure_model` was called.
+        network: the backbone with its head, frozen and without dropout, once `configure_for` was called.
         monitor: the name of the metric by which checkpoints are compared.
         monitor_mode: whether larger (``"max"``) or smaller is better.
     """
@@ -64,6 +64,10 @@ class FederatedTask(pl.LightningModule, ABC):
             raise self._not_found(error) from error
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token is None:
+            raise ConfigurationError(
+                f"the tokenizer of {self.backbone!r} has no pad and no eos token; save it with one"
+            )
         return tokenizer
 
     def build(self, tokenizer: "PreTrainedTokenizerBase", seed: int, **settings: Any) -> None:
@@ -86,6 +90,7 @@ class FederatedTask(pl.LightningModule, ABC):
         try:
             config = AutoConfig.from_pretrained(self.source, **settings)
             config.pad_token_id = tokenizer.pad_token_id
+            config.use_cache = False  # a decoder would keep keys and values that nothing reads
             with isolated(seed, "backbone"):
                 network = self.load_network(config)
         except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedgram.errors import ConfigurationError
 from fedgram.models.base import Batch, FederatedTask, Outputs
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class TextClassification(FederatedTask):
         self.label_names: list[str] = []
 
     def configure_for(self, tokenizer: "PreTrainedTokenizerBase", data: "TextClassificationData", seed: int) -> None:
+        if data.num_labels < 2:
+            raise ConfigurationError(f"classification needs at least 2 labels, got data.num_labels {data.num_labels}")
         self.label_names = data.label_names
         self.build(tokenizer, seed, num_labels=data.num_labels, problem_type="single_label_classification")
 
