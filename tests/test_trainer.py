@@ -333,9 +333,26 @@ def test_evaluation_waits_for_its_round_and_the_last(fit):
     assert all(float(row["drift"]) > 0 for row in metrics[1:])
 
 
-def test_threads_are_part_of_the_run(fit):
-    import torch
+def test_no_global_generator_is_touched_or_heard(fit):
+    import random
 
+    import numpy as np
+
+    def states():
+        return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()  # noqa: NPY002
+
+    first = fit(rounds=1, partition=Dirichlet(0.5), participation=3)[0]
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        before = states()
+        second = fit(rounds=1, partition=Dirichlet(0.5), participation=3)[0]
+        assert states() == before
+    assert first["state_hash"] == second["state_hash"]
+
+
+def test_threads_are_part_of_the_run(fit):
     before = torch.get_num_threads()
     try:
         fit(rounds=1, threads=1, name="one")

@@ -81,7 +81,7 @@ def main() -> None:
         _dispatch(arguments)
     except (FedgramError, ValueError) as error:
         cause = _cause(error)
-        if cause is None or "--debug" in arguments:
+        if cause is None or {"--debug", "--debug=true"} & set(arguments):
             raise
         sys.stderr.write(f"fedgram: error: {cause}\n")
         sys.exit(cause.exit_code)
