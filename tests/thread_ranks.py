@@ -34,9 +34,6 @@ class ThreadFabric:
     def broadcast(self, value, src=0):
         return self._exchange(value)[src]
 
-    def barrier(self):
-        self._wait.wait()
-
 
 def on_ranks(size, function):
     """Return ``function(ranks)`` of every rank; a `TrainingError` that a rank raised is its result."""

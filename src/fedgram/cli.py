@@ -6,6 +6,7 @@
 import logging
 import os
 import sys
+import warnings
 
 from fedgram.errors import FedgramError
 
@@ -74,8 +75,9 @@ def main() -> None:
 
         sys.stdout.write(f"fedgram {version('fedgram')}\n")
         return
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("fedgram").setLevel(logging.INFO)
+    log = logging.getLogger("fedgram")
+    log.handlers, log.level = [logging.StreamHandler()], logging.INFO  # and the root logger is left to its owner
+    warnings.filterwarnings("ignore", message=".*all_gather is deprecated")  # Fabric's own call
     sys.path.append(os.getcwd())  # noqa: PTH109 (a method of your own may lie beside your config)
     try:
         _dispatch(arguments)

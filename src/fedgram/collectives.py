@@ -118,11 +118,6 @@ class Ranks:
         """Return one rank's value on every rank."""
         return value if self._fabric is None else self._fabric.broadcast(value, source)
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self._fabric is not None:
-            self._fabric.barrier()
-
     def stop_on(self, problem: str | None) -> None:
         """Stop all ranks if one of them has a problem: a rank that raised alone would leave the others waiting.
 

@@ -5,6 +5,7 @@ wherever they are, and give every rank the same bits.
 """
 
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from torch import Tensor
 from fedgram.collectives import Ranks
 from fedgram.state import Layer, Layers
 
-__all__ = ["Uploads"]
+__all__ = ["Uploads", "average"]
 
 
 class Uploads:
@@ -75,10 +76,7 @@ class Uploads:
 def average(layers: Layers, uploads: Uploads) -> Layers:
     """Return the weighted mean of every field of every layer (FedAvg, McMahan et al., 2017)."""
     return {
-        name: {
-            field: uploads.mean(name, lambda sent, f=field: sent[f], old).to(old.dtype)  # type: ignore[misc]
-            for field, old in layer.items()
-        }
+        name: {field: uploads.mean(name, itemgetter(field), old).to(old.dtype) for field, old in layer.items()}
         for name, layer in layers.items()
     }
 
