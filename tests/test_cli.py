@@ -154,7 +154,7 @@ def test_help_of_fit_explains_every_setting(fedgram):
     code, out, _ = fedgram("fit", "--help")
     assert code == 0
     text = " ".join(out.split())
-    for words in ("how many rounds to run", "by memory", "TensorBoard in the run's folder", '"last" or "best"'):
+    for words in ("how many rounds to run", "by memory", "TensorBoard in the run's folder", '"last" for the newest'):
         assert words in text
 
 

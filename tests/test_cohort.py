@@ -17,6 +17,7 @@ from fedgram.cohort import (
     mean_over_clients,
     sample,
 )
+from fedgram.errors import DataError
 
 step_lists = st.lists(st.integers(1, 50), min_size=1, max_size=30)
 
@@ -133,3 +134,8 @@ def test_the_mean_over_clients_has_one_order():
     values = {1: 1e16, 2: -1e16, 0: 3.0}  # as they stand, their sum would be 3
     assert mean_over_clients(values) == mean_over_clients(dict(sorted(values.items()))) == (3.0 + 1e16 - 1e16) / 3
     assert mean_over_clients({3: 1.0, 5: 4.0}) == 2.5
+
+
+def test_a_client_without_samples_is_an_error_and_no_endless_loop():
+    with pytest.raises(DataError, match="no samples"):
+        local_batches(np.array([], dtype=np.int64), 2, 3, np.random.default_rng(0))

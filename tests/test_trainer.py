@@ -428,7 +428,16 @@ def test_callbacks_are_called_in_order(fit):
             calls.append(("done",))
 
     fit(rounds=1, clients_per_block=3, callbacks=[Record()])
-    assert calls == [("fit", 1), ("end", 0), ("round", 1, 5), ("block", 3), ("block", 2), ("end", 1), ("done",)]
+    assert calls == [
+        ("fit", 1),
+        ("round", 0, 0),
+        ("end", 0),
+        ("round", 1, 5),
+        ("block", 3),
+        ("block", 2),
+        ("end", 1),
+        ("done",),
+    ]
 
 
 def test_tensorboard_has_scalars_by_round_and_by_megabytes_and_hyperparameters(fit):

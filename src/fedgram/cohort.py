@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedgram.errors import DataError
 from fedgram.seeding import numpy_generator
 
 __all__ = [
@@ -97,6 +98,10 @@ def local_batches(indices: np.ndarray, steps: int, batch_size: int, generator: n
 
     A batch never spans two passes, so that every pass sees every sample once; its last batch may be smaller.
     """
+    if not len(indices):
+        raise DataError(
+            "a client of the cohort has no samples; use a partition that leaves none without, or min_samples"
+        )
     batches: list[np.ndarray] = []
     while len(batches) < steps:
         order = generator.permutation(indices)

@@ -119,7 +119,9 @@ class Federation:
     best: dict[str, float] = field(default_factory=dict)
 
     def sample(self, number: int) -> Round:
-        """Draw the cohort of a round."""
+        """Draw the cohort of a round; round 0 has none."""
+        if number == 0:
+            return Round(number, [], [])
         plan = self.plan
         cohort = sample(plan.seed, number, plan.clients, cohort_size(plan.participation, plan.clients))
         sizes = [len(self.shards[client]) for client in cohort]
@@ -169,6 +171,8 @@ class Federation:
 
     def aggregate(self, current: Round) -> None:
         """Make the server's next state of the uploads, on every rank, and check that the ranks agree on it."""
+        if not current.cohort:
+            return
         local_end = time.perf_counter()
         sizes = [len(self.shards[client]) for client in current.cohort]
         weights = client_weights(self.plan.client_weights, current.cohort, sizes)

@@ -12,7 +12,7 @@ from fedgram.cohort import ClientWeights, cohort_size
 from fedgram.data import TextClassificationData
 from fedgram.errors import ConfigurationError, require_choice
 from fedgram.evaluation import evaluate, infer
-from fedgram.federation import Federation, Plan, Round
+from fedgram.federation import Federation, Plan
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.optim import AdamW, ClientOptimizer
@@ -155,7 +155,7 @@ class FederatedTrainer:
             datamodule: the data and how it is split among the clients.
             method: the federated method.
             optimizer: the clients' optimizer, AdamW by default; its memory is fresh in every round.
-            ckpt_path: go on with a run: "last" or "best" of the newest run of this name, or the path of a checkpoint.
+            ckpt_path: go on with a run: "last" for the newest of this name, or the path of its folder or checkpoint.
 
         Returns:
             What summary.json says.
@@ -163,10 +163,8 @@ class FederatedTrainer:
         federation = begin(self, model, datamodule, method, optimizer or AdamW(), ckpt_path)
         self.fabric.call("on_fit_start", trainer=self, first_round=max(1, federation.finished + 1))
         try:
-            if federation.finished < 0:
-                self._conclude(federation, Round(0, [], []))
             for number in range(federation.finished + 1, self.rounds + 1):
-                current = federation.sample(number)
+                current = federation.sample(number)  # nobody in round 0, which is the evaluation before training
                 blocks = federation.deal(federation.cut(current))
                 self.fabric.call("on_round_start", trainer=self, round_number=number, clients=_count(blocks))
                 for block in blocks:
@@ -175,18 +173,14 @@ class FederatedTrainer:
                     federation.upload(current, block, trained)
                     self.fabric.call("on_block_end", trainer=self, clients=len(block.clients))
                 federation.aggregate(current)
-                self._conclude(federation, current)
+                federation.account(current)
+                federation.evaluate(current)
+                federation.log(current)
+                federation.checkpoint()
+                self.fabric.call("on_round_end", trainer=self, row=current.row)
         finally:
             self.fabric.call("on_fit_end", trainer=self)
         return self._finish(federation)
-
-    def _conclude(self, federation: Federation, current: Round) -> None:
-        """Account for a round, evaluate, log and checkpoint it."""
-        federation.account(current)
-        federation.evaluate(current)
-        federation.log(current)
-        federation.checkpoint()
-        self.fabric.call("on_round_end", trainer=self, row=current.row)
 
     def validate(
         self, model: FederatedTask, datamodule: TextClassificationData, method: Method, ckpt_path: str | None = None
