@@ -184,6 +184,8 @@ BAD = [
     (["--trainer.roundz", "3"], "no option 'trainer.roundz'; did you mean trainer.rounds"),
     (["--method.rnk", "3"], "method has no option 'rnk'; did you mean rank?"),
     (["--method", "NoSuch"], "method: there is no class 'NoSuch'"),
+    (["--model", "NoSuchTask"], "model: there is no class 'NoSuchTask'"),
+    (["--data", "NoSuchData"], "data: there is no class 'NoSuchData'"),
     (["--method.projection", "foo"], "method.projection: expected one of ['procrustes', 'top_r', "),
     (["--data.partition.rho", "3"], "data.partition: name a class before its options"),
     (["--trainer.rounds", "x"], "trainer.rounds: expected int, got 'x'"),
@@ -220,6 +222,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(fedgram, config, arguments, sa
     [
         ("{class_path: FLoRG, init_args: {rnak: 2}}", "method has no option 'rnak'; did you mean rank?"),
         ("FLoRG\ntrainer: {roundz: 1}", "no option 'trainer.roundz'"),
+        ("FLoRG\ndebug: true", "no option 'debug'"),
         ("[", "while parsing a flow node"),
     ],
 )
@@ -254,3 +257,15 @@ def test_a_checkpoint_of_another_method_is_refused(fedgram, config):
     assert code == 1
     assert "method: 'FLoRG' there, 'FedIT' here" in err
     assert not Path("runs/data-FedIT").exists()
+
+
+def test_a_truncated_checkpoint_is_one_line_and_stays(fedgram, config):
+    fedgram("fit", "--config", config)
+    last = Path("runs/data-FLoRG/version_0/checkpoints/last.safetensors")
+    last.write_bytes(last.read_bytes()[:-50])
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    code, _, err = fedgram("fit", "--config", config, "--trainer.rounds", 3, "--ckpt_path", "last")
+    assert code == 1
+    assert "is damaged" in err
+    assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before

@@ -440,13 +440,17 @@ def test_callbacks_are_called_in_order(fit):
     ]
 
 
-def test_tensorboard_has_scalars_by_round_and_by_megabytes_and_hyperparameters(fit):
+def test_tensorboard_has_scalars_by_round_and_by_megabytes_and_hyperparameters(fit, monkeypatch):
+    monkeypatch.setattr("fedgram.tracking.MEGABYTE", 1000)  # a tiny model sends too little to tell megabytes apart
     _, trainer = fit(loggers=True)
     events = EventAccumulator(str(trainer.folder.path)).Reload()
     tags = events.Tags()
     by_round = events.Scalars("accuracy")
     assert [event.step for event in by_round] == [0, 1, 2, 3]
     assert [event.value for event in events.Scalars("by_megabytes/accuracy")] == [e.value for e in by_round]
+    sent = [float(row["megabytes_up"]) + float(row["megabytes_down"]) for row in rows(trainer.folder.path)]
+    assert [event.step for event in events.Scalars("by_megabytes/accuracy")] == [round(megabytes) for megabytes in sent]
+    assert len({round(megabytes) for megabytes in sent}) == 4
     assert any(tag.startswith("aggregation_error/") for tag in tags["scalars"])
     assert tags["images"] == ["partition"]
     hparams = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content

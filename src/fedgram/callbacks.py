@@ -25,7 +25,7 @@ class Callback:
         """Before the first round that is to be run; ``first_round`` is greater than 1 after a resume."""
 
     def on_round_start(self, trainer: "FederatedTrainer", round_number: int, clients: int) -> None:
-        """Before local training; ``clients`` is how many this rank trains."""
+        """Before local training; ``clients`` is how many this rank trains: none in round 0, which only evaluates."""
 
     def on_block_end(self, trainer: "FederatedTrainer", clients: int) -> None:
         """After a block of clients was trained on this rank."""

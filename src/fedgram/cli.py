@@ -33,6 +33,7 @@ commands:
 
 options:
   --help, --version
+  --debug    with any command: show the traceback of an error
 
 examples:
   fedgram fit --config configs/quickstart.yaml
@@ -65,6 +66,8 @@ def _cause(error: BaseException | None) -> FedgramError | None:
 
 def main() -> None:
     """Run the command that ``sys.argv`` names; a `FedgramError` is printed as one line and sets the exit code."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]  # the program's own, of no command's config
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         rows = "\n".join(f"  {name:<10} {description}" for name, description in COMMANDS.items())
@@ -83,7 +86,7 @@ def main() -> None:
         _dispatch(arguments)
     except (FedgramError, ValueError) as error:
         cause = _cause(error)
-        if cause is None or {"--debug", "--debug=true"} & set(arguments):
+        if cause is None or debug:
             raise
         sys.stderr.write(f"fedgram: error: {cause}\n")
         sys.exit(cause.exit_code)

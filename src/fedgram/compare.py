@@ -122,7 +122,6 @@ def main(arguments: Sequence[str]) -> None:
 
     parser = argparse.ArgumentParser("fedgram compare", description="Compare finished runs in a table and a picture.")
     parser.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], help="folders of runs, or above them")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves as well: .png, .svg or .pdf")
     given = parser.parse_args(arguments)
     runs = find_runs(given.runs)

@@ -63,9 +63,7 @@ class FedgramCLI(LightningCLI):
         return dict.fromkeys(("fit", "validate", "test", "predict"), _GIVEN)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--debug", type=bool, default=False, nargs="?", const=True, help="Show tracebacks of errors."
-        )
+        """Add none: the seed is the trainer's."""
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_subclass_arguments(Method, "method", required=True, help="The federated method.")
