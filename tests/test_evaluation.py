@@ -13,13 +13,13 @@ from thread_ranks import on_ranks
 
 @pytest.fixture
 def trained(tiny_backbone, tiny_data):
-    """A network, its 16 validation samples, and a server state far from the start."""
+    """A network, data with 16 validation samples, and a server state far from the start."""
     network, data = make_network(tiny_backbone, tiny_data, FLoRG(rank=2))
     state = network.initial_state()
     generator = torch.Generator().manual_seed(0)
     for tensor in flatten(state).values():
         tensor += 0.5 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-    return network, state, data.split("validation")
+    return network, state, data
 
 
 def one_by_one(network, state, table):
@@ -31,7 +31,8 @@ def one_by_one(network, state, table):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 16, 100])
 def test_outputs_come_in_the_order_of_the_data(trained, batch_size):
-    network, state, table = trained
+    network, state, data = trained
+    table = data.split("validation")
     assert np.any(np.diff(table.lengths) < 0)  # so that the batches are not in that order
     outputs = infer(network, state, table, batch_size, Ranks())
     expected = one_by_one(network, state, table)
@@ -42,15 +43,17 @@ def test_outputs_come_in_the_order_of_the_data(trained, batch_size):
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_every_rank_gets_the_bits_of_one_process(trained, size):
     """16 samples in batches of 5 are four batches: a fifth rank has none."""
-    network, state, table = trained
+    network, state, data = trained
+    table = data.split("validation")
     alone = infer(network, state, table, 5, Ranks())["logits"]
     for outputs in on_ranks(size, lambda ranks: infer(network, state, table, 5, ranks)):
         assert torch.equal(outputs["logits"], alone)
 
 
 def test_metrics_are_those_of_all_samples_each_counted_once(trained):
-    network, state, table = trained
-    metrics = evaluate(network, state, table, 3, Ranks())
+    network, state, data = trained
+    data.eval_batch_size = 3
+    metrics, table = evaluate(network, state, data, "validation", Ranks()), data.split("validation")
     logits, labels = one_by_one(network, state, table), torch.tensor(table.labels)
     assert metrics["loss"] == pytest.approx(float(functional.cross_entropy(logits, labels)), abs=1e-12)
     assert metrics["accuracy"] == pytest.approx(float((logits.argmax(dim=1) == labels).double().mean()), abs=1e-6)
@@ -58,7 +61,8 @@ def test_metrics_are_those_of_all_samples_each_counted_once(trained):
 
 
 def test_evaluation_leaves_no_gradient_and_training_goes_on(trained):
-    network, state, table = trained
+    network, state, data = trained
+    table = data.split("validation")
     for tensor in flatten(state).values():
         tensor.requires_grad_()
     assert not infer(network, state, table, 4, Ranks())["logits"].requires_grad

@@ -27,7 +27,7 @@ from fedgram.cohort import (
     sample,
 )
 from fedgram.collectives import Ranks
-from fedgram.data import Shards, TextClassificationData
+from fedgram.data import FederatedData, Shards
 from fedgram.errors import TrainingError
 from fedgram.evaluation import evaluate
 from fedgram.ledger import Ledger
@@ -103,7 +103,7 @@ class Federation:
     settings: dict[str, Any]
     ranks: Ranks
     network: ClientNetwork
-    data: TextClassificationData
+    data: FederatedData
     shards: Shards
     method: Method
     optimizer: ClientOptimizer
@@ -222,9 +222,7 @@ class Federation:
         if not self._due(current.number):
             return
         if "validation" in self.data.tables:
-            self.metrics = evaluate(
-                self.network, self.state, self.data.split("validation"), self.data.eval_batch_size, self.ranks
-            )
+            self.metrics = evaluate(self.network, self.state, self.data, "validation", self.ranks)
             current.row |= {("val_loss" if key == "loss" else key): value for key, value in self.metrics.items()}
         if current.number == 0:
             self.initial = self.metrics

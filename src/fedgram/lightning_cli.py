@@ -9,7 +9,7 @@ from rich.console import Console
 import fedgram
 from fedgram.callbacks import Callback
 from fedgram.compare import comparison
-from fedgram.data import TextClassificationData
+from fedgram.data import FederatedData
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.optim import ClientOptimizer
@@ -47,7 +47,7 @@ class FedgramCLI(LightningCLI):
     def __init__(self) -> None:
         super().__init__(
             FederatedTask,
-            TextClassificationData,
+            FederatedData,
             trainer_class=FederatedTrainer,  # type: ignore[arg-type]  # only its methods are asked for
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -68,7 +68,7 @@ class FedgramCLI(LightningCLI):
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_subclass_arguments(Method, "method", required=True, help="The federated method.")
         parser.add_subclass_arguments(FederatedTask, "model", required=True, help="The task and its backbone.")
-        parser.add_subclass_arguments(TextClassificationData, "data", required=True, help="The data and its partition.")
+        parser.add_subclass_arguments(FederatedData, "data", required=True, help="The data and its partition.")
         parser.add_subclass_arguments(ClientOptimizer, "optimizer", help="The clients' optimizer.")
         parser.set_defaults({"optimizer": {"class_path": "fedgram.optim.AdamW"}})
         parser.add_class_arguments(FederatedTrainer, "trainer", instantiate=False, sub_configs=True)

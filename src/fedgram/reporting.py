@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedgram.checkpoint import atomic_write
-from fedgram.data import Shards, TextClassificationData, partition
+from fedgram.data import FederatedData, Shards, partition
 from fedgram.memory import peak_megabytes
 from fedgram.state import state_hash
 
@@ -35,11 +35,11 @@ def describe(thing: object, prefix: str) -> dict[str, Any]:
     return {prefix: type(thing).__name__, **settings}
 
 
-def write_partition(folder: Path, data: TextClassificationData, shards: Shards) -> "Figure":
-    """Write partition.csv and partition.png: how many samples of each label each client holds."""
-    table = partition.counts(shards, data.split("train").labels, data.num_labels)
-    partition.write_table(folder / "partition.csv", table, data.label_names)
-    figure = partition.draw(table, data.label_names)
+def write_partition(folder: Path, data: FederatedData, shards: Shards) -> "Figure":
+    """Write partition.csv and partition.png: how many samples of each group, such as a label, each client holds."""
+    table = partition.counts(shards, data.groups("train"), len(data.group_names))
+    partition.write_table(folder / "partition.csv", table, data.group_names)
+    figure = partition.draw(table, data.group_names)
     figure.savefig(folder / "partition.png", dpi=120)
     return figure
 

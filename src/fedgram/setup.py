@@ -13,7 +13,7 @@ from fedgram import tracking
 from fedgram.checkpoint import Checkpoint, compare_settings, load
 from fedgram.cohort import cohort_size
 from fedgram.collectives import Ranks
-from fedgram.data import TextClassificationData
+from fedgram.data import FederatedData
 from fedgram.errors import CheckpointError, ConfigurationError, FedgramError
 from fedgram.federation import Federation, Plan
 from fedgram.memory import choose_clients_per_block
@@ -54,7 +54,7 @@ def trained_state(trainer: "FederatedTrainer", network: ClientNetwork, method: M
 
 
 def assemble(
-    trainer: "FederatedTrainer", model: FederatedTask, data: TextClassificationData, method: Method
+    trainer: "FederatedTrainer", model: FederatedTask, data: FederatedData, method: Method
 ) -> tuple[ClientNetwork, Ranks]:
     """Launch the ranks, read the data, and put the method's adapters into the backbone."""
     trainer.fabric.launch()
@@ -75,7 +75,7 @@ def assemble(
     return ClientNetwork(model, layers, trainer.fabric.device, dtype, trainer.fabric.autocast, pad_id), ranks
 
 
-def _check_lengths(model: FederatedTask, data: TextClassificationData) -> None:
+def _check_lengths(model: FederatedTask, data: FederatedData) -> None:
     """Refuse samples that are longer than the backbone has positions for."""
     config: Any = model.loaded().config
     offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0  # RoBERTa's positions start behind it
@@ -100,7 +100,7 @@ def _problem_of(work: Callable[[], None]) -> str | None:
 def begin(
     trainer: "FederatedTrainer",
     model: FederatedTask,
-    data: TextClassificationData,
+    data: FederatedData,
     method: Method,
     optimizer: ClientOptimizer,
     ckpt_path: str | None,
@@ -161,7 +161,7 @@ def _clients_per_block(
     trainer: "FederatedTrainer",
     network: ClientNetwork,
     state: State,
-    data: TextClassificationData,
+    data: FederatedData,
     checkpoint: Checkpoint | None,
 ) -> int:
     """Return the size of the blocks: as set, as the run that goes on had it, or as memory allows."""
@@ -184,7 +184,7 @@ def _settings(
     trainer: "FederatedTrainer",
     plan: Plan,
     model: FederatedTask,
-    data: TextClassificationData,
+    data: FederatedData,
     method: Method,
     optimizer: ClientOptimizer,
 ) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from lightning.fabric.loggers.logger import Logger
 from fedgram import tracking
 from fedgram.callbacks import Callback, ProgressBar
 from fedgram.cohort import ClientWeights, cohort_size
-from fedgram.data import TextClassificationData
+from fedgram.data import FederatedData
 from fedgram.errors import ConfigurationError, require_choice
 from fedgram.evaluation import evaluate, infer
 from fedgram.federation import Federation, Plan
@@ -143,7 +143,7 @@ class FederatedTrainer:
     def fit(
         self,
         model: FederatedTask,
-        datamodule: TextClassificationData,
+        datamodule: FederatedData,
         method: Method,
         optimizer: ClientOptimizer | None = None,
         ckpt_path: str | None = None,
@@ -183,7 +183,7 @@ class FederatedTrainer:
         return self._finish(federation)
 
     def validate(
-        self, model: FederatedTask, datamodule: TextClassificationData, method: Method, ckpt_path: str | None = None
+        self, model: FederatedTask, datamodule: FederatedData, method: Method, ckpt_path: str | None = None
     ) -> dict[str, float]:
         """Evaluate a run's model, or the pretrained one, on the validation split.
 
@@ -197,7 +197,7 @@ class FederatedTrainer:
         return self._evaluate_split("validation", model, datamodule, method, ckpt_path)
 
     def test(
-        self, model: FederatedTask, datamodule: TextClassificationData, method: Method, ckpt_path: str | None = None
+        self, model: FederatedTask, datamodule: FederatedData, method: Method, ckpt_path: str | None = None
     ) -> dict[str, float]:
         """Evaluate a run's model, or the pretrained one, on the test split.
 
@@ -213,7 +213,7 @@ class FederatedTrainer:
     def predict(
         self,
         model: FederatedTask,
-        datamodule: TextClassificationData,
+        datamodule: FederatedData,
         method: Method,
         ckpt_path: str | None = None,
         split: str = "test",
@@ -238,23 +238,22 @@ class FederatedTrainer:
         state = trained_state(self, network, method, ckpt_path)
         outputs = infer(network, state, table, datamodule.eval_batch_size, ranks)
         if ranks.rank == 0:
-            write_predictions(Path(output).expanduser(), model.predictions(outputs))
+            write_predictions(Path(output).expanduser(), model.predictions(outputs, datamodule, split))
         return Path(output).expanduser()
 
     def _evaluate_split(
         self,
         split: str,
         model: FederatedTask,
-        datamodule: TextClassificationData,
+        datamodule: FederatedData,
         method: Method,
         ckpt_path: str | None,
     ) -> dict[str, float]:
         network, ranks = assemble(self, model, datamodule, method)
-        table = datamodule.split(split)
-        if (table.labels < 0).any():
+        if not all(datamodule.is_labelled(part) for part in datamodule.parts(split).values()):
             raise ConfigurationError(f"the {split} split has no labels to compare with; use fedgram predict")
         state = trained_state(self, network, method, ckpt_path)
-        return evaluate(network, state, table, datamodule.eval_batch_size, ranks)
+        return evaluate(network, state, datamodule, split, ranks)
 
     def _finish(self, federation: Federation) -> dict[str, Any]:
         """Write summary.json and the hyperparameters."""

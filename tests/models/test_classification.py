@@ -60,17 +60,27 @@ def test_losses_are_per_sample_cross_entropies(task):
     np.testing.assert_allclose(losses.numpy(), [-np.log(p[0, 2]), -np.log(p[1, 1])], atol=1e-12)
 
 
+class Labelled:
+    """Data whose every split has the same labels."""
+
+    def __init__(self, labels):
+        self.labels = np.array(labels)
+
+    def split(self, name):
+        return self
+
+
 def test_metrics_are_accuracy_and_macro_f1(task):
     predicted, labels = [0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0]
     logits = torch.nn.functional.one_hot(torch.tensor(predicted), 3).float()
-    metrics = task.evaluate({"logits": logits}, torch.tensor(labels))
+    metrics = task.evaluate({"logits": logits}, Labelled(labels), "validation")
     assert metrics["accuracy"] == pytest.approx(4 / 6)
     # Label 2 occurs neither in labels nor in predictions, and so does not count.
     assert metrics["f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
 
 
 def test_predictions_are_names_with_their_probability(task):
-    table = task.predictions({"logits": torch.tensor([[0.0, 0.0, 9.0], [3.0, 0.0, 0.0]])})
+    table = task.predictions({"logits": torch.tensor([[0.0, 0.0, 9.0], [3.0, 0.0, 0.0]])}, Labelled([]), "test")
     assert table["label"] == ["yes", "no"]
     assert table["probability"] == pytest.approx([1 / (1 + 2 * np.exp(-9)), 1 / (1 + 2 * np.exp(-3))], rel=1e-5)
 

@@ -1,5 +1,6 @@
 """Data of the task: reading, tokenising, and dealing to clients."""
 
+from fedgram.data.base import FederatedData
 from fedgram.data.packages import package_path
 from fedgram.data.partition import IID, Dirichlet, Partition, Shards, counts, draw, write_table
 from fedgram.data.quickstart import Quickstart
@@ -10,6 +11,7 @@ from fedgram.data.tokens import TokenTable, cached, tokenise
 __all__ = [
     "IID",
     "Dirichlet",
+    "FederatedData",
     "Partition",
     "Quickstart",
     "RawSplit",

@@ -1,31 +1,27 @@
 """Classification of sentences and of pairs of sentences: from a source to token tables."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
 
+from fedgram.data.base import FederatedData, positive
 from fedgram.data.labels import LabelScheme
-from fedgram.data.partition import Dirichlet, Partition, Shards
+from fedgram.data.partition import Dirichlet, Partition
 from fedgram.data.reading import SUFFIXES, RawSplit, raw_split, read_file, read_source
 from fedgram.data.tokens import TokenTable, cached, tokenise, tokenizer_state
 from fedgram.errors import ConfigurationError, DataError
 
 __all__ = ["TextClassificationData"]
 
-_Count = TypeVar("_Count", int, int | None)
-
 # Part of every cache key: to be raised when tables made by an older version must not be used any more.
 _FORMAT = 1
 
 
-class TextClassificationData(LightningDataModule):
+class TextClassificationData(FederatedData):
     """Labelled sentences, or pairs of sentences, from your own files or from the Hugging Face hub.
 
     Labels are numbers from 0, or names (strings, truth values); a test split may be unlabelled. A local file may be
@@ -50,9 +46,6 @@ class TextClassificationData(LightningDataModule):
         cache_dir: where tokenised data is kept; ``$FEDGRAM_CACHE`` or ``~/.cache/fedgram`` if not given.
     """
 
-    name: str
-    """What the data is called in the names of runs: the hub's configuration, or the last part of the path."""
-
     def __init__(
         self,
         path: str,
@@ -70,21 +63,14 @@ class TextClassificationData(LightningDataModule):
         partition: Partition | None = None,
         cache_dir: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(max_length, batch_size, eval_batch_size, partition or Dirichlet(), cache_dir)
         self.path, self.config_name = path, config_name
         self.name = config_name or _name_of(path)
         self.extra_paths = {"validation": validation_path, "test": test_path}
         self.text, self.label = _columns(text), label
-        self.given_num_labels = _positive("num_labels", num_labels)
-        self.max_length = _positive("max_length", max_length)
-        self.batch_size = _positive("batch_size", batch_size)
-        self.eval_batch_size = _positive("eval_batch_size", eval_batch_size)
+        self.given_num_labels = positive("num_labels", num_labels)
         self.validation_fraction = _fraction(validation_fraction)
-        self.max_train_samples = _positive("max_train_samples", max_train_samples)
-        self.partition = partition or Dirichlet()
-        self.cache_dir = cache_dir
-        self.tokenizer: Any = None
-        self.tables: dict[str, TokenTable] = {}
+        self.max_train_samples = positive("max_train_samples", max_train_samples)
         self.label_names: list[str] = []
 
     @property
@@ -96,11 +82,6 @@ class TextClassificationData(LightningDataModule):
             raise ConfigurationError("num_labels is not known before the data is read; set it, or call setup first")
         return self.given_num_labels
 
-    @property
-    def cache(self) -> Path:
-        """The folder of everything that is kept between runs."""
-        return Path(self.cache_dir or os.environ.get("FEDGRAM_CACHE") or "~/.cache/fedgram").expanduser()
-
     def read(self) -> dict[str, RawSplit]:
         """Read the splits: ``train``, and as far as there are such, ``validation`` and ``test``."""
         datasets = read_source(self.path, self.config_name, self.text, self.cache)
@@ -109,42 +90,10 @@ class TextClassificationData(LightningDataModule):
                 datasets[name] = read_file(Path(path).expanduser(), self.text, self.cache)
         return {name: raw_split(dataset, self.text, self.label, name) for name, dataset in datasets.items()}
 
-    def prepare_data(self) -> None:
-        """Read, check and tokenise the data into the cache."""
-        self._load()
+    def groups(self, split: str) -> np.ndarray:
+        return np.asarray(self.split(split).labels)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Open the tables of all splits, from the cache where `prepare_data` has filled it."""
-        del stage  # every stage needs the labels, and opening a table costs nothing
-        names, self.tables = self._load()
-        self.label_names = list(names)
-
-    def split(self, name: str) -> TokenTable:
-        """Return the table of a split.
-
-        Raises:
-            DataError: if there is no such split.
-        """
-        if name not in self.tables:
-            available = ", ".join(self.tables) or "none before setup"
-            raise DataError(
-                f"there is no {name} split (available: {available});"
-                " add its file to the data, or set validation_fraction to hold one out"
-            )
-        return self.tables[name]
-
-    def shards(self, clients: int, seed: int) -> Shards:
-        """Deal the samples of the train split to clients."""
-        return self.partition(np.asarray(self.split("train").labels), clients, seed)
-
-    def fingerprint(self) -> str:
-        """Return the SHA-256 over the tables of all splits."""
-        prints = [f"{name}:{table.fingerprint()}" for name, table in sorted(self.tables.items())]
-        return hashlib.sha256("\n".join(prints).encode()).hexdigest()
-
-    def _load(self) -> tuple[tuple[str, ...], dict[str, TokenTable]]:
-        if self.tokenizer is None:
-            raise ConfigurationError("the data has no tokenizer yet; set data.tokenizer before prepare_data and setup")
+    def load_tables(self) -> dict[str, TokenTable]:
         raws = self.read()
         scheme = LabelScheme.of(raws["train"], self.given_num_labels)
         splits = {name: _Encoded(raw.texts, scheme.encode(raw, name)) for name, raw in raws.items()}
@@ -152,8 +101,9 @@ class TextClassificationData(LightningDataModule):
             splits |= _held_out(splits["train"], self.validation_fraction)
         if self.max_train_samples is not None:
             splits["train"] = _limited(splits["train"], self.max_train_samples)
+        self.label_names = self.group_names = list(scheme.names)
         state = tokenizer_state(self.tokenizer)
-        return scheme.names, {name: self._table(split, state) for name, split in splits.items()}
+        return {name: self._table(split, state) for name, split in splits.items()}
 
     def _table(self, split: "_Encoded", state: str) -> TokenTable:
         parts = [str(_FORMAT), state, str(self.max_length), split.digest()]
@@ -220,12 +170,6 @@ def _columns(text: str | list[str]) -> list[str]:
     if len(columns) not in (1, 2):
         raise ConfigurationError(f"text must name one column, or the two columns of a pair; got {text}")
     return columns
-
-
-def _positive(name: str, value: _Count) -> _Count:
-    if value is not None and value < 1:
-        raise ConfigurationError(f"{name} must be at least 1, got {value}")
-    return value
 
 
 def _fraction(value: float) -> float:

@@ -5,8 +5,8 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ __all__ = ["TokenTable", "cached", "tokenise", "tokenizer_state"]
 logger = logging.getLogger(__name__)
 
 _ARRAYS = {"ids": (np.int32,), "type_ids": (np.uint8,), "offsets": (np.int64,), "labels": (np.int64, np.float64)}
+_EXTRA = "extra-"
+"""What the files of a table's extra arrays begin with."""
 # Large enough that the tokenizer's threads are busy, small enough that its Python lists stay at some tens of megabytes.
 _CHUNK = 4096
 
@@ -35,18 +37,26 @@ class TokenTable:
         ids: token ids, int32 ``(tokens,)``.
         type_ids: which of two sentences a token belongs to, uint8 ``(tokens,)``; None where the model takes none.
         offsets: where each sample starts and ends, int64 ``(samples + 1,)``.
-        labels: classes, int64 ``(samples,)``, -1 where unlabelled; or targets of a regression, float64, NaN there.
+        labels: classes, int64 ``(samples,)``, -1 where unlabelled; or targets of a regression, float64, NaN there; or
+            several classes of each sample, such as where an answer starts and ends, int64 ``(samples, n)``.
+        extra: what else the task wants to know of samples or tokens, by name: vectors of integers of any length. It is
+            kept and fingerprinted, but is in no batch.
     """
 
     ids: np.ndarray
     type_ids: np.ndarray | None
     offsets: np.ndarray
     labels: np.ndarray
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, array in self._arrays().items():
-            if array.ndim != 1 or array.dtype not in _ARRAYS[name]:
-                allowed = " or ".join(np.dtype(kind).name for kind in _ARRAYS[name])
+        for name, kinds in _ARRAYS.items():
+            array = self._arrays().get(name)
+            if array is None:
+                continue
+            vector = array.ndim == 1 or (name == "labels" and array.ndim == 2)
+            if not vector or array.dtype not in kinds:
+                allowed = " or ".join(np.dtype(kind).name for kind in kinds)
                 raise DataError(
                     f"{name} of a token table must be a vector of {allowed}, got {array.dtype} {array.shape}"
                 )
@@ -78,7 +88,7 @@ class TokenTable:
 
         Returns:
             ``input_ids``, ``attention_mask`` and, where the table has them, ``token_type_ids``: int64 ``(n, T)``;
-            ``labels``: int64 ``(n,)``, or float32 for a regression.
+            ``labels``: int64 ``(n,)`` or ``(n, k)``, or float32 for a regression.
 
         Raises:
             DataError: if a row is neither -1 nor the index of a sample.
@@ -126,7 +136,8 @@ class TokenTable:
         try:
             expected = json.loads((folder / "fingerprint.json").read_text())["sha256"]
             arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
-            table = cls(arrays["ids"], arrays.get("type_ids"), arrays["offsets"], arrays["labels"])
+            extra = {name.removeprefix(_EXTRA): array for name, array in arrays.items() if name.startswith(_EXTRA)}
+            table = cls(arrays["ids"], arrays.get("type_ids"), arrays["offsets"], arrays["labels"], extra)
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{folder} holds no readable token table ({error!r}); delete it to have it made anew"
@@ -139,7 +150,8 @@ class TokenTable:
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {"ids": self.ids, "type_ids": self.type_ids, "offsets": self.offsets, "labels": self.labels}
-        return {name: array for name, array in arrays.items() if array is not None}
+        present = {name: array for name, array in arrays.items() if array is not None}
+        return present | {_EXTRA + name: array for name, array in sorted(self.extra.items())}
 
     def _check_rows(self, rows: np.ndarray) -> None:
         if len(rows) and not -1 <= rows.min() <= rows.max() < len(self):
@@ -150,7 +162,8 @@ class TokenTable:
     def _labels_of(self, samples: np.ndarray, filler: np.ndarray) -> torch.Tensor:
         # float32, since a loss in the models' own precision refuses a float64 target.
         kind = np.float32 if self.labels.dtype == np.float64 else np.int64
-        return torch.from_numpy(np.where(filler, 0, self.labels[samples]).astype(kind))
+        unknown = filler.reshape(-1, *[1] * (self.labels.ndim - 1))
+        return torch.from_numpy(np.where(unknown, 0, self.labels[samples]).astype(kind))
 
 
 def _gather_plan(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

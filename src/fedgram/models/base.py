@@ -112,19 +112,22 @@ class FederatedTask(pl.LightningModule, ABC):
 
     @abstractmethod
     def outputs(self, batch: Batch) -> Outputs:
-        """Return what the network says of a batch of inputs; every tensor has one row per sample."""
+        """Return what the network says of a batch of inputs; every tensor has one row per sample.
+
+        The last axis of a tensor may be as long as the batch's longest sample, with -inf where a sample has no token.
+        """
 
     @abstractmethod
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Float[Tensor, " rows"]:
         """Return the loss of every sample."""
 
     @abstractmethod
-    def evaluate(self, outputs: Outputs, labels: Tensor) -> dict[str, float]:
-        """Return the task's metrics over a whole split, rows in the order of the data."""
+    def evaluate(self, outputs: Outputs, data: Any, split: str) -> dict[str, float]:
+        """Return the task's metrics over a whole labelled split of the data, rows in the order of its table."""
 
     @abstractmethod
-    def predictions(self, outputs: Outputs) -> dict[str, list[Any]]:
-        """Return a table of predictions, one entry per sample in every column."""
+    def predictions(self, outputs: Outputs, data: Any, split: str) -> dict[str, list[Any]]:
+        """Return a table of predictions for a split of the data, all columns of one length."""
 
     def loaded(self) -> nn.Module:
         """Return the network.

@@ -54,17 +54,17 @@ class TextClassification(FederatedTask):
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return functional.cross_entropy(logits, labels, reduction="none")
 
-    def evaluate(self, outputs: Outputs, labels: Tensor) -> dict[str, float]:
+    def evaluate(self, outputs: Outputs, data: "TextClassificationData", split: str) -> dict[str, float]:
         from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
-        logits = outputs["logits"].float()
+        logits, labels = outputs["logits"].float(), torch.tensor(data.split(split).labels)
         classes = logits.shape[1]
         return {
             "accuracy": float(multiclass_accuracy(logits, labels, classes, average="micro")),
             "f1": float(multiclass_f1_score(logits, labels, classes, average="macro")),
         }
 
-    def predictions(self, outputs: Outputs) -> dict[str, list[Any]]:
+    def predictions(self, outputs: Outputs, data: "TextClassificationData", split: str) -> dict[str, list[Any]]:
         probabilities = outputs["logits"].float().softmax(dim=1)
         confidence, best = probabilities.max(dim=1)
         return {"label": [self.label_names[i] for i in best.tolist()], "probability": confidence.tolist()}
