@@ -2,6 +2,11 @@
 
 import numpy as np
 
+from fedgram.methods import RoundInfo
+
+INFO = RoundInfo(3, 0, dict.fromkeys(range(20), 2))
+"""A round that no client comes new to."""
+
 
 def rng(seed=0):
     return np.random.default_rng(seed)

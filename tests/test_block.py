@@ -49,7 +49,7 @@ class NaiveGram(nn.Module):
         self.base, self.scale = adapter.base, scale
         self.L = torch.eye(k).double() if adapter.L is None else adapter.L.double()
         self.R = torch.eye(k).double() if adapter.R is None else adapter.R.double()
-        self.start, self.A = adapter.start.double(), nn.Parameter(A.clone())
+        self.start, self.A = adapter.start["A"].double(), nn.Parameter(A.clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gram = self.A.mT @ self.A - self.start.mT @ self.start
@@ -118,7 +118,8 @@ def test_block_equals_training_each_client_alone(tiny_backbone, tiny_data, metho
                     noise = torch.from_numpy(generator.normal(size=tuple(tensor.shape)))
                     layer[field] = tensor + 0.1 * (client + 1) * noise
         start.append(state)
-    trained, losses = train_block(network, ours, start, table, batches)
+    block = train_block(network, ours, start, table, batches)
+    trained, losses = block.states, block.losses
     for client in range(len(steps)):
         alone = train_alone(network, method, start[client], table, batches[client], theirs, clip)
         together = flatten(trained[client])
@@ -137,13 +138,13 @@ def test_frozen_fields_take_part_and_stay(tiny_backbone, tiny_data):
     start = [network.initial_state() for _ in batches]
     start[1]["adapter"] = {n: {f: t + 0.5 for f, t in layer.items()} for n, layer in start[1]["adapter"].items()}
     table, optimizer = data.split("train"), SGD(lr=0.1)
-    frozen, _ = train_block(network, optimizer, start, table, batches, frozen={"A"})
-    free, _ = train_block(network, optimizer, start, table, batches)
+    frozen = train_block(network, optimizer, start, table, batches, frozen={"A"}).states
+    free = train_block(network, optimizer, start, table, batches).states
     for client, state in enumerate(frozen):
         for name, layer in state["adapter"].items():
             assert torch.equal(layer["A"], start[client]["adapter"][name]["A"])
             assert not torch.equal(layer["B"], start[client]["adapter"][name]["B"])
     # With B = 0 the first gradient of A is zero: a client with one step trains B as if A were free.
-    alone, _ = train_block(network, optimizer, start[1:], table, batches[1:], frozen={"A"})
+    alone = train_block(network, optimizer, start[1:], table, batches[1:], frozen={"A"}).states
     for name, layer in alone[0]["adapter"].items():
         torch.testing.assert_close(layer["B"], free[1]["adapter"][name]["B"], rtol=0, atol=1e-12)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from fedgram.clients import ClientStore, Models
 from fedgram.collectives import Ranks
 from fedgram.evaluation import evaluate, infer
 from fedgram.methods import FLoRG
@@ -22,6 +23,15 @@ def trained(tiny_backbone, tiny_data):
     return network, state, data
 
 
+def all_by(state, table):
+    """One model that answers every sample."""
+    return [(state, np.arange(len(table)))]
+
+
+def models_of(state, data, store=None, clients=3):
+    return Models(state, store or ClientStore(), data.shards(clients, 0), 0)
+
+
 def one_by_one(network, state, table):
     """The logits of every sample, alone in its batch, in the order of the data."""
     network.load_one(state)
@@ -34,7 +44,7 @@ def test_outputs_come_in_the_order_of_the_data(trained, batch_size):
     network, state, data = trained
     table = data.split("validation")
     assert np.any(np.diff(table.lengths) < 0)  # so that the batches are not in that order
-    outputs = infer(network, state, table, batch_size, Ranks())
+    outputs = infer(network, all_by(state, table), table, batch_size, Ranks())
     expected = one_by_one(network, state, table)
     assert expected.std(dim=0).min() > 1e-3
     torch.testing.assert_close(outputs["logits"], expected, rtol=0, atol=1e-12)
@@ -45,15 +55,15 @@ def test_every_rank_gets_the_bits_of_one_process(trained, size):
     """16 samples in batches of 5 are four batches: a fifth rank has none."""
     network, state, data = trained
     table = data.split("validation")
-    alone = infer(network, state, table, 5, Ranks())["logits"]
-    for outputs in on_ranks(size, lambda ranks: infer(network, state, table, 5, ranks)):
+    alone = infer(network, all_by(state, table), table, 5, Ranks())["logits"]
+    for outputs in on_ranks(size, lambda ranks: infer(network, all_by(state, table), table, 5, ranks)):
         assert torch.equal(outputs["logits"], alone)
 
 
 def test_metrics_are_those_of_all_samples_each_counted_once(trained):
     network, state, data = trained
     data.eval_batch_size = 3
-    metrics, table = evaluate(network, state, data, "validation", Ranks()), data.split("validation")
+    metrics, table = evaluate(network, models_of(state, data), data, "validation", Ranks()), data.split("validation")
     logits, labels = one_by_one(network, state, table), torch.tensor(table.labels)
     assert metrics["loss"] == pytest.approx(float(functional.cross_entropy(logits, labels)), abs=1e-12)
     assert metrics["accuracy"] == pytest.approx(float((logits.argmax(dim=1) == labels).double().mean()), abs=1e-6)
@@ -65,7 +75,7 @@ def test_evaluation_leaves_no_gradient_and_training_goes_on(trained):
     table = data.split("validation")
     for tensor in flatten(state).values():
         tensor.requires_grad_()
-    assert not infer(network, state, table, 4, Ranks())["logits"].requires_grad
+    assert not infer(network, all_by(state, table), table, 4, Ranks())["logits"].requires_grad
     flat = {key: tensor.detach().unsqueeze(0).requires_grad_() for key, tensor in flatten(state).items()}
     leaf = unflatten(flat)
     network.load(leaf)

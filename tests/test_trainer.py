@@ -515,7 +515,7 @@ def test_a_field_that_is_neither_sent_nor_trained_stays_what_the_seed_gave(fit):
     class FrozenA(FedIT):
         fields = (Field("A", down=False, up=False, trained=False), Field("B"))
 
-        def aggregate(self, layers, uploads):
+        def aggregate(self, layers, uploads, info):
             return {
                 name: {**layer, "B": uploads.mean(name, lambda sent: sent["B"], layer["B"]).to(layer["B"])}
                 for name, layer in layers.items()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedgram.data import IID, Dirichlet, Quickstart, TextClassificationData
-    from fedgram.methods import FedIT, FLoRG, Method
+    from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method
     from fedgram.models import TextClassification
     from fedgram.optim import SGD, AdamW
     from fedgram.trainer import FederatedTrainer
@@ -16,8 +16,12 @@ __version__ = version("fedgram")
 _HOMES = {
     "AdamW": "optim",
     "Dirichlet": "data",
+    "FFALoRA": "methods",
     "FLoRG": "methods",
+    "FeDeRA": "methods",
+    "FedExLoRA": "methods",
     "FedIT": "methods",
+    "FedSALoRA": "methods",
     "FederatedTrainer": "trainer",
     "IID": "data",
     "Method": "methods",
@@ -31,8 +35,12 @@ __all__ = [
     "SGD",
     "AdamW",
     "Dirichlet",
+    "FFALoRA",
     "FLoRG",
+    "FeDeRA",
+    "FedExLoRA",
     "FedIT",
+    "FedSALoRA",
     "FederatedTrainer",
     "Method",
     "Quickstart",

@@ -6,6 +6,7 @@ that the gradient of a row is that client's own, and an elementwise optimizer ma
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +18,25 @@ from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.state import Layout, State, merge, prefix, split, stack
 
-__all__ = ["train_block"]
+__all__ = ["Memory", "Trained", "train_block"]
+
+Memory = dict[str, Tensor]
+"""What an optimizer remembers, by name: of one client, or of several with a leading client axis."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What comes of a block.
+
+    Attributes:
+        states: what each client ends with.
+        losses: its mean loss over its local steps.
+        memories: what its optimizer remembers.
+    """
+
+    states: list[State]
+    losses: Float[Tensor, " C"]
+    memories: list[Memory]
 
 
 def train_block(
@@ -28,25 +47,24 @@ def train_block(
     batches: Sequence[Sequence[np.ndarray]],
     span: tuple[float, float] = (0.0, 1.0),
     frozen: Collection[str] = (),
-) -> tuple[list[State], Float[Tensor, " C"]]:
+    memories: Sequence[Memory | None] | None = None,
+) -> Trained:
     """Train the C clients of one block.
 
     Args:
-        network: the backbone with its client layers.
-        optimizer: the clients' optimizer; its memory is fresh.
+        network: the backbone with its client layers, which hold already what all clients share.
+        optimizer: the clients' optimizer.
         start: what each client starts from, the one with the most batches first: those that still train are a prefix.
         table: the samples.
         batches: per client, the samples of each local step.
         span: where the learning rate's schedule stands when the round begins and ends.
         frozen: fields of the adapters that are held and not trained.
-
-    Returns:
-        What each client ends with, and its mean loss over its local steps.
+        memories: what each client's optimizer remembers of earlier rounds; None for one that is fresh.
     """
     trained, frozen_parts = zip(*(split(own, frozen) for own in start), strict=True)
     layout, held = Layout.of(trained[0]), stack(frozen_parts)
     params = layout.pack(trained).to(network.device, network.dtype)
-    memory = optimizer.init(params)
+    memory = _remember(optimizer.init(params), memories or [None] * len(start))
     steps = torch.tensor([len(own) for own in batches], dtype=torch.float64, device=network.device)
     losses = torch.zeros(len(batches), dtype=torch.float64, device=network.device)
     for step in range(len(batches[0])):
@@ -58,7 +76,16 @@ def train_block(
         rate = optimizer.learning_rate(span[0] + (span[1] - span[0]) * step / steps[:active])
         optimizer.update(params[:active], gradient, {key: value[:active] for key, value in memory.items()}, rate)
         losses[:active] += means.detach()
-    return [merge(own, new) for own, new in zip(start, layout.rows(params), strict=True)], losses / steps
+    states = [merge(own, new) for own, new in zip(start, layout.rows(params), strict=True)]
+    return Trained(states, losses / steps, [{k: v[i] for k, v in memory.items()} for i in range(len(start))])
+
+
+def _remember(fresh: Memory, memories: Sequence[Memory | None]) -> Memory:
+    """Fill the rows of those clients that have kept their optimizer's memory."""
+    for row, kept in enumerate(memories):
+        for key, value in (kept or {}).items():
+            fresh[key][row] = value
+    return fresh
 
 
 def _mean_losses(network: ClientNetwork, table: TokenTable, rows: Sequence[np.ndarray]) -> Float[Tensor, " C"]:

@@ -2,18 +2,20 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedgram.errors import CheckpointError
-from fedgram.state import State, flatten, state_hash, to, unflatten
+from fedgram.state import State, flatten, tensor_hash, unflatten
 
 __all__ = ["Checkpoint", "atomic_write", "compare_settings", "load", "save"]
 
 _FORMAT = "1"
+_CLIENT = "client "
 
 
 @dataclass(frozen=True)
@@ -25,28 +27,35 @@ class Checkpoint:
         round: the last finished round.
         settings: what must be equal for a run to go on: seed, method, data and so on, flat.
         progress: totals and best metrics so far, as the trainer keeps them.
+        clients: what clients keep from round to round, on the CPU, by client and name.
     """
 
     state: State
     round: int
     settings: dict[str, Any]
     progress: dict[str, Any]
+    clients: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors under flat names; those of client 3 begin with ``client 3|``."""
+        own = {f"{_CLIENT}{c}|{key}": t for c, kept in self.clients.items() for key, t in kept.items()}
+        return flatten(self.state) | own
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, whole or not at all."""
     from safetensors.torch import save as to_bytes
 
-    state = to(checkpoint.state, "cpu")
+    flat = {key: tensor.cpu() for key, tensor in checkpoint.tensors().items()}
     facts = {
         "format": _FORMAT,
         "round": checkpoint.round,
         "settings": checkpoint.settings,
         "progress": checkpoint.progress,
-        "state_hash": state_hash(state),
+        "state_hash": tensor_hash(flat),
     }
     # Cloned, as safetensors refuses tensors that share memory.
-    tensors = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in flatten(state).items()}
+    tensors = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in flat.items()}
     atomic_write(path, to_bytes(tensors, metadata={"fedgram": json.dumps(facts)}))
 
 
@@ -68,10 +77,19 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"the checkpoint {path} is damaged ({error}); use an older one or start again") from error
     if facts.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this version of fedgram (format {facts.get('format')!r})")
-    state = unflatten(tensors)
-    if state_hash(state) != facts["state_hash"]:
+    if tensor_hash(tensors) != facts["state_hash"]:
         raise CheckpointError(f"the checkpoint {path} was altered: its tensors do not have the hash that it states")
-    return Checkpoint(state, int(facts["round"]), facts["settings"], facts["progress"])
+    state = unflatten({key: tensor for key, tensor in tensors.items() if not key.startswith(_CLIENT)})
+    return Checkpoint(state, int(facts["round"]), facts["settings"], facts["progress"], _clients_of(tensors))
+
+
+def _clients_of(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    clients: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_CLIENT):
+            number, key = name.removeprefix(_CLIENT).split("|", 1)
+            clients.setdefault(int(number), {})[key] = tensor
+    return clients
 
 
 def compare_settings(path: Path, saved: dict[str, Any], present: dict[str, Any]) -> None:

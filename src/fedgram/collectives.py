@@ -118,6 +118,11 @@ class Ranks:
         """Return one rank's value on every rank."""
         return value if self._fabric is None else self._fabric.broadcast(value, source)
 
+    def first(self, value: T | None) -> T | None:
+        """Return the value of the lowest rank that has one, on every rank; None if there is none."""
+        found = self.size - int(self.maximum(0.0 if value is None else float(self.size - self.rank)))
+        return self.broadcast(value, found) if found < self.size else None
+
     def stop_on(self, problem: str | None) -> None:
         """Stop all ranks if one of them has a problem: a rank that raised alone would leave the others waiting.
 
@@ -127,9 +132,9 @@ class Ranks:
         Raises:
             TrainingError: on every rank, with the problem of the lowest rank that has one.
         """
-        first = self.size - int(self.maximum(0.0 if problem is None else float(self.size - self.rank)))
-        if first < self.size:
-            raise TrainingError(self.broadcast(problem, first))
+        first = self.first(problem)
+        if first is not None:
+            raise TrainingError(first)
 
     def check_agreement(self, digest: str, what: str) -> None:
         """Stop all ranks if one of them holds another state.

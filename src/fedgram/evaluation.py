@@ -1,10 +1,13 @@
 """What a model says of a split, the same on any number of ranks."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fedgram.clients import Models, PersonalEvaluation
 from fedgram.collectives import Ranks
 from fedgram.data import FederatedData
 from fedgram.data.tokens import TokenTable
@@ -15,19 +18,29 @@ from fedgram.state import State
 __all__ = ["evaluate", "infer"]
 
 
-def infer(network: ClientNetwork, state: State, table: TokenTable, batch_size: int, ranks: Ranks) -> Outputs:
+def infer(
+    network: ClientNetwork,
+    answering: Sequence[tuple[State, np.ndarray]],
+    table: TokenTable,
+    batch_size: int,
+    ranks: Ranks,
+) -> Outputs:
     """Return the outputs for all samples, in the order of the data, on the CPU of every rank.
 
-    The batches hold samples of like length and do not depend on the ranks, which take them in turn. No sample is
-    padded on or counted twice, so that metrics are exact. Outputs that have a column for every token are filled up
-    with -inf to the longest sample.
+    Each sample is answered by the model that it stands beside in ``answering``. The batches hold samples of like
+    length and do not depend on the ranks, which take them in turn. No sample is padded on or counted twice, so that
+    metrics are exact. Outputs that have a column for every token are filled up with -inf to the longest sample.
     """
-    batches = _batches(table, batch_size)
+    batches = [(state, batch) for state, rows in answering for batch in _batches(table, rows, batch_size)]
     own = batches[ranks.rank :: ranks.size]
-    network.load_one(state)
+    results, loaded = [], None
     with torch.inference_mode():
-        results = [network.run(table, rows)[0] for rows in own or batches[:1]]
-    ids = np.concatenate(own).tolist() if own else []
+        for state, rows in own or batches[:1]:  # a rank without a batch learns the form of the outputs
+            if state is not loaded:
+                network.load_one(state)
+                loaded = state
+            results.append(network.run(table, rows)[0])
+    ids = np.concatenate([rows for _, rows in own]).tolist() if own else []
 
     def collect(key: str) -> Tensor:
         width = int(ranks.maximum(max(float(piece[key].shape[-1]) for piece in results)))
@@ -37,21 +50,50 @@ def infer(network: ClientNetwork, state: State, table: TokenTable, batch_size: i
     return {key: collect(key) for key in results[0]}
 
 
-def evaluate(network: ClientNetwork, state: State, data: FederatedData, split: str, ranks: Ranks) -> dict[str, float]:
-    """Return the mean loss and the task's metrics over a labelled split, and over its further parts with a suffix."""
+def evaluate(
+    network: ClientNetwork,
+    models: Models,
+    data: FederatedData,
+    split: str,
+    ranks: Ranks,
+    personal_evaluation: PersonalEvaluation = "own",
+) -> dict[str, float]:
+    """Return the mean loss and the task's metrics over a labelled split, and over its further parts with a suffix.
+
+    Args:
+        network: the backbone with its client layers.
+        models: the server's model, and the clients' where they keep parts of their own.
+        data: the data.
+        split: validation or test.
+        ranks: the processes that share the work.
+        personal_evaluation: of models of clients: "own" has each answer its client's share of the split, dealt as the
+            training data is, and scores the answers as one; "all" has each answer the whole split, and takes the mean
+            of the scores over clients.
+    """
     metrics: dict[str, float] = {}
     for suffix, part in data.parts(split).items():
-        table = data.split(part)
-        outputs = infer(network, state, table, data.eval_batch_size, ranks)
-        losses = network.task.sample_losses(outputs, torch.tensor(table.labels))
-        found = {"loss": float(losses.double().mean()), **network.task.evaluate(outputs, data, part)}
+        if models.personal and personal_evaluation == "all":
+            everything = np.arange(len(data.split(part)))
+            each = [_scores(network, [(state, everything)], data, part, ranks) for state in models.all()]
+            found = {name: float(np.mean([scores[name] for scores in each])) for name in each[0]}
+        else:
+            found = _scores(network, models.answering(data, part), data, part, ranks)
         metrics |= {f"{name}{suffix}": value for name, value in found.items()}
     return metrics
 
 
-def _batches(table: TokenTable, batch_size: int) -> list[np.ndarray]:
-    """Cut a split into batches of like lengths."""
-    order = np.argsort(table.lengths, kind="stable")
+def _scores(
+    network: ClientNetwork, answering: Sequence[tuple[State, np.ndarray]], data: FederatedData, split: str, ranks: Ranks
+) -> dict[str, float]:
+    table = data.split(split)
+    outputs = infer(network, answering, table, data.eval_batch_size, ranks)
+    losses = network.task.sample_losses(outputs, torch.tensor(table.labels))
+    return {"loss": float(losses.double().mean()), **network.task.evaluate(outputs, data, split)}
+
+
+def _batches(table: TokenTable, rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Cut samples into batches of like lengths."""
+    order = rows[np.argsort(table.lengths[rows], kind="stable")]
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 

@@ -4,16 +4,18 @@
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedgram import tracking
 from fedgram.block import train_block
 from fedgram.checkpoint import Checkpoint, save
+from fedgram.clients import ClientStore, Models, PersonalEvaluation, to_keep
 from fedgram.cohort import (
     Block,
     ClientWeights,
@@ -31,13 +33,13 @@ from fedgram.data import FederatedData, Shards
 from fedgram.errors import TrainingError
 from fedgram.evaluation import evaluate
 from fedgram.ledger import Ledger
-from fedgram.methods import Diagnostics, Method
+from fedgram.methods import Diagnostics, Method, RoundInfo
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.run_folder import RunFolder
 from fedgram.seeding import numpy_generator
 from fedgram.state import State, merge, state_hash, to
-from fedgram.uploads import Uploads, average
+from fedgram.uploads import Uploads
 
 __all__ = ["Federation", "Plan", "Round"]
 
@@ -54,6 +56,7 @@ class Plan:
     clients_per_block: int
     client_weights: ClientWeights
     evaluate_every: int
+    personal_evaluation: PersonalEvaluation
     seed: int
     threads: int
 
@@ -66,7 +69,9 @@ class Round:
         number: 1 for the first.
         cohort: the clients that train, ascending.
         steps: local steps of each.
+        info: what the method may know of the round.
         uploads: what this rank's clients sent.
+        kept: what they keep until they take part again.
         losses: their mean training losses.
         ledger: what travelled to and from this rank's clients, and after `Federation.account` the whole cohort.
         row: the round's row of metrics.csv.
@@ -76,7 +81,9 @@ class Round:
     number: int
     cohort: list[int]
     steps: list[int]
+    info: RoundInfo
     uploads: dict[int, State] = field(default_factory=dict)
+    kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     row: dict[str, float] = field(default_factory=dict)
@@ -91,6 +98,8 @@ class Federation:
     Attributes:
         held: what every client holds from the start: it comes from the seed and is never sent.
         state: the server's tensors.
+        store: what the clients keep from round to round.
+        last_rounds: the last round that each client took part in; those that never did are missing.
         finished: the last round that is done; 0 is the evaluation before training, -1 that nothing is.
         totals: all traffic so far.
         seconds: time spent in rounds so far, over all starts of the run.
@@ -111,6 +120,8 @@ class Federation:
     loggers: list[Any]
     held: State
     state: State
+    store: ClientStore = field(default_factory=ClientStore)
+    last_rounds: dict[int, int] = field(default_factory=dict)
     finished: int = -1
     totals: Ledger = field(default_factory=Ledger)
     seconds: float = 0.0
@@ -120,13 +131,16 @@ class Federation:
 
     def sample(self, number: int) -> Round:
         """Draw the cohort of a round; round 0 has none."""
-        if number == 0:
-            return Round(number, [], [])
-        plan = self.plan
-        cohort = sample(plan.seed, number, plan.clients, cohort_size(plan.participation, plan.clients))
+        plan, cohort = self.plan, self._cohort(number)
         sizes = [len(self.shards[client]) for client in cohort]
         steps = [local_step_count(n, self.data.batch_size, plan.local_epochs, plan.local_steps) for n in sizes]
-        return Round(number, cohort, steps)
+        last = {client: self.last_rounds.get(client, 0) for client in cohort}
+        return Round(number, cohort, steps, RoundInfo(number, plan.seed, last))
+
+    def _cohort(self, number: int) -> list[int]:
+        plan = self.plan
+        size = cohort_size(plan.participation, plan.clients)
+        return sample(plan.seed, number, plan.clients, size) if number else []
 
     def cut(self, current: Round) -> list[Block]:
         """Cut the cohort into blocks."""
@@ -137,16 +151,20 @@ class Federation:
         return deal_blocks(blocks, self.ranks.size)[self.ranks.rank]
 
     def download(self, current: Round, block: Block) -> list[State]:
-        """Send the clients of a block their payloads, and return what they start from: those over what they hold."""
-        starts = []
+        """Send the clients of a block their payloads, and return what they start from: those over what they hold.
+
+        What all clients hold in common is not in it: the server's own tensors stand for it (see `Field.shared`).
+        """
+        starts, held = [], self.method.without_shared(self.held)
         for client in block.clients:
-            payload = {"adapter": self.method.download(self.state["adapter"], client), "head": self.state["head"]}
+            payload = self.method.payload_down(self.state, client, current.info)
             current.ledger.record("down", payload)
-            starts.append(merge(self.held, payload))
+            own = merge(held, to(self.store.state(client), self.network.device))
+            starts.append(merge(own, self.method.without_shared(payload)))
         return starts
 
     def train(self, current: Round, block: Block, start: list[State]) -> list[State]:
-        """Train the clients of a block locally."""
+        """Train the clients of a block locally; what they keep is laid aside until the round counts."""
         batches = [
             self._batches(current, client, steps) for client, steps in zip(block.clients, block.steps, strict=True)
         ]
@@ -154,9 +172,13 @@ class Federation:
         if self.optimizer.span == "run":
             span = ((current.number - 1) / self.plan.rounds, current.number / self.plan.rounds)
         table, frozen = self.data.split("train"), self.method.frozen_fields
-        trained, losses = train_block(self.network, self.optimizer, start, table, batches, span, frozen)
-        current.losses |= dict(zip(block.clients, losses.tolist(), strict=True))
-        return trained
+        memories = [self.store.memory(client) for client in block.clients]
+        self.network.share(self.state)
+        trained = train_block(self.network, self.optimizer, start, table, batches, span, frozen, memories)
+        current.losses |= dict(zip(block.clients, trained.losses.tolist(), strict=True))
+        for client, state, memory in zip(block.clients, trained.states, trained.memories, strict=True):
+            current.kept[client] = to_keep(self.method.kept(state), memory if self.optimizer.keep_state else None)
+        return trained.states
 
     def _batches(self, current: Round, client: int, steps: int) -> list[np.ndarray]:
         generator = numpy_generator(self.plan.seed, "batches", current.number, client)
@@ -165,7 +187,7 @@ class Federation:
     def upload(self, current: Round, block: Block, trained: list[State]) -> None:
         """Send the server what the clients of a block have trained."""
         for client, own in zip(block.clients, trained, strict=True):
-            payload = {"adapter": self.method.upload(own["adapter"], client), "head": own["head"]}
+            payload = self.method.payload_up(own, client, current.info)
             current.ledger.record("up", payload)
             current.uploads[client] = payload
 
@@ -182,11 +204,13 @@ class Federation:
                 for part in ("adapter", "head")
             )
             before = self.state["adapter"]
-            after = self.method.aggregate(before, adapters)
-            self.state = {"adapter": after, "head": average(self.state["head"], heads)}
+            after = self.method.aggregate(before, adapters, current.info)
+            self.state = {"adapter": after, "head": self.method.next_head(self.state["head"], heads)}
+            self.ranks.stop_on(_divergence(current.kept))
         except TrainingError as error:
             raise TrainingError(f"round {current.number}: {error}") from error
         self.ranks.check_agreement(state_hash(self.state), f"server state after round {current.number}")
+        self.store.update(current.kept, current.cohort, self.ranks)
         server_end = time.perf_counter()
         current.diagnostics = self.method.diagnose(before, after, adapters)
         current.row |= {
@@ -222,16 +246,22 @@ class Federation:
         if not self._due(current.number):
             return
         if "validation" in self.data.tables:
-            self.metrics = evaluate(self.network, self.state, self.data, "validation", self.ranks)
+            how = self.plan.personal_evaluation
+            self.metrics = evaluate(self.network, self.models(), self.data, "validation", self.ranks, how)
             current.row |= {("val_loss" if key == "loss" else key): value for key, value in self.metrics.items()}
         if current.number == 0:
             self.initial = self.metrics
+
+    def models(self) -> Models:
+        """Return the models as they are now."""
+        return Models(self.state, self.store, self.shards, self.plan.seed)
 
     def log(self, current: Round) -> None:
         """Write the round into the run's tables and tell the loggers."""
         seconds = time.perf_counter() - current.started
         self.seconds += seconds
         self.finished = current.number
+        self.last_rounds |= dict.fromkeys(current.cohort, current.number)
         current.row = {"round": current.number, **current.row, "seconds": seconds}
         if self.ranks.rank:
             return
@@ -251,10 +281,14 @@ class Federation:
             self.best = {"round": self.finished, **self.metrics}
         if self.ranks.rank:
             return
-        now = Checkpoint(self.state, self.finished, self.settings, self.progress())
+        now = self.standing()
         if better:  # before the last, which says that it is there
             save(self.folder.checkpoint("best"), now)
         save(self.folder.checkpoint("last"), now)
+
+    def standing(self) -> Checkpoint:
+        """Return all that is needed to go on from here."""
+        return Checkpoint(self.state, self.finished, self.settings, self.progress(), self.store.tensors)
 
     def _is_best(self) -> bool:
         monitor, mode = self.network.task.monitor, self.network.task.monitor_mode
@@ -278,12 +312,24 @@ class Federation:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on where a checkpoint stands."""
         self.state = to(checkpoint.state, self.network.device)
+        self.store = ClientStore(checkpoint.clients)
         self.finished = checkpoint.round
+        for number in range(1, self.finished + 1):
+            self.last_rounds |= dict.fromkeys(self._cohort(number), number)
         self.totals = Ledger.of(checkpoint.progress["totals"])
         self.seconds = checkpoint.progress["seconds"]
         self.initial = checkpoint.progress["initial"]
         self.metrics = checkpoint.progress["metrics"]
         self.best = checkpoint.progress["best"]
+
+
+def _divergence(kept: Mapping[int, Mapping[str, Tensor]]) -> str | None:
+    """Return what a client keeps that is not finite, if it does."""
+    for client, tensors in kept.items():
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                return f"client {client} diverged: its {name} holds nan or inf; a lower optimizer.lr helps"
+    return None
 
 
 def _means(figures: Diagnostics) -> dict[str, float]:

@@ -22,18 +22,23 @@ __all__ = [
     "best_rank_error",
     "canonical_signs",
     "condition_number",
+    "deviation_basis",
     "gram",
     "gram_error",
     "gram_factor",
+    "mean_product",
     "nonzero",
     "polar",
     "procrustes",
+    "product_distance",
     "product_norm",
+    "ratio",
     "relative_change",
     "relative_product_error",
     "semi_orthogonal",
     "stack_factor",
     "top_rows",
+    "truncated_svd",
     "weighted_stack",
 ]
 
@@ -306,7 +311,7 @@ def gram_error(A: Float[Tensor, "r k"], Z: Float[Tensor, "m k"]) -> Float[Tensor
     R = torch.linalg.qr(torch.cat([A.double(), Z.double()]).mT, mode="r").R
     of_A, of_Z = R[:, : A.shape[0]], R[:, A.shape[0] :]
     gram_Z = of_Z @ of_Z.mT
-    return _ratio(torch.linalg.matrix_norm(of_A @ of_A.mT - gram_Z), torch.linalg.matrix_norm(gram_Z))
+    return ratio(torch.linalg.matrix_norm(of_A @ of_A.mT - gram_Z), torch.linalg.matrix_norm(gram_Z))
 
 
 def best_rank_error(Z: Float[Tensor, "m k"], r: int) -> Float[Tensor, ""]:
@@ -326,7 +331,7 @@ def best_rank_error(Z: Float[Tensor, "m k"], r: int) -> Float[Tensor, ""]:
     tensor(0., dtype=torch.float64)
     """
     eigenvalues = torch.linalg.svdvals(Z.double()).square()
-    return _ratio(torch.linalg.vector_norm(eigenvalues[r:]), torch.linalg.vector_norm(eigenvalues))
+    return ratio(torch.linalg.vector_norm(eigenvalues[r:]), torch.linalg.vector_norm(eigenvalues))
 
 
 def product_norm(U: Float[Tensor, "m p"], V: Float[Tensor, "p n"]) -> Float[Tensor, ""]:
@@ -344,6 +349,33 @@ def product_norm(U: Float[Tensor, "m p"], V: Float[Tensor, "p n"]) -> Float[Tens
     return torch.linalg.matrix_norm(R_U @ R_V.mT)
 
 
+Product = tuple[Float[Tensor, "d_out m"], Float[Tensor, "m d_in"]]
+"""A matrix U V that is never multiplied out, as the pair of its factors."""
+
+
+def mean_product(
+    Bs: Float[Tensor, "N d_out s"], As: Float[Tensor, "N s d_in"], weights: Float[Tensor, " N"]
+) -> Product:
+    """Return the mean product of the clients, Σ wₙ Bₙ Aₙ = [w₁B₁, w₂B₂, …] [A₁; A₂; …].
+
+    Args:
+        Bs: (N, d_out, s), the clients'.
+        As: (N, s, d_in), the clients'.
+        weights: (N,).
+
+    Returns:
+        Factors (d_out, N s) and (N s, d_in), float64.
+    """
+    weighted = weights.to(Bs.device, torch.float64)[:, None, None] * Bs.double()
+    return weighted.transpose(0, 1).flatten(1), As.double().flatten(0, 1)
+
+
+def product_distance(first: Product, second: Product) -> Float[Tensor, ""]:
+    """Return ‖U V − U' V'‖_F, the norm of [U, −U'] [V; V']."""
+    U = torch.cat([first[0].double(), -second[0].double()], dim=1)
+    return product_norm(U, torch.cat([first[1].double(), second[1].double()]))
+
+
 def relative_product_error(
     B: Float[Tensor, "d_out r"],
     A: Float[Tensor, "r d_in"],
@@ -352,8 +384,6 @@ def relative_product_error(
     weights: Float[Tensor, " N"],
 ) -> Float[Tensor, ""]:
     """Return how far a product is from the mean product of the clients: ‖B A − Σ wₙ Bₙ Aₙ‖_F / ‖Σ wₙ Bₙ Aₙ‖_F.
-
-    The numerator is the norm of [B, −w₁B₁, …] [A; A₁; …], so no d_out x d_in matrix is formed.
 
     Args:
         B: (d_out, r), the server's.
@@ -365,11 +395,55 @@ def relative_product_error(
     Returns:
         A float64 scalar; 0 if all products are zero, as with LoRA's first B = 0; inf if only the mean product is.
     """
-    weighted = weights.to(Bs.device, torch.float64)[:, None, None] * Bs.double()
-    left = weighted.transpose(0, 1).flatten(1)
-    right = As.double().flatten(0, 1)
-    difference = product_norm(torch.cat([B.double(), -left], dim=1), torch.cat([A.double(), right]))
-    return _ratio(difference, product_norm(left, right))
+    ideal = mean_product(Bs, As, weights)
+    return ratio(product_distance((B, A), ideal), product_norm(*ideal))
+
+
+def truncated_svd(U: Float[Tensor, "m p"], V: Float[Tensor, "p n"], r: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the r leading singular triplets of U V without forming the m x n product.
+
+    With U = O_U R_U and Vᵀ = O_V R_V the product is O_U (R_U R_Vᵀ) O_Vᵀ, and R_U R_Vᵀ is at most p x p.
+
+    Args:
+        U: (m, p).
+        V: (p, n).
+        r: how many, at most min(m, n).
+
+    Returns:
+        Left vectors (m, r'), singular values (r',) above rounding in descending order, and right vectors (r', n), in
+        float64; r' <= r is the rank if that is less. The entry of largest magnitude of a right vector is positive.
+
+    >>> left, singular, right = truncated_svd(torch.ones(4, 2), torch.ones(2, 9), 1)
+    >>> singular.round(decimals=9)
+    tensor([12.], dtype=torch.float64)
+    """
+    O_U, R_U = torch.linalg.qr(U.double())
+    O_V, R_V = torch.linalg.qr(V.double().mT)
+    left, singular, right = torch.linalg.svd(R_U @ R_V.mT, full_matrices=False)
+    count = min(r, int(nonzero(singular, max(U.shape[0], V.shape[1])).sum()))
+    right = right[:count] @ O_V.mT
+    signed = canonical_signs(right)
+    flips = torch.where((signed == right).all(dim=1), 1.0, -1.0).to(right)
+    return O_U @ left[:, :count] * flips, singular[:count], signed
+
+
+def deviation_basis(weights: Float[Tensor, " N"]) -> Float[Tensor, "N-1 N"]:
+    """Return C with C Cᵀ = I and C √w = 0: what is left of N clients when their mean is taken out.
+
+    The rows of a Householder reflection that maps √w, of norm 1, to the first axis, without the first. Hence
+    Σ wₙ Bₙ Aₙ − B̄ Ā = Σⱼ (Σₙ Cⱼₙ √wₙ Bₙ)(Σₙ Cⱼₙ √wₙ Aₙ), a product of rank (N−1) r, since CᵀC = I − √w √wᵀ.
+
+    Args:
+        weights: (N,), not negative, summing to 1.
+
+    >>> deviation_basis(torch.tensor([0.5, 0.5])).abs().round(decimals=4)
+    tensor([[0.7071, 0.7071]], dtype=torch.float64)
+    """
+    root = weights.double().sqrt()
+    v = root.clone()
+    v[0] += torch.linalg.vector_norm(root)  # both are >= 0: no cancellation
+    reflection = torch.eye(len(root), dtype=torch.float64, device=root.device) - 2 * torch.outer(v, v) / (v @ v)
+    return reflection[1:]
 
 
 def condition_number(A: Float[Tensor, "r k"]) -> Float[Tensor, ""]:
@@ -390,9 +464,9 @@ def relative_change(before: Float[Tensor, "..."], after: Float[Tensor, "..."]) -
     tensor(1., dtype=torch.float64)
     """
     before, after = before.double(), after.double()
-    return _ratio(torch.linalg.vector_norm(after - before), torch.linalg.vector_norm(before))
+    return ratio(torch.linalg.vector_norm(after - before), torch.linalg.vector_norm(before))
 
 
-def _ratio(numerator: Float[Tensor, ""], denominator: Float[Tensor, ""]) -> Float[Tensor, ""]:
+def ratio(numerator: Float[Tensor, ""], denominator: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Divide norms, with 0 / 0 = 0: nothing is missed of nothing."""
     return torch.where(numerator == 0, 0.0, numerator / denominator)

@@ -27,6 +27,7 @@ class ClientNetwork:
         dtype: the type of the clients' tensors.
         autocast: makes the context of a forward pass.
         pad_id: the token that pads.
+        shared: the adapters' fields that all clients hold in common.
     """
 
     task: FederatedTask
@@ -35,6 +36,7 @@ class ClientNetwork:
     dtype: torch.dtype
     autocast: Callable[[], AbstractContextManager]
     pad_id: int
+    shared: frozenset[str] = frozenset()
 
     def initial_state(self) -> State:
         """Return what the server starts with, without client axis, on the device."""
@@ -43,15 +45,23 @@ class ClientNetwork:
             state[layer.part][name] = {f: t.to(self.device, self.dtype) for f, t in layer.initial().items()}
         return state
 
+    def share(self, state: State) -> None:
+        """Give every client layer what all clients hold in common, of a state without client axis."""
+        for name, layer in self.layers.items():
+            tensors = state[layer.part][name]
+            layer.share({f: t.to(self.device, self.dtype) for f, t in tensors.items() if f in self.shared})
+
     def load(self, state: State) -> None:
-        """Give every client layer its tensors, which carry a leading client axis."""
+        """Give every client layer its clients' own tensors, which carry a leading client axis."""
         for name, layer in self.layers.items():
             layer.load(state[layer.part][name])
 
     def load_one(self, state: State) -> None:
-        """Load one model for all rows: the tensors of a state without client axis."""
+        """Load one model for all rows: the tensors of a state without client axis, shared ones among them."""
+        self.share(state)
         for name, layer in self.layers.items():
-            layer.load({f: t.to(self.device, self.dtype).unsqueeze(0) for f, t in state[layer.part][name].items()})
+            own = {f: t for f, t in state[layer.part][name].items() if f not in self.shared}
+            layer.load({f: t.to(self.device, self.dtype).unsqueeze(0) for f, t in own.items()})
 
     def run(self, table: TokenTable, rows: np.ndarray) -> tuple[Outputs, Tensor]:
         """Return what the network says of some samples, C clients in C equal parts, and their labels."""

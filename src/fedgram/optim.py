@@ -61,6 +61,8 @@ class ClientOptimizer(ABC):
         warmup: the share of the span, 0 to 1, over which the learning rate rises in a line from zero. The very first
             step of the span then has a learning rate of zero.
         span: what the schedule stretches over: every "round" anew, or the whole "run".
+        keep_state: whether a client keeps the optimizer's moments, and its count of steps, until it takes part again;
+            else they are fresh every round.
 
     Raises:
         ConfigurationError: a setting out of its range.
@@ -74,6 +76,7 @@ class ClientOptimizer(ABC):
         schedule: Schedule = "constant",
         warmup: float = 0.0,
         span: Span = "round",
+        keep_state: bool = False,
     ) -> None:
         _require(0 < lr < math.inf, "lr", "a positive number", lr, "SGD often wants 0.1 to 0.001, AdamW 1e-3 to 1e-5")
         _require(0 <= weight_decay < math.inf, "weight_decay", "a number >= 0", weight_decay, "0 turns it off")
@@ -89,6 +92,7 @@ class ClientOptimizer(ABC):
         self.schedule = schedule
         self.warmup = warmup
         self.span = span
+        self.keep_state = keep_state
 
     def init(self, params: Float[Tensor, "C P"]) -> dict[str, Tensor]:
         """Return the memory of an optimizer that has made no step.

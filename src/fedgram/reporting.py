@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedgram.checkpoint import atomic_write
 from fedgram.data import FederatedData, Shards, partition
 from fedgram.memory import peak_megabytes
-from fedgram.state import state_hash
+from fedgram.state import tensor_hash
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +30,14 @@ def describe(thing: object, prefix: str) -> dict[str, Any]:
     >>> describe(Dirichlet(rho=0.5), "partition")
     {'partition': 'Dirichlet', 'partition.rho': 0.5, 'partition.min_samples': 1}
     """
-    plain = (bool, int, float, str, list, tuple, dict, type(None))
-    settings = {f"{prefix}.{k}": v for k, v in vars(thing).items() if isinstance(v, plain) and not k.startswith("_")}
+    settings = {f"{prefix}.{k}": v for k, v in vars(thing).items() if _is_plain(v) and not k.startswith("_")}
     return {prefix: type(thing).__name__, **settings}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | str | dict | None)
 
 
 def write_partition(folder: Path, data: FederatedData, shards: Shards) -> "Figure":
@@ -81,7 +86,7 @@ def summarise(federation: "Federation") -> dict[str, Any]:
         "git_commit": _git_commit(),
         "settings": federation.settings,
         "data_fingerprint": federation.data.fingerprint(),
-        "state_hash": state_hash(federation.state),
+        "state_hash": tensor_hash(federation.standing().tensors()),
     }
 
 

@@ -11,6 +11,7 @@ from lightning.fabric.loggers.logger import Logger
 
 from fedgram import tracking
 from fedgram.checkpoint import Checkpoint, compare_settings, load
+from fedgram.clients import ClientStore, Models
 from fedgram.cohort import cohort_size
 from fedgram.collectives import Ranks
 from fedgram.data import FederatedData
@@ -23,12 +24,12 @@ from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.reporting import describe, write_partition
 from fedgram.run_folder import RunFolder, find_checkpoint
-from fedgram.state import State, flatten
+from fedgram.state import State, flatten, state_hash
 
 if TYPE_CHECKING:
     from fedgram.trainer import FederatedTrainer
 
-__all__ = ["assemble", "begin", "trained_state"]
+__all__ = ["assemble", "begin", "trained_models"]
 
 log = logging.getLogger(__name__)
 
@@ -36,21 +37,26 @@ _WEIGHTS = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
 """The type of the frozen weights, where the precision changes it."""
 
 
-def trained_state(trainer: "FederatedTrainer", network: ClientNetwork, method: Method, ckpt_path: str | None) -> State:
-    """Return the server state of a checkpoint, or the one that training would start from."""
-    initial = network.initial_state()
+def trained_models(
+    trainer: "FederatedTrainer", network: ClientNetwork, data: FederatedData, method: Method, ckpt_path: str | None
+) -> Models:
+    """Return the models of a checkpoint, or those that training would start from."""
+    initial, shards = network.initial_state(), data.shards(trainer.clients, trainer.seed)
     if ckpt_path is None:
-        return initial
+        return Models(initial, ClientStore(), shards, trainer.seed)
     path = find_checkpoint(ckpt_path, trainer.default_root_dir, trainer.run_name)
     checkpoint = load(path)
     present = {**describe(method, "method"), "model.backbone": network.task.backbone, "trainer.seed": trainer.seed}
+    if method.personal:  # whose samples are whose
+        present |= {"trainer.clients": trainer.clients, **describe(data.partition, "data.partition")}
     compare_settings(path, {key: checkpoint.settings.get(key) for key in present}, present)
-    shapes = [{key: tuple(t.shape) for key, t in flatten(state).items()} for state in (initial, checkpoint.state)]
+    own = [flatten(method.without_shared(state)) for state in (initial, checkpoint.state)]
+    shapes = [{key: tuple(tensor.shape) for key, tensor in flat.items()} for flat in own]
     if shapes[0] != shapes[1]:
         raise CheckpointError(
             f"the model of {path} has other shapes than this data and backbone ask for: as many labels?"
         )
-    return checkpoint.state
+    return Models(checkpoint.state, ClientStore(checkpoint.clients), shards, trainer.seed)
 
 
 def assemble(
@@ -72,7 +78,8 @@ def assemble(
     model.loaded().to(trainer.fabric.device)
     dtype = torch.float64 if trainer.precision == "64-true" else torch.float32
     pad_id = int(data.tokenizer.pad_token_id)
-    return ClientNetwork(model, layers, trainer.fabric.device, dtype, trainer.fabric.autocast, pad_id), ranks
+    device, autocast = trainer.fabric.device, trainer.fabric.autocast
+    return ClientNetwork(model, layers, device, dtype, autocast, pad_id, method.shared_fields), ranks
 
 
 def _check_lengths(model: FederatedTask, data: FederatedData) -> None:
@@ -108,6 +115,7 @@ def begin(
     """Set a federation up, at its start or where a checkpoint stands; nothing is written before that worked."""
     network, ranks = assemble(trainer, model, data, method)
     shards, start = data.shards(trainer.clients, trainer.seed), network.initial_state()
+    ranks.check_agreement(state_hash(start), "the start, of which decompositions may differ between kinds of machines")
     path, checkpoint = _checkpoint_to_go_on_from(trainer, ckpt_path)
     chosen = {
         "clients_per_block": ranks.broadcast(_clients_per_block(trainer, network, start, data, checkpoint)),
@@ -189,7 +197,7 @@ def _settings(
     optimizer: ClientOptimizer,
 ) -> dict[str, Any]:
     """Return what makes a run this run: a checkpoint is refused where one of these differs."""
-    free = ("rounds", "evaluate_every")
+    free = ("rounds", "evaluate_every", "personal_evaluation")
     kept = {f"trainer.{key}": value for key, value in asdict(plan).items() if key not in free}
     if optimizer.span == "run":
         kept["trainer.rounds"] = plan.rounds

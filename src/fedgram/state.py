@@ -5,7 +5,7 @@ field (the symbol of the paper, such as ``"A"``) -> tensor. This module holds th
 """
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,7 @@ __all__ = [
     "split",
     "stack",
     "state_hash",
+    "tensor_hash",
     "tensors_of",
     "to",
     "unflatten",
@@ -89,9 +90,14 @@ def unflatten(flat: dict[str, Tensor]) -> State:
 
 
 def state_hash(state: State) -> str:
-    """Return the SHA-256 over names, types, shapes and bits of all tensors, in the order of their names."""
+    """Return the `tensor_hash` of a state."""
+    return tensor_hash(flatten(state))
+
+
+def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, types, shapes and bits of named tensors, in the order of their names."""
     digest = hashlib.sha256()
-    for key, tensor in flatten(state).items():
+    for key, tensor in sorted(tensors.items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 
 from fedgram import tracking
 from fedgram.callbacks import Callback, ProgressBar
+from fedgram.clients import Models, PersonalEvaluation
 from fedgram.cohort import ClientWeights, cohort_size
 from fedgram.data import FederatedData
 from fedgram.errors import ConfigurationError, require_choice
@@ -18,7 +20,8 @@ from fedgram.models import FederatedTask
 from fedgram.optim import AdamW, ClientOptimizer
 from fedgram.reporting import summarise, write_predictions
 from fedgram.run_folder import RunFolder
-from fedgram.setup import assemble, begin, trained_state
+from fedgram.setup import assemble, begin, trained_models
+from fedgram.state import State
 
 __all__ = ["FederatedTrainer"]
 
@@ -38,6 +41,9 @@ class FederatedTrainer:
         clients_per_block: clients trained together in one batched pass; "auto" chooses by memory and is written down,
             since it can change the last bits. 1 is the plain loop over clients.
         client_weights: how the server weighs clients: "uniform", or by their number of "samples".
+        personal_evaluation: on what the models of clients are judged, where a method has each client keep a part of its
+            own: "own" has each answer its client's share of the split, dealt as the training data is, and scores all
+            answers as one; "all" has each answer the whole split and takes the mean score, for N times the cost.
         evaluate_every: rounds between evaluations on the validation split; the last round is always evaluated.
         seed: of all that is random. Equal seeds and settings give equal bits.
         threads: CPU threads of each rank; by default what torch chooses.
@@ -65,6 +71,7 @@ class FederatedTrainer:
         local_steps: int | None = None,
         clients_per_block: int | Literal["auto"] = "auto",
         client_weights: ClientWeights = "uniform",
+        personal_evaluation: PersonalEvaluation = "own",
         evaluate_every: int = 1,
         seed: int = 0,
         threads: int | None = None,
@@ -86,6 +93,7 @@ class FederatedTrainer:
         self.local_steps = local_steps
         self.clients_per_block = clients_per_block
         self.client_weights: ClientWeights = client_weights
+        self.personal_evaluation: PersonalEvaluation = personal_evaluation
         self.evaluate_every = evaluate_every
         self.seed = seed
         self.threads = threads
@@ -132,6 +140,7 @@ class FederatedTrainer:
                 f"trainer.clients = {self.clients}; got {self.participation}"
             )
         require_choice("trainer.client_weights", self.client_weights, ClientWeights)
+        require_choice("trainer.personal_evaluation", self.personal_evaluation, PersonalEvaluation)
         require_choice("trainer.precision", self.precision, Precision)
         cohort = cohort_size(self.participation, self.clients)
         if isinstance(self.clients_per_block, int) and self.clients_per_block > cohort:
@@ -217,6 +226,7 @@ class FederatedTrainer:
         method: Method,
         ckpt_path: str | None = None,
         split: str = "test",
+        client: int | None = None,
         output: str = "predictions.csv",
     ) -> Path:
         """Write a run's predictions for a split to a CSV file.
@@ -228,6 +238,7 @@ class FederatedTrainer:
             ckpt_path: "last" or "best" of the newest run of this name, or the path of a checkpoint; without it, the
                 model that training would start from.
             split: which split to predict.
+            client: whose model, where a method has each client keep a part of its own.
             output: the file to write.
 
         Returns:
@@ -235,8 +246,8 @@ class FederatedTrainer:
         """
         network, ranks = assemble(self, model, datamodule, method)
         table = datamodule.split(split)
-        state = trained_state(self, network, method, ckpt_path)
-        outputs = infer(network, state, table, datamodule.eval_batch_size, ranks)
+        state = _model_of(client, trained_models(self, network, datamodule, method, ckpt_path))
+        outputs = infer(network, [(state, np.arange(len(table)))], table, datamodule.eval_batch_size, ranks)
         if ranks.rank == 0:
             write_predictions(Path(output).expanduser(), model.predictions(outputs, datamodule, split))
         return Path(output).expanduser()
@@ -252,8 +263,8 @@ class FederatedTrainer:
         network, ranks = assemble(self, model, datamodule, method)
         if not all(datamodule.is_labelled(part) for part in datamodule.parts(split).values()):
             raise ConfigurationError(f"the {split} split has no labels to compare with; use fedgram predict")
-        state = trained_state(self, network, method, ckpt_path)
-        return evaluate(network, state, datamodule, split, ranks)
+        models = trained_models(self, network, datamodule, method, ckpt_path)
+        return evaluate(network, models, datamodule, split, ranks, self.personal_evaluation)
 
     def _finish(self, federation: Federation) -> dict[str, Any]:
         """Write summary.json and the hyperparameters."""
@@ -265,6 +276,18 @@ class FederatedTrainer:
             for logger in federation.loggers:
                 logger.finalize("success")
         return summary
+
+
+def _model_of(client: int | None, models: Models) -> State:
+    """Return the model that predicts."""
+    clients = len(models.shards)
+    if models.personal and (client is None or not 0 <= client < clients):
+        raise ConfigurationError(
+            f"every client has its own model here: say whose predicts with --client 0 to {clients - 1}, got {client}"
+        )
+    if client is not None and not models.personal:
+        raise ConfigurationError(f"all clients have one model here: leave --client {client} out")
+    return models.server if client is None else models.of(client)
 
 
 def _count(blocks: list[Any]) -> int:

@@ -27,7 +27,7 @@ def make_adapter(d_in, d_out, kind="linear", basis="orthogonal", preserve_start=
 
 
 def deltas(adapter, A, L, Rm):
-    start = adapter.start.double().mT @ adapter.start.double() if adapter.preserve_start else 0
+    start = adapter.start["A"].double().mT @ adapter.start["A"].double() if adapter.preserve_start else 0
     return adapter.scale * L @ (A.mT @ A - start) @ Rm
 
 
@@ -52,7 +52,7 @@ def test_the_start_is_the_pretrained_function_or_that_of_the_first_gram_matrix(d
         adapter, weight, L, Rm = make_adapter(d_in, d_out, preserve_start=preserve_start)
         layer = adapter.initial()
         assert list(layer) == ["A"]
-        assert torch.equal(layer["A"], adapter.start)
+        assert torch.equal(layer["A"], adapter.start["A"])
         layer["A"] += 1  # a copy
         A = adapter.initial()["A"].double()
         assert not torch.equal(layer["A"].double(), A)
@@ -163,7 +163,7 @@ def test_kaiming_bases_are_uniform_in_their_bounds_and_not_orthogonal():
 def test_bases_and_start_are_no_part_of_what_is_saved():
     adapter, *_ = make_adapter(11, 7, basis="svd")
     assert set(adapter.state_dict()) == {"base.weight", "base.bias"}
-    assert {name for name, _ in adapter.named_buffers()} == {"L", "R", "start"}
+    assert {name for name, _ in adapter.named_buffers()} == {"L", "R"}
     assert not [name for name, parameter in adapter.named_parameters() if parameter.requires_grad]
 
 
@@ -185,8 +185,8 @@ def test_a_backbone_in_half_precision_gets_the_float32_adapter_rounded_once():
 def test_a_small_step_is_not_lost_in_autocast():
     """A step of AdamW moves A by less than bfloat16 resolves: A - A₁ must not be computed in it."""
     adapter, _, L, Rm = make_adapter(64, 48, dtype=torch.float32)
-    adapter.start *= 0.02
-    A = (adapter.start + 1e-4 * draw(R, 48, seed=1).sign().float()).unsqueeze(0)
+    adapter.start["A"] *= 0.02
+    A = (adapter.start["A"] + 1e-4 * draw(R, 48, seed=1).sign().float()).unsqueeze(0)
     adapter.base.forward = lambda x: x.new_zeros(*x.shape[:-1], 48, dtype=torch.bfloat16)
     x = draw(4, T, 64, dtype=torch.float32)
     expected = x.double() @ deltas(adapter, A.double(), L, Rm).mT
@@ -200,7 +200,7 @@ def test_the_start_follows_the_type_of_what_is_loaded():
     adapter, *_ = make_adapter(11, 7)
     x = draw(2, 11)
     for dtype in (torch.float32, torch.float64):
-        adapter.load({"A": adapter.start.to(dtype).unsqueeze(0)})
+        adapter.load({"A": adapter.start["A"].to(dtype).unsqueeze(0)})
         down, up = adapter.factors()
         assert down.dtype == up.dtype == dtype
     torch.testing.assert_close(adapter(x), adapter.base(x), rtol=0, atol=1e-12)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedgram.adapters import HeadLinear, LoraAdapter, find_targets, head_linears, swap, swap_heads
+from fedgram.adapters import HeadLinear, LoraAdapter, find_targets, head_linears, lora_start, swap, swap_heads
 from fedgram.adapters.inject import base_name, linear_layers
 from fedgram.errors import ConfigurationError
 from fedgram.methods import FLoRG
@@ -117,7 +117,7 @@ def test_swap_replaces_layers_in_place():
 
     def make_adapter(name, linear):
         asked.append((name, linear))
-        return LoraAdapter(linear, 2, 1.0, torch_generator(0, name))
+        return LoraAdapter(linear, 2, 1.0, lora_start(linear, 2, torch_generator(0, name)))
 
     swap(network, targets, make_adapter)
     assert asked == list(targets.items())

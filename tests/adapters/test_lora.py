@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from adapters.plain import D_IN, D_OUT, B, C, NewShapes, R, T, dense_forward, draw, make_linear
-from fedgram.adapters import LoraAdapter
+from fedgram.adapters import LoraAdapter, lora_start
 from fedgram.seeding import torch_generator
 
 
@@ -10,7 +10,7 @@ from fedgram.seeding import torch_generator
 @pytest.mark.parametrize(("d_in", "d_out"), [(11, 7), (7, 11), (6, 6)])
 def test_forward_adds_s_b_a(kind, d_in, d_out):
     linear, weight = make_linear(d_in, d_out, kind)
-    adapter = LoraAdapter(linear, R, 0.3, torch_generator(0, "A"))
+    adapter = LoraAdapter(linear, R, 0.3, lora_start(linear, R, torch_generator(0, "A")))
     A, B_ = draw(C, R, d_in, seed=1), draw(C, d_out, R, seed=2)
     adapter.load({"A": A, "B": B_})
     x = draw(C * B, T, d_in, seed=3)
@@ -19,7 +19,8 @@ def test_forward_adds_s_b_a(kind, d_in, d_out):
 
 def test_the_start_is_the_pretrained_function_with_kaiming_a():
     linear, _ = make_linear(dtype=torch.float32)
-    adapter, same, other = (LoraAdapter(linear, 400, 2.0, torch_generator(0, name)) for name in "aab")
+    starts = [lora_start(linear, 400, torch_generator(0, name)) for name in "aab"]
+    adapter, same, other = (LoraAdapter(linear, 400, 2.0, start) for start in starts)
     layer = adapter.initial()
     assert {field: tuple(tensor.shape) for field, tensor in layer.items()} == {"A": (400, D_IN), "B": (D_OUT, 400)}
     assert {tensor.dtype for tensor in layer.values()} == {torch.float32}
@@ -39,7 +40,7 @@ def test_delta_w_is_never_multiplied_out(dtype):
     """The second type is that of a backbone of lower precision than its adapters."""
     linear, _ = make_linear(dtype=dtype)
     linear.forward = lambda x: x.new_zeros(*x.shape[:-1], D_OUT)
-    adapter = LoraAdapter(linear, R, 0.3, torch_generator(0, "A"))
+    adapter = LoraAdapter(linear, R, 0.3, lora_start(linear, R, torch_generator(0, "A")))
     A, B_ = draw(C, R, D_IN).requires_grad_(), draw(C, D_OUT, R).requires_grad_()
     adapter.load({"A": A, "B": B_})
     x = draw(C * B, T, D_IN).to(dtype).requires_grad_()

@@ -9,6 +9,39 @@ def fedit(server, clients, weights):
     return {field: sum(w * c[field] for w, c in zip(weights, clients, strict=True)) for field in server}
 
 
+def mean_product(clients, weights):
+    return sum(w * c["B"] @ c["A"] for w, c in zip(weights, clients, strict=True))
+
+
+def federa_init(server, clients, weights):
+    return {**server, **fedit({"A": 0, "B": 0}, clients, weights)}
+
+
+def federa_round(server, clients, weights):
+    """The best rank-r part of the mean product, its singular values split evenly."""
+    U, values, Vh = np.linalg.svd(mean_product(clients, weights))
+    r = len(server["A"])
+    found = int((values[:r] > EPS * max(server["A"].shape[1], len(server["B"])) * values[0]).sum())
+    root = np.sqrt(values[:found])
+    A = np.concatenate([root[:, None] * Vh[:found], server["A"][found:]])
+    return {"A": A, "B": np.concatenate([U[:, :found] * root, np.zeros((len(U), r - found))], axis=1)}
+
+
+def ffa_lora(server, clients, weights):
+    return {"A": server["A"], **fedit({"B": 0}, clients, weights)}
+
+
+def fedsa_lora(server, clients, weights):
+    return {"B": server["B"], **fedit({"A": 0}, clients, weights)}
+
+
+def fedex_lora(server, clients, weights, scale=8.0):
+    """FedIT's means, and W0 += s (mean of products - product of means)."""
+    means = fedit({"A": 0, "B": 0}, clients, weights)
+    missed = scale * (mean_product(clients, weights) - means["B"] @ means["A"])
+    return {**means, "residual": server["residual"] + missed, "U": np.eye(len(missed)), "V": missed / scale}
+
+
 def factor_of(clients, weights):
     """Ã = Λ^{1/2} P of Q = Σ wₙ AₙᵀAₙ, the largest eigenvalue first (eqs. 4, 6, 7)."""
     Q = sum(w * c["A"].T @ c["A"] for w, c in zip(weights, clients, strict=True))

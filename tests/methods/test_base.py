@@ -4,10 +4,11 @@ from torch import nn
 
 from fedgram.adapters import GramAdapter, HeadLinear, LoraAdapter
 from fedgram.errors import ConfigurationError
-from fedgram.methods import FedIT, Field, FLoRG
+from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, Field, FLoRG
 from fedgram.methods.base import Method
+from helpers import INFO
 
-METHODS = [FedIT, FLoRG]
+METHODS = [FedIT, FLoRG, FeDeRA, FFALoRA, FedSALoRA, FedExLoRA]
 
 
 class Tiny(nn.Module):
@@ -91,12 +92,12 @@ def test_only_declared_fields_travel():
         def adapter(self, linear, generator):
             raise NotImplementedError
 
-        def aggregate(self, layers, uploads):
+        def aggregate(self, layers, uploads, info):
             raise NotImplementedError
 
     layers = {"q": {field: torch.zeros(2) for field in "ABC"}}
     method = OneWay()
-    assert {name: list(layer) for name, layer in method.download(layers, 0).items()} == {"q": ["A"]}
-    assert {name: list(layer) for name, layer in method.upload(layers, 0).items()} == {"q": ["B"]}
+    assert {name: list(layer) for name, layer in method.download(layers, 0, INFO).items()} == {"q": ["A"]}
+    assert {name: list(layer) for name, layer in method.upload(layers, 0, INFO).items()} == {"q": ["B"]}
     assert method.name == "OneWay"
     assert method.diagnose(layers, layers, None) == {}

@@ -4,7 +4,7 @@ import torch
 from fedgram.collectives import Ranks
 from fedgram.methods import FedIT
 from fedgram.uploads import Uploads
-from helpers import rng, unequal_weights
+from helpers import INFO, rng, unequal_weights
 
 D_OUT, D_IN, R, N = 7, 11, 2, 5
 
@@ -24,7 +24,7 @@ def make_round(seed=0, drift=0.3):
 def test_the_mean_of_products_is_missed_by_the_covariance_of_the_factors():
     """Σ wₙ Bₙ Aₙ - B̄ Ā = Σ wₙ (Bₙ - B̄)(Aₙ - Ā)."""
     server, clients, weights, uploads = make_round()
-    after = FedIT(rank=R).aggregate(server, uploads)["q"]
+    after = FedIT(rank=R).aggregate(server, uploads, INFO)["q"]
     A, B = after["A"].numpy(), after["B"].numpy()
     missed = sum(w * c["B"] @ c["A"] for w, c in zip(weights, clients, strict=True)) - B @ A
     covariance = sum(w * (c["B"] - B) @ (c["A"] - A) for w, c in zip(weights, clients, strict=True))
@@ -35,13 +35,14 @@ def test_the_mean_of_products_is_missed_by_the_covariance_of_the_factors():
 def test_diagnostics_equal_brute_force():
     server, clients, weights, uploads = make_round()
     method = FedIT(rank=R)
-    after = method.aggregate(server, uploads)
+    after = method.aggregate(server, uploads, INFO)
     figures = method.diagnose(server, after, uploads)["q"]
     A, B = after["q"]["A"].numpy(), after["q"]["B"].numpy()
     product = sum(w * c["B"] @ c["A"] for w, c in zip(weights, clients, strict=True))
     first = server["q"]["A"].numpy()
     expected = {
         "aggregation_error": np.linalg.norm(B @ A - product) / np.linalg.norm(product),
+        "update_error": np.linalg.norm(B @ A - product) / np.linalg.norm(product - server["q"]["B"].numpy() @ first),
         "drift": np.linalg.norm(A - first) / np.linalg.norm(first),
     }
     assert figures.keys() == expected.keys()
@@ -54,4 +55,4 @@ def test_aggregation_is_exact_where_one_factor_is_common():
     payloads = {n: {"q": {"A": server["q"]["A"], "B": uploads.stack("q", "B", server["q"]["B"])[n]}} for n in range(N)}
     uploads = Uploads(payloads, dict(enumerate(weights.tolist())), Ranks())
     method = FedIT(rank=R)
-    assert method.diagnose(server, method.aggregate(server, uploads), uploads)["q"]["aggregation_error"] < 1e-14
+    assert method.diagnose(server, method.aggregate(server, uploads, INFO), uploads)["q"]["aggregation_error"] < 1e-14

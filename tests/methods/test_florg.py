@@ -9,7 +9,7 @@ from fedgram.errors import ConfigurationError
 from fedgram.methods import FLoRG
 from fedgram.seeding import torch_generator
 from fedgram.uploads import Uploads
-from helpers import conditioned, drifted, orthogonal, rng, unequal_weights
+from helpers import INFO, conditioned, drifted, orthogonal, rng, unequal_weights
 from methods import oracles
 
 R, K = 3, 17
@@ -30,7 +30,7 @@ def uploads_of(factors, weights, ranks=None, dtype=torch.float64):
 def aggregate(A, factors, weights, dtype=torch.float64, **settings):
     method = FLoRG(rank=len(A), **settings)
     server = {"q": {"A": torch.from_numpy(A).to(dtype)}}
-    return method.aggregate(server, uploads_of(factors, weights, dtype=dtype))["q"]["A"].double().numpy()
+    return method.aggregate(server, uploads_of(factors, weights, dtype=dtype), INFO)["q"]["A"].double().numpy()
 
 
 def mean_gram(factors, weights):
@@ -154,7 +154,7 @@ def test_the_smaller_of_the_stack_and_the_gram_matrix_is_exchanged(clients, dtyp
     A, factors, weights = make_round(clients)
     ranks = CountingRanks()
     uploads = uploads_of(factors, weights, ranks, dtype)
-    after = FLoRG(rank=R, solver=solver).aggregate({"q": {"A": torch.from_numpy(A).to(dtype)}}, uploads)
+    after = FLoRG(rank=R, solver=solver).aggregate({"q": {"A": torch.from_numpy(A).to(dtype)}}, uploads, INFO)
     assert ranks.exchanged == [exchanged]
     expected = oracles.florg({"A": A}, [{"A": F} for F in factors], weights)["A"]
     assert error(after["q"]["A"].double().numpy(), expected) < (1e-10 if dtype == torch.float64 else 1e-5)
@@ -165,12 +165,13 @@ def test_diagnostics_equal_brute_force(projection):
     A, factors, weights = make_round(drift=1.0)
     method = FLoRG(rank=R, projection=projection)
     server, uploads = {"q": {"A": torch.from_numpy(A)}}, uploads_of(factors, weights)
-    after = method.aggregate(server, uploads)
+    after = method.aggregate(server, uploads, INFO)
     figures = method.diagnose(server, after, uploads)["q"]
     new, Q = after["q"]["A"].numpy(), mean_gram(factors, weights)
     values = np.linalg.eigvalsh(Q)[::-1]
     expected = {
         "aggregation_error": error(new.T @ new, Q),
+        "update_error": np.linalg.norm(new.T @ new - Q) / np.linalg.norm(Q - A.T @ A),
         "best_rank_error": np.linalg.norm(values[R:]) / np.linalg.norm(values),
         "condition_number": np.linalg.cond(new),
         "drift": error(new, A),
@@ -201,9 +202,9 @@ def test_layers_of_one_shape_start_differently():
     with torch.random.fork_rng(devices=[]):
         linear = nn.Linear(9, 6)
     one, same, other = (FLoRG(rank=2).adapter(linear, torch_generator(0, name)) for name in ("q", "q", "v"))
-    for tensor in ("start", "R"):
-        assert torch.equal(getattr(one, tensor), getattr(same, tensor))
-        assert not torch.equal(getattr(one, tensor), getattr(other, tensor))
+    for drawn in ([a.start["A"] for a in (one, same, other)], [a.R for a in (one, same, other)]):
+        assert torch.equal(drawn[0], drawn[1])
+        assert not torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("preserve_start", [True, False])

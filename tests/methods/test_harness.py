@@ -14,7 +14,7 @@ from fedgram.checkpoint import Checkpoint, load, save
 from fedgram.collectives import Ranks
 from fedgram.errors import TrainingError
 from fedgram.ledger import Ledger, Traffic
-from fedgram.methods import FedIT, FLoRG, Method
+from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoundInfo
 from fedgram.seeding import torch_generator
 from fedgram.state import flatten, state_hash
 from fedgram.uploads import Uploads
@@ -46,12 +46,30 @@ def gram(layer):
     return {"gram": layer["A"].T @ layer["A"]}
 
 
+def product(layer):
+    """The product and its balance: singular vectors have arbitrary signs."""
+    A, B = layer["A"], layer["B"]
+    return {"product": B @ A, "A": A @ A.T, "B": B.T @ B}
+
+
+def increment(layer):
+    """The factors of the last residual are unique up to a rotation."""
+    sent = {field: layer[field] for field in ("A", "B", "residual")}
+    return sent | ({"increment": layer["U"].T @ layer["V"]} if "U" in layer else {})
+
+
 def florg(oracle, view=Case.view, **settings):
     return Case(partial(FLoRG, rank=2, **settings), oracle, view)
 
 
 METHODS = {
     "FedIT": Case(partial(FedIT, rank=2), oracles.fedit),
+    "FeDeRA": Case(partial(FeDeRA, rank=2), oracles.federa_init),
+    "FeDeRA-round": Case(partial(FeDeRA, rank=2, when="round"), oracles.federa_round, product),
+    "FFALoRA": Case(partial(FFALoRA, rank=2), oracles.ffa_lora),
+    "FedSALoRA": Case(partial(FedSALoRA, rank=2), oracles.fedsa_lora),
+    "FedExLoRA": Case(partial(FedExLoRA, rank=2), oracles.fedex_lora, increment),
+    "FedExLoRA-factored": Case(partial(FedExLoRA, rank=2, residual="factored"), oracles.fedex_lora, increment),
     "FLoRG": florg(oracles.florg),
     "FLoRG-eigh": florg(oracles.florg, solver="eigh"),
     "FLoRG-average": florg(oracles.fedit, projection="average"),
@@ -86,10 +104,16 @@ class Federation:
         return Uploads({c: self.payloads[c] for c in clients or self.payloads}, self.weights, ranks or Ranks())
 
     def aggregate(self, **settings):
-        return self.method.aggregate(self.server, self.uploads(**settings))
+        return self.method.aggregate(self.server, self.uploads(**settings), self.info)
+
+    @property
+    def info(self):
+        """A third round, whose clients have all been in the second."""
+        return RoundInfo(3, 0, dict.fromkeys(self.weights, 2))
 
     def oracle(self, case, name):
-        clients = [{f: t.numpy() for f, t in self.payloads[c][name].items()} for c in sorted(self.payloads)]
+        own = {f.name: self.server[name][f.name].numpy() for f in self.method.fields if not f.trained}
+        clients = [own | {f: t.numpy() for f, t in self.payloads[c][name].items()} for c in sorted(self.payloads)]
         weights = [self.weights[c] for c in sorted(self.payloads)]
         return case.oracle({f: t.numpy() for f, t in self.server[name].items()}, clients, weights)
 
@@ -111,7 +135,7 @@ def federate(case, clients=CLIENTS, dtype=torch.float64, change=lambda tensor, f
         c: {n: {f: change(noisy(t, 0.4), f).to(dtype) for f, t in layer.items()} for n, layer in server.items()}
         for c in clients
     }
-    payloads = {c: method.upload(layers, c) for c, layers in sent.items()}
+    payloads = {c: method.upload(layers, c, None) for c, layers in sent.items()}
     weights = dict(zip(clients, unequal_weights(len(clients), random).tolist(), strict=True))
     return Federation(method, adapters, server, payloads, weights)
 
@@ -121,18 +145,20 @@ def numpy(layer):
 
 
 def assert_close(case, actual, expected, tolerance=1e-10):
-    actual, expected = case.view(numpy(actual)), case.view(expected)
-    assert actual.keys() == expected.keys()
+    actual = numpy(actual)
+    assert actual.keys() <= expected.keys()
+    expected = case.view({field: expected[field] for field in actual})
+    actual = case.view(actual)
     for key in expected:
         error = np.linalg.norm(actual[key] - expected[key])
         assert error <= tolerance * np.linalg.norm(expected[key]), (key, error)
 
 
 def delta_w(adapter, layer):
-    """The adapter's ΔW, multiplied out."""
+    """The adapter's ΔW, multiplied out, with what the server has added to the frozen weight."""
     adapter.load({field: tensor.double().unsqueeze(0) for field, tensor in layer.items()})
     down, up = adapter.factors()
-    return adapter.scale * up[0].mT @ down[0]
+    return adapter.scale * up[0].mT @ down[0] + layer.get("residual", 0)
 
 
 def test_aggregation_equals_the_oracle(case):
@@ -191,10 +217,14 @@ def test_the_server_state_survives_a_checkpoint_bit_by_bit(case, tmp_path):
 def test_what_travels_is_what_the_fields_declare(case):
     federation = federate(case, dtype=torch.float32)
     method, after = federation.method, federation.aggregate()
-    for direction, payload in (("down", method.download(after, 4)), ("up", method.upload(after, 4))):
-        declared = {field.name for field in method.fields if getattr(field, direction)}
-        assert {name: set(layer) for name, layer in payload.items()} == dict.fromkeys(SIZES, declared)
-        tensors = [after[name][field] for name in SIZES for field in declared]
+    info = federation.info
+    for direction, payload in (("down", method.download(after, 5, info)), ("up", method.upload(after, 5, info))):
+        declared = {field.name: field for field in method.fields if getattr(field, direction)}
+        fields = set(payload["q"])
+        assert {name: set(layer) for name, layer in payload.items()} == dict.fromkeys(SIZES, fields)
+        # What all clients hold in common need not be sent to one that has it.
+        assert {name for name, field in declared.items() if not field.shared} <= fields <= declared.keys()
+        tensors = [after[name][field] for name in SIZES for field in fields]
         ledger = Ledger()
         ledger.record(direction, {"adapter": payload, "head": {}})
         parameters = sum(math.prod(tensor.shape) for tensor in tensors)
@@ -205,7 +235,10 @@ def test_what_travels_is_what_the_fields_declare(case):
 def test_the_server_state_keeps_its_fields_shapes_and_type(case, dtype):
     federation = federate(case, dtype=dtype)
     before, after = flatten({"adapter": federation.server}), flatten({"adapter": federation.aggregate()})
-    assert {k: (t.shape, t.dtype) for k, t in after.items()} == {k: (t.shape, t.dtype) for k, t in before.items()}
+    assert {k: t.dtype for k, t in after.items()} == {k: t.dtype for k, t in before.items()}
+    shared = federation.method.shared_fields
+    shapes = [{k: t.shape for k, t in flat.items() if k.split("|")[-1] not in shared} for flat in (after, before)]
+    assert shapes[0] == shapes[1]
     assert state_hash({"adapter": federation.server}) == state_hash({"adapter": federate(case, dtype=dtype).server})
 
 
@@ -230,13 +263,14 @@ def test_fields_of_zeros_are_no_trouble(case, chosen):
     after = federation.aggregate()
     assert all(torch.isfinite(tensor).all() for tensor in flatten({"adapter": after}).values())
     for name in SIZES:
-        for field, tensor in after[name].items():
-            assert tensor.any() == (field != chosen and chosen is not None)
+        assert_close(case, after[name], federation.oracle(case, name))
     figures = federation.method.diagnose(federation.server, after, federation.uploads())
     assert not any(math.isnan(value) for layer in figures.values() for value in layer.values())
 
 
 def rank_one(tensor, field):
+    if not tensor.numel():
+        return tensor
     return torch.from_numpy(deficient(*tensor.shape, 1, rng(int(tensor.abs().sum() * 1e6))))
 
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedgram.errors import ConfigurationError
 from fedgram.state import Layer
@@ -66,6 +67,7 @@ class ClientLayer(nn.Module, ABC):
     Attributes:
         base: the layer of the pretrained model.
         clients: what `load` put there: tensors with a leading client axis, by field.
+        shared: what `share` put there: tensors that all clients hold in common, without that axis.
     """
 
     part: ClassVar[str]
@@ -75,6 +77,7 @@ class ClientLayer(nn.Module, ABC):
         self.base = base
         self.d_in, self.d_out = layer_sizes(base)
         self.clients: Layer = {}
+        self.shared: Layer = {}
 
     @abstractmethod
     def initial(self) -> Layer:
@@ -84,31 +87,84 @@ class ClientLayer(nn.Module, ABC):
         """Set the tensors that the next forward computes with, each of shape (C, ...)."""
         self.clients = tensors
 
+    def share(self, tensors: Layer) -> None:
+        """Set the tensors that all clients compute with."""
+        self.shared = tensors
+
 
 class Adapter(ClientLayer):
     """A frozen linear layer W⁰ with a trainable low-rank part ΔW beside it: ``x -> W⁰ x + b + ΔW x``.
 
-    A new kind of adapter says how it starts (`initial`) and what its two factors are (`factors`).
+    A new kind of adapter says how it starts and what its two factors are (`expand`). A shared field ``residual``
+    (d_out, d_in), which a server may add to the frozen weights, is a part of W⁰.
 
     Args:
         base: the layer to adapt.
         rank: r.
         scale: s in ΔW = s upᵀ down.
+        start: the tensors that the server starts with, without client axis, in float32.
+        preserve_start: take the start's ΔW out of W⁰, so that the pretrained function is unchanged at the start where
+            ΔW does not start at zero.
     """
 
     part = "adapter"
 
-    def __init__(self, base: nn.Module, rank: int, scale: float) -> None:
+    def __init__(self, base: nn.Module, rank: int, scale: float, start: Layer, preserve_start: bool = False) -> None:
         super().__init__(base)
         self.rank = rank
         self.scale = scale
+        self.start = start
+        self.preserve_start = preserve_start
+        self._start_factors: tuple[Tensor, Tensor] | None = None
+        self._weight: Tensor | None = None
+
+    def initial(self) -> Layer:
+        return {field: tensor.cpu().clone() for field, tensor in self.start.items()}
 
     @abstractmethod
+    def expand(self, tensors: Layer) -> tuple[Float[Tensor, "C r d_in"], Float[Tensor, "C r d_out"]]:
+        """Return ``down`` and ``up`` with ΔW = scale * upᵀ down, of tensors with a leading client axis."""
+
+    def load(self, tensors: Layer) -> None:
+        super().load(tensors)
+        like, known = next(iter(tensors.values())), self._start_factors
+        if self.preserve_start and (known is None or known[0].dtype != like.dtype or known[0].device != like.device):
+            down, up = self.expand({field: tensor.to(like).unsqueeze(0) for field, tensor in self.start.items()})
+            self._start_factors = down, -up
+
+    def share(self, tensors: Layer) -> None:
+        if tensors.get("residual") is not self.shared.get("residual"):
+            self._weight = None
+        super().share(tensors)
+
     def factors(self) -> tuple[Float[Tensor, "C r d_in"], Float[Tensor, "C r d_out"]]:
-        """Return ``down`` and ``up`` with ΔW = scale * upᵀ down, of every client that is loaded."""
+        """Return ``down`` and ``up`` of every client that is loaded; a start that is preserved is taken back."""
+        down, up = self.expand(self.clients)
+        if self._start_factors is None:
+            return down, up
+        start_down, start_up = (factor.expand(down.shape[0], -1, -1) for factor in self._start_factors)
+        return torch.cat([down, start_down], dim=1), torch.cat([up, start_up], dim=1)
+
+    def frozen(self, x: Float[Tensor, "rows ... d_in"]) -> Float[Tensor, "rows ... d_out"]:
+        """Return W⁰ x + b, where W⁰ is the pretrained weight and the residual.
+
+        In a lower precision than its own the residual is applied apart: what a round adds to it is often less than the
+        resolution of the weights.
+        """
+        residual = self.shared.get("residual")
+        if residual is None:
+            return self.base(x)
+        weight = self.base.get_parameter("weight")
+        if weight.dtype != residual.dtype or torch.is_autocast_enabled(x.device.type):
+            y = self.base(x)
+            with torch.autocast(x.device.type, enabled=False):
+                return y + functional.linear(x.to(residual.dtype), residual).to(y.dtype)
+        if self._weight is None:
+            self._weight = (weight if isinstance(self.base, nn.Linear) else weight.mT) + residual
+        return functional.linear(x, self._weight, getattr(self.base, "bias", None))
 
     def forward(self, x: Float[Tensor, "rows ... d_in"]) -> Float[Tensor, "rows ... d_out"]:
-        y = self.base(x)
+        y = self.frozen(x)
         # Not in autocast's half precision: what a step changes in FLoRG's A is less than its resolution.
         with torch.autocast(x.device.type, enabled=False):
             down, up = self.factors()

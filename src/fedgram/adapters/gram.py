@@ -44,39 +44,18 @@ class GramAdapter(Adapter):
         start: Float[Tensor, "r k"],
         preserve_start: bool = True,
     ) -> None:
-        super().__init__(base, rank, scale)
-        self.preserve_start = preserve_start
+        super().__init__(base, rank, scale, {"A": start}, preserve_start)
         self.L: Tensor | None
         self.R: Tensor | None
         self.register_buffer("L", bases[0], persistent=False)
         self.register_buffer("R", bases[1], persistent=False)
-        self.start: Tensor
-        self.register_buffer("start", start, persistent=False)
-        self._start_factors: tuple[Tensor, Tensor] | None = None
 
-    def initial(self) -> Layer:
-        return {"A": self.start.cpu().clone()}
-
-    def load(self, tensors: Layer) -> None:
-        super().load(tensors)
-        A = tensors["A"]
-        known = self._start_factors
-        if self.preserve_start and (known is None or known[0].dtype != A.dtype or known[0].device != A.device):
-            self._start_factors = self._expand(self.start.to(A).unsqueeze(0))
-
-    def _expand(self, A: Float[Tensor, "C r k"]) -> tuple[Float[Tensor, "C r d_in"], Float[Tensor, "C r d_out"]]:
+    def expand(self, tensors: Layer) -> tuple[Float[Tensor, "C r d_in"], Float[Tensor, "C r d_out"]]:
         """Return A R and A Lᵀ: r rows each, where L and R themselves have k."""
+        A = tensors["A"]
         down = A if self.R is None else A @ self.R.to(A.dtype)
         up = A if self.L is None else A @ self.L.to(A.dtype).mT
         return down, up
-
-    def factors(self) -> tuple[Float[Tensor, "C r d_in"], Float[Tensor, "C r d_out"]]:
-        A = self.clients["A"]
-        down, up = self._expand(A)
-        if self._start_factors is None:
-            return down, up
-        start_down, start_up = (factor.expand(A.shape[0], -1, -1) for factor in self._start_factors)
-        return torch.cat([down, start_down], dim=1), torch.cat([up, -start_up], dim=1)
 
 
 def make_bases(

@@ -4,32 +4,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedgram.adapters.base import Adapter
+from fedgram.adapters.base import Adapter, layer_sizes
 from fedgram.state import Layer
 
-__all__ = ["LoraAdapter"]
+__all__ = ["LoraAdapter", "lora_start"]
 
 
 class LoraAdapter(Adapter):
-    """ΔW = s B A with ``A: (r, d_in)`` and ``B: (d_out, r)``, both trained.
+    """ΔW = s B A with ``A: (r, d_in)`` and ``B: (d_out, r)``."""
 
-    As in PEFT, A starts uniform in ±1/√d_in (Kaiming with a = √5) and B at zero, so that the pretrained function is
-    unchanged at the start.
+    def expand(self, tensors: Layer) -> tuple[Float[Tensor, "C r d_in"], Float[Tensor, "C r d_out"]]:
+        return tensors["A"], tensors["B"].mT
+
+
+def lora_start(linear: nn.Module, rank: int, generator: torch.Generator) -> Layer:
+    """Return LoRA's usual start, as PEFT has it: A uniform in ±1/√d_in (Kaiming with a = √5), and B zero.
 
     Args:
-        base: the layer to adapt.
+        linear: the layer to adapt.
         rank: r.
-        scale: s.
         generator: draws A.
+
+    Returns:
+        ``A: (r, d_in)`` and ``B: (d_out, r)``, float32; ΔW is zero.
     """
-
-    def __init__(self, base: nn.Module, rank: int, scale: float, generator: torch.Generator) -> None:
-        super().__init__(base, rank, scale)
-        bound = self.d_in**-0.5
-        self._start = torch.empty(rank, self.d_in).uniform_(-bound, bound, generator=generator)
-
-    def initial(self) -> Layer:
-        return {"A": self._start.clone(), "B": torch.zeros(self.d_out, self.rank)}
-
-    def factors(self) -> tuple[Float[Tensor, "C r d_in"], Float[Tensor, "C r d_out"]]:
-        return self.clients["A"], self.clients["B"].mT
+    d_in, d_out = layer_sizes(linear)
+    bound = d_in**-0.5
+    return {"A": torch.empty(rank, d_in).uniform_(-bound, bound, generator=generator), "B": torch.zeros(d_out, rank)}

@@ -1,7 +1,24 @@
 """Federated methods, one file each."""
 
-from fedgram.methods.base import Diagnostics, Field, Method
+from fedgram.methods.base import Diagnostics, Field, Method, RoundInfo
+from fedgram.methods.federa import FeDeRA
+from fedgram.methods.fedex_lora import FedExLoRA
 from fedgram.methods.fedit import FedIT
+from fedgram.methods.fedsa_lora import FedSALoRA
+from fedgram.methods.ffa_lora import FFALoRA
 from fedgram.methods.florg import FLoRG
+from fedgram.methods.lora import LoRAMethod
 
-__all__ = ["Diagnostics", "FLoRG", "FedIT", "Field", "Method"]
+__all__ = [
+    "Diagnostics",
+    "FFALoRA",
+    "FLoRG",
+    "FeDeRA",
+    "FedExLoRA",
+    "FedIT",
+    "FedSALoRA",
+    "Field",
+    "LoRAMethod",
+    "Method",
+    "RoundInfo",
+]

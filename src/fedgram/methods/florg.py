@@ -16,7 +16,7 @@ from fedgram.adapters import Adapter, GramAdapter, make_bases
 from fedgram.adapters.base import frozen_weight
 from fedgram.adapters.gram import Basis
 from fedgram.errors import ConfigurationError, require_choice
-from fedgram.methods.base import Diagnostics, Field, Method
+from fedgram.methods.base import Diagnostics, Field, Method, RoundInfo
 from fedgram.state import Layers
 from fedgram.uploads import Uploads
 
@@ -76,7 +76,7 @@ class FLoRG(Method):
         bases = make_bases(self.basis, weight, generator)
         return GramAdapter(linear, self.rank, self.scale, bases, A, self.preserve_start)
 
-    def aggregate(self, layers: Layers, uploads: Uploads) -> Layers:
+    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
         return {name: {"A": self._next(name, layer["A"], uploads).to(layer["A"])} for name, layer in layers.items()}
 
     def _next(self, name: str, A: Float[Tensor, "r k"], uploads: Uploads) -> Float[Tensor, "r k"]:
@@ -111,13 +111,15 @@ class FLoRG(Method):
         return linalg.stack_factor(self._any_factor(name, A, uploads))
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
-        """Return, per layer: ‖AᵀA - Q‖/‖Q‖, the best rank-r error, κ(A), ‖Aᵗ⁺¹ - Aᵗ‖/‖Aᵗ‖ and r'."""
+        """Return, per layer: ‖AᵀA - Q‖ relative to Q and to Q - AᵗᵀAᵗ, best rank-r error, κ(A), drift of A, and r'."""
         figures: Diagnostics = {}
         for name, layer in before.items():
             Z = linalg.weighted_stack(uploads.stack(name, "A", layer["A"]), uploads.weights)
             A = after[name]["A"]
+            missed, moved = linalg.gram_error(A, Z), linalg.gram_error(layer["A"], Z)
             figures[name] = {
-                "aggregation_error": float(linalg.gram_error(A, Z)),
+                "aggregation_error": float(missed),
+                "update_error": float(linalg.ratio(missed, moved)),
                 "best_rank_error": float(linalg.best_rank_error(Z, self.rank)),
                 "condition_number": float(linalg.condition_number(A)),
                 "drift": float(linalg.relative_change(layer["A"], A)),

@@ -1,0 +1,101 @@
+"""What clients keep from round to round, and the models that come of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fedgram.block import Memory
+from fedgram.collectives import Ranks
+from fedgram.data import FederatedData, Shards
+from fedgram.data.partition import deal_like
+from fedgram.state import State, flatten, merge, unflatten
+
+__all__ = ["ClientStore", "Models", "PersonalEvaluation", "to_keep"]
+
+PersonalEvaluation = Literal["own", "all"]
+
+_MEMORY = "optimizer|"
+
+
+@dataclass
+class ClientStore:
+    """Tensors that stay with clients: parts of their models, and their optimizers' memories.
+
+    Every rank has those of all clients, on the CPU, so that any rank may train any client.
+
+    Attributes:
+        tensors: by client, under flat names: ``part|layer|field``, and ``optimizer|name``.
+    """
+
+    tensors: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    def state(self, client: int) -> State:
+        """Return what a client keeps of its model."""
+        kept = self.tensors.get(client, {})
+        return unflatten({key: tensor for key, tensor in kept.items() if not key.startswith(_MEMORY)})
+
+    def memory(self, client: int) -> Memory | None:
+        """Return what a client's optimizer remembers; None if nothing."""
+        kept = self.tensors.get(client, {})
+        found = {key.removeprefix(_MEMORY): tensor for key, tensor in kept.items() if key.startswith(_MEMORY)}
+        return found or None
+
+    def update(self, new: Mapping[int, dict[str, torch.Tensor]], cohort: list[int], ranks: Ranks) -> None:
+        """Replace what the clients of a cohort keep; each rank gives those that it trained."""
+        own = sorted(new)
+        forms = [{key: (tuple(t.shape), t.dtype) for key, t in new[client].items()} for client in own[:1]]
+        form = ranks.first(forms[0] if forms else None) or {}
+        for key, (shape, dtype) in form.items():
+            rows = [new[client][key].to(ranks.device) for client in own]
+            stacked = torch.stack(rows) if rows else torch.zeros(0, *shape, dtype=dtype, device=ranks.device)
+            for client, row in zip(cohort, ranks.gather(stacked, cohort, own).cpu(), strict=True):
+                self.tensors.setdefault(client, {})[key] = row.clone()
+
+
+def to_keep(state: State, memory: Memory | None) -> dict[str, torch.Tensor]:
+    """Return what a client keeps, under flat names."""
+    return flatten(state) | {f"{_MEMORY}{name}": tensor for name, tensor in (memory or {}).items()}
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a federation: the server's, and where clients keep parts of their own, one of each client.
+
+    Attributes:
+        server: the server's tensors.
+        store: what clients keep.
+        shards: the training samples of each client.
+        seed: the seed of the run.
+    """
+
+    server: State
+    store: ClientStore
+    shards: Shards
+    seed: int
+
+    def of(self, client: int) -> State:
+        """Return the model of a client: the server's, with what the client keeps in its place."""
+        return merge(self.server, self.store.state(client))
+
+    def all(self) -> list[State]:
+        """Return the models of all clients."""
+        return [self.of(client) for client in range(len(self.shards))]
+
+    def own_samples(self, data: FederatedData, split: str) -> Shards:
+        """Deal the samples of a split to clients, in each group as the training samples are dealt."""
+        return deal_like(self.shards, data.groups("train"), data.groups(split), self.seed)
+
+    @property
+    def personal(self) -> bool:
+        """Whether some client's model differs from the server's."""
+        return any(any(self.store.state(client).values()) for client in self.store.tensors)
+
+    def answering(self, data: FederatedData, split: str) -> list[tuple[State, np.ndarray]]:
+        """Return models with the samples that each answers: those of its client's own kind, every sample once."""
+        if not self.personal:
+            return [(self.server, np.arange(len(data.split(split))))]
+        shares = self.own_samples(data, split)
+        return [(self.of(client), rows) for client, rows in enumerate(shares) if len(rows)]

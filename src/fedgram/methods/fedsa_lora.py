@@ -1,0 +1,38 @@
+"""FedSA-LoRA: A is shared, B stays at home (Guo et al., Selective Aggregation for LoRA in Federated Learning, 2025)."""
+
+from typing import Any
+
+from fedgram.linalg import relative_change
+from fedgram.methods.base import Diagnostics, Field, HeadPolicy, RoundInfo
+from fedgram.methods.lora import LoRAMethod
+from fedgram.state import Layers
+from fedgram.uploads import Uploads
+
+__all__ = ["FedSALoRA"]
+
+
+class FedSALoRA(LoRAMethod):
+    """Clients train A and B but share A alone; Bₙ and the head stay with the client (arXiv 2410.01463).
+
+    ΔWₙ = s Bₙ A and Ā = Σ wₙ Aₙ. Every client has its own model, which starts at Bₙ = 0 and the common head and is
+    touched by that client's training only; `trainer.personal_evaluation` says on what these models are judged.
+
+    Args:
+        head: the paper keeps it with the client.
+        common: the settings of `Method`: rank, alpha, target_modules.
+    """
+
+    fields = (Field("A"), Field("B", down=False, up=False))
+
+    def __init__(self, *, head: HeadPolicy = "local", **common: Any) -> None:
+        super().__init__(head=head, **common)
+
+    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+        return {
+            name: {**layer, "A": uploads.mean(name, lambda sent: sent["A"], layer["A"]).to(layer["A"])}
+            for name, layer in layers.items()
+        }
+
+    def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
+        """Return ‖Aᵗ⁺¹ - Aᵗ‖/‖Aᵗ‖ per layer; there is no global ΔW to be off from."""
+        return {name: {"drift": float(relative_change(layer["A"], after[name]["A"]))} for name, layer in before.items()}
