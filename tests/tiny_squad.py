@@ -36,10 +36,10 @@ def columns(questions: int, seed: int, longest: int = 60) -> dict[str, list]:
 
 
 def write_split(path: Path, table: dict[str, list]) -> None:
-    import datasets
+    import pandas
 
     path.parent.mkdir(exist_ok=True)
-    datasets.Dataset.from_dict(table).to_parquet(path)
+    pandas.DataFrame(table).to_parquet(path)
 
 
 def write_squad(folder: Path, train: int = 24, validation: int = 9, test: int = 5) -> Path:

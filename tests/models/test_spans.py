@@ -37,10 +37,12 @@ def every_span(start, end, table, question, longest):
     for row in np.flatnonzero(table.extra["example"] == question):
         begin, stop = table.offsets[row], table.offsets[row + 1]
         starts, ends = table.extra["char_starts"][begin:stop], table.extra["char_ends"][begin:stop]
-        for i in range(stop - begin):
-            for j in range(i, min(i + longest, stop - begin)):
-                if starts[i] >= 0 and starts[j] >= 0:
-                    found.append((float(start[row, i] + end[row, j]), int(starts[i]), int(ends[j])))
+        found += [
+            (float(start[row, i] + end[row, j]), int(starts[i]), int(ends[j]))
+            for i in range(stop - begin)
+            for j in range(i, min(i + longest, stop - begin))
+            if starts[i] >= 0 and starts[j] >= 0
+        ]
     return sorted(found, reverse=True)
 
 

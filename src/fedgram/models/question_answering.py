@@ -19,7 +19,7 @@ __all__ = ["QuestionAnswering"]
 
 
 class QuestionAnswering(FederatedTask):
-    """Extractive question answering with a pretrained transformer; reports exact match and F1, both from 0 to 1.
+    """Extractive question answering with a pretrained transformer; reports F1 and exact match, both from 0 to 1.
 
     The head says of every token how likely the answer starts and ends there. The answer is the stretch of the context,
     over all windows of the question, with the largest sum of the two logits, and is compared with all right answers
@@ -92,7 +92,7 @@ class QuestionAnswering(FederatedTask):
             for row, texts in enumerate(data.examples(split).answers or [])
         ]
         percent = squad(answers, gold)
-        return {name: float(percent[name]) / 100 for name in ("exact_match", "f1")}
+        return {name: float(percent[name]) / 100 for name in ("f1", "exact_match")}
 
     def predictions(self, outputs: Outputs, data: SQuAD, split: str) -> dict[str, list[Any]]:
         examples = data.examples(split)
