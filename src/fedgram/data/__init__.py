@@ -5,6 +5,7 @@ from fedgram.data.packages import package_path
 from fedgram.data.partition import IID, Dirichlet, Partition, Shards, counts, draw, write_table
 from fedgram.data.quickstart import Quickstart
 from fedgram.data.reading import RawSplit
+from fedgram.data.squad import Questions, SQuAD
 from fedgram.data.text import TextClassificationData
 from fedgram.data.tokens import TokenTable, cached, tokenise
 
@@ -13,8 +14,10 @@ __all__ = [
     "Dirichlet",
     "FederatedData",
     "Partition",
+    "Questions",
     "Quickstart",
     "RawSplit",
+    "SQuAD",
     "Shards",
     "TextClassificationData",
     "TokenTable",

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedgram.errors import ConfigurationError, DataError
 
-__all__ = ["RawSplit", "raw_split", "read_file", "read_hub", "read_source"]
+__all__ = ["RawSplit", "check_texts", "raw_split", "read_file", "read_hub", "read_source"]
 
 SPLITS = ("train", "validation", "test")
 _READERS = {
@@ -201,11 +201,16 @@ def raw_split(dataset: Any, text: Sequence[str], label: str, split: str) -> RawS
     if not len(dataset):
         raise DataError(f"the {split} split is empty; give it samples, or leave it out")
     names = getattr(dataset.features[label], "names", None) if labelled else None
-    texts = tuple(_texts(dataset[column][:], column, split) for column in text)
+    texts = tuple(check_texts(dataset[column][:], column, split) for column in text)
     return RawSplit(texts, list(dataset[label][:]) if labelled else None, None if names is None else tuple(names))
 
 
-def _texts(values: list[Any], column: str, split: str) -> list[str]:
+def check_texts(values: list[Any], column: str, split: str) -> list[str]:
+    """Return the values of a column, of which each must be a string.
+
+    Raises:
+        DataError: if one is not; with its row.
+    """
     for row, value in enumerate(values):
         if not isinstance(value, str):
             came = "is missing" if value is None else f"is {value!r}, not a string"

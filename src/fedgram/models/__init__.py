@@ -2,5 +2,6 @@
 
 from fedgram.models.base import FederatedTask
 from fedgram.models.classification import TextClassification
+from fedgram.models.question_answering import QuestionAnswering
 
-__all__ = ["FederatedTask", "TextClassification"]
+__all__ = ["FederatedTask", "QuestionAnswering", "TextClassification"]

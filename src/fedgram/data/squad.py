@@ -1,0 +1,233 @@
+"""Questions about paragraphs, answered by a stretch of the paragraph: from a source to token tables."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedgram.data.base import FederatedData, positive
+from fedgram.data.partition import IID, Partition, Shards
+from fedgram.data.reading import check_texts, read_source
+from fedgram.data.tokens import TokenTable, cached, tokenizer_state
+from fedgram.data.windows import cut_windows
+from fedgram.errors import ConfigurationError, DataError
+
+__all__ = ["Questions", "SQuAD"]
+
+logger = logging.getLogger(__name__)
+
+# Part of every cache key: to be raised when tables made by an older version must not be used any more.
+_FORMAT = 1
+_TEXT = ("context", "question")
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """The questions of one split.
+
+    Args:
+        ids: what each question is known by.
+        questions: what is asked.
+        contexts: the paragraph that each is asked about.
+        answers: all answers to each that are right; None if they are not known.
+        spans: the characters of the context that the first answer starts at and ends before, int64 ``(questions, 2)``,
+            -1 where no answer stands where the source says; None if the answers are not known.
+    """
+
+    ids: list[str]
+    questions: list[str]
+    contexts: list[str]
+    answers: list[list[str]] | None
+    spans: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Sequence[int]) -> "Questions":
+        """Return some of the questions."""
+        return Questions(
+            [self.ids[row] for row in rows],
+            [self.questions[row] for row in rows],
+            [self.contexts[row] for row in rows],
+            None if self.answers is None else [self.answers[row] for row in rows],
+            None if self.spans is None else self.spans[list(rows)],
+        )
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all that decides the table of tokens."""
+        spans = None if self.spans is None else self.spans.tolist()
+        return hashlib.sha256(json.dumps([self.questions, self.contexts, spans]).encode()).hexdigest()
+
+
+class SQuAD(FederatedData):
+    """Questions about paragraphs as in SQuAD v1.1, where every answer is a stretch of its paragraph.
+
+    Paragraphs that do not fit are cut into overlapping windows: a sample is one window with its question, and a batch
+    and the weight of a client count windows. Yet the partition deals questions, all windows of one to the same client.
+
+    The columns are id, question, context and answers, of which the last holds the lists text and answer_start; a test
+    split may be without answers. A question of the train split whose answers are not in the context where answer_start
+    says is left out with a warning; in another split it is scored like any other. Spaces around a question and what
+    exceeds 64 tokens of it are dropped.
+
+    Args:
+        path: a folder with files such as train.parquet and validation.parquet, a file (the train split), or the name of
+            a data set on the hub.
+        max_length: the most tokens of a window, question and special tokens included.
+        doc_stride: tokens of the paragraph that neighbouring windows share.
+        batch_size: windows of one local step.
+        eval_batch_size: windows of one evaluation step.
+        max_train_samples: train on no more than this many questions, chosen by a hash of the id.
+        partition: how questions are dealt to clients; IID if not given. All are of one group.
+        cache_dir: where tokenised data is kept; ``$FEDGRAM_CACHE`` or ``~/.cache/fedgram`` if not given.
+    """
+
+    def __init__(
+        self,
+        path: str = "rajpurkar/squad",
+        max_length: int = 384,
+        doc_stride: int = 128,
+        batch_size: int = 8,
+        eval_batch_size: int = 32,
+        max_train_samples: int | None = None,
+        partition: Partition | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__(max_length, batch_size, eval_batch_size, partition or IID(), cache_dir)
+        if doc_stride < 0:
+            raise ConfigurationError(f"doc_stride must be at least 0, got {doc_stride}")
+        self.path = path
+        self.name = Path(path).expanduser().resolve().stem
+        self.doc_stride = doc_stride
+        self.max_train_samples = positive("max_train_samples", max_train_samples)
+        self.group_names = ["windows"]
+        self.questions: dict[str, Questions] = {}
+
+    def read(self) -> dict[str, Questions]:
+        """Read the splits: ``train``, and as far as there are such, ``validation`` and ``test``."""
+        sources = read_source(self.path, None, _TEXT, self.cache)
+        return {name: _questions(source, name) for name, source in sources.items()}
+
+    def load_tables(self) -> dict[str, TokenTable]:
+        splits = self.read()
+        splits["train"] = _limited(_placed(splits["train"]), self.max_train_samples)
+        self.questions = splits
+        state = tokenizer_state(self.tokenizer)
+        return {name: self._table(split, state) for name, split in splits.items()}
+
+    def _table(self, split: Questions, state: str) -> TokenTable:
+        parts = ["windows", str(_FORMAT), state, str(self.max_length), str(self.doc_stride), split.digest()]
+        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        sources = (split.questions, split.contexts, split.spans)
+        make = partial(cut_windows, *sources, self.tokenizer, self.max_length, self.doc_stride)
+        return cached(self.cache / "tokens", key, make)
+
+    def examples(self, split: str) -> Questions:
+        """Return the questions of a split, which ``extra["example"]`` of its table refers to by number.
+
+        Raises:
+            DataError: if there is no such split.
+        """
+        self.split(split)
+        return self.questions[split]
+
+    def groups(self, split: str) -> np.ndarray:
+        return np.zeros(len(self.split(split)), np.int64)
+
+    def shards(self, clients: int, seed: int) -> Shards:
+        """Deal the questions of the train split to clients, each with all of its windows."""
+        windows = self.split("train").extra["example"]
+        dealt = self.partition(np.zeros(len(self.examples("train")), np.int64), clients, seed)
+        owners = np.empty(len(dealt.order), np.int64)
+        owners[dealt.order] = np.repeat(np.arange(clients), dealt.sizes)
+        return Shards.of(owners[windows], clients)
+
+
+def _questions(source: Any, split: str) -> Questions:
+    """Take the columns out of a ``datasets.Dataset``."""
+    needed = ["id", *_TEXT] if split == "test" else ["id", *_TEXT, "answers"]
+    missing = [column for column in needed if column not in source.column_names]
+    if missing:
+        raise DataError(
+            f"the {split} split has no column {', '.join(map(repr, missing))}; it has"
+            f" {', '.join(map(repr, source.column_names))}: give it the columns id, context, question and answers"
+        )
+    if not len(source):
+        raise DataError(f"the {split} split is empty; give it questions, or leave it out")
+    contexts, questions = (check_texts(source[column][:], column, split) for column in _TEXT)
+    for row, question in enumerate(questions):
+        if not question.strip():
+            raise DataError(f"{_where(row, split)}: the question is empty; fill it in or remove the row")
+    ids = [str(identity) for identity in source["id"][:]]
+    cells = source["answers"][:] if "answers" in source.column_names else [None] * len(source)
+    pairs = [_answers(cell, row, split) for row, cell in enumerate(cells)]
+    if split == "test" and not any(pairs):
+        return Questions(ids, questions, contexts, None, None)
+    if not all(pairs):
+        raise DataError(
+            f"{_where(pairs.index([]), split)}: the question has no answer, which SQuAD v1.1 does not know of;"
+            " remove such rows (only a test split may be without any answers)"
+        )
+    spans = [_span(context, own) for context, own in zip(contexts, pairs, strict=True)]
+    return Questions(ids, questions, contexts, [[text for text, _ in own] for own in pairs], np.array(spans, np.int64))
+
+
+def _answers(cell: Any, row: int, split: str) -> list[tuple[str, int]]:
+    """Return the text and the first character of each answer."""
+    if cell is None:
+        return []
+    try:
+        pairs = list(zip(cell["text"], cell["answer_start"], strict=True))
+    except (TypeError, KeyError, ValueError):
+        pairs = [(None, None)]
+    if not all(isinstance(text, str) and isinstance(start, int) for text, start in pairs):
+        raise DataError(
+            f"{_where(row, split)}: answers must hold a list text of strings and a list answer_start of as many"
+            f" numbers, as those of rajpurkar/squad do; got {cell!r}"
+        )
+    return pairs
+
+
+def _span(context: str, answers: list[tuple[str, int]]) -> tuple[int, int]:
+    """Return the characters of the first answer that is where it is said to be; -1 if none is."""
+    for text, start in answers:
+        if text.strip() and start >= 0 and context.startswith(text, start):
+            return start, start + len(text)
+    return -1, -1
+
+
+def _where(row: int, split: str) -> str:
+    return f"{split} split, row {row} (counted from 0)"
+
+
+def _placed(train: Questions) -> Questions:
+    """Leave out the questions whose answers are not where they are said to be."""
+    spans = np.zeros((0, 2)) if train.spans is None else train.spans
+    rows = np.flatnonzero(spans[:, 0] >= 0).tolist()
+    if not rows:
+        raise DataError(
+            "no answer of the train split is in its context where answer_start says; answer_start must count"
+            " characters (not bytes) from 0"
+        )
+    if len(rows) < len(train):
+        first = train.ids[next(row for row in range(len(train)) if spans[row, 0] < 0)]
+        logger.warning(
+            "%d of %d train questions are left out, since their answer is not in the context at answer_start;"
+            " the first is %s",
+            len(train) - len(rows),
+            len(train),
+            first,
+        )
+    return train.take(rows)
+
+
+def _limited(train: Questions, most: int | None) -> Questions:
+    """Keep the questions with the smallest hashes, in their order, so that a larger limit only adds questions."""
+    hashes = [hashlib.sha256(identity.encode()).digest() for identity in train.ids]
+    return train.take(sorted(sorted(range(len(train)), key=hashes.__getitem__)[:most]))
