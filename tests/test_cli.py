@@ -126,7 +126,7 @@ def test_validate_test_and_predict(fedgram, config):
     for command in ("validate", "test"):
         code, out, _ = fedgram(command, "--config", config, "--ckpt_path", "last")
         assert code == 0
-        assert dict(line.split() for line in out.splitlines()).keys() == {"loss", "accuracy", "f1"}
+        assert dict(line.split() for line in out.splitlines()).keys() == {"loss", "accuracy", "macro_f1"}
     saved = Path("runs/data-FLoRG/version_0/config.yaml")
     code, out, _ = fedgram("predict", "--config", saved, "--ckpt_path", "best", "--output", "p.csv")
     assert (code, Path("p.csv").read_text().count("\n")) == (0, 17)
@@ -201,7 +201,9 @@ BAD = [
     (["--optimizer.lr", "-1"], "lr"),
     (["--config", "nope.yaml"], "nope.yaml"),
     (["--trainer.default_root_dir", "/proc/no"], "trainer.default_root_dir: can't make /proc/no"),
-    (["--data.num_labels", "1", "--data.partition", "IID"], "classification needs at least 2 labels"),
+    (["--model.metrics", "[precision]"], "model.metrics must name one or more of accuracy, f1, macro_f1"),
+    (["--model.metrics", "[pearson]"], "model.metrics: 'pearson' is not for 2 labels; use accuracy or f1"),
+    (["--data.num_labels", "1", "--data.label_quantiles", "0"], "label_quantiles must be at least 1, got 0"),
 ]
 
 

@@ -57,7 +57,7 @@ def test_metrics_are_those_of_all_samples_each_counted_once(trained):
     logits, labels = one_by_one(network, state, table), torch.tensor(table.labels)
     assert metrics["loss"] == pytest.approx(float(functional.cross_entropy(logits, labels)), abs=1e-12)
     assert metrics["accuracy"] == pytest.approx(float((logits.argmax(dim=1) == labels).double().mean()), abs=1e-6)
-    assert set(metrics) == {"loss", "accuracy", "f1"}
+    assert set(metrics) == {"loss", "accuracy", "macro_f1"}
 
 
 def test_evaluation_leaves_no_gradient_and_training_goes_on(trained):

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedgram.data import IID, Dirichlet, Quickstart, TextClassificationData
+    from fedgram.data import GLUE, IID, Dirichlet, Quickstart, TextClassificationData
     from fedgram.methods import FedIT, FLoRG, Method
     from fedgram.models import TextClassification
     from fedgram.optim import SGD, AdamW
@@ -19,6 +19,7 @@ _HOMES = {
     "FLoRG": "methods",
     "FedIT": "methods",
     "FederatedTrainer": "trainer",
+    "GLUE": "data",
     "IID": "data",
     "Method": "methods",
     "Quickstart": "data",
@@ -27,6 +28,7 @@ _HOMES = {
     "TextClassificationData": "data",
 }
 __all__ = [
+    "GLUE",
     "IID",
     "SGD",
     "AdamW",

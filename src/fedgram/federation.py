@@ -223,9 +223,13 @@ class Federation:
             return
         if "validation" in self.data.tables:
             self.metrics = evaluate(self.network, self.state, self.data, "validation", self.ranks)
-            current.row |= {("val_loss" if key == "loss" else key): value for key, value in self.metrics.items()}
+            current.row |= {f"val_{key}" if _is_loss(key) else key: value for key, value in self.metrics.items()}
         if current.number == 0:
             self.initial = self.metrics
+
+    def evaluated(self, row: dict[str, float]) -> dict[str, float]:
+        """Return the task's metrics, without losses, that a round's row has; none where it was not evaluated."""
+        return {key: row[key] for key in self.metrics if not _is_loss(key) and key in row}
 
     def log(self, current: Round) -> None:
         """Write the round into the run's tables and tell the loggers."""
@@ -240,8 +244,7 @@ class Federation:
         self.folder.diagnostics.extend(
             {"round": current.number, "layer": name, **figures} for name, figures in current.diagnostics.items()
         )
-        evaluated = [key for key in self.metrics if key != "loss" and key in current.row]
-        tracking.log_round(self.loggers, current.row, evaluated)
+        tracking.log_round(self.loggers, current.row, list(self.evaluated(current.row)))
         tracking.log_diagnostics(self.loggers, current.diagnostics, current.number)
 
     def checkpoint(self) -> None:
@@ -284,6 +287,11 @@ class Federation:
         self.initial = checkpoint.progress["initial"]
         self.metrics = checkpoint.progress["metrics"]
         self.best = checkpoint.progress["best"]
+
+
+def _is_loss(key: str) -> bool:
+    """Say whether a key of an evaluation is the loss on the split, or on a further part of it."""
+    return key.partition("_")[0] == "loss"
 
 
 def _means(figures: Diagnostics) -> dict[str, float]:

@@ -65,7 +65,10 @@ class FederatedData(LightningDataModule, ABC):
 
     @abstractmethod
     def groups(self, split: str) -> np.ndarray:
-        """Return what a partition goes by: the group of each sample of a split, int64 ``(samples,)`` from 0."""
+        """Return what a partition goes by: the group of each sample of a split, int64 ``(samples,)``.
+
+        Groups are numbered from 0 as in `group_names`; an unlabelled sample has -1.
+        """
 
     def prepare_data(self) -> None:
         """Read, check and tokenise the data into the cache."""

@@ -4,6 +4,7 @@ import csv
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["IID", "Dirichlet", "Partition", "Shards", "counts", "draw", "write_table"]
+__all__ = [
+    "IID",
+    "Dirichlet",
+    "Partition",
+    "Shards",
+    "counts",
+    "deal_like",
+    "draw",
+    "quantile_edges",
+    "quantile_groups",
+    "quantile_names",
+    "write_table",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +67,13 @@ class Shards:
     def sizes(self) -> np.ndarray:
         """Number of samples of each client, int64 ``(clients,)``."""
         return np.diff(self.offsets)
+
+    @property
+    def owners(self) -> np.ndarray:
+        """The client of each sample, int64 ``(samples,)``."""
+        owners = np.empty(len(self.order), np.int64)
+        owners[self.order] = np.repeat(np.arange(len(self)), self.sizes)
+        return owners
 
 
 class Partition(ABC):
@@ -184,6 +204,87 @@ def _moved(owners: np.ndarray, sizes: np.ndarray, least: int, generator: np.rand
     moved = owners.copy()
     moved[generator.permutation(leaving)] = np.repeat(np.arange(len(sizes)), lacking)
     return moved
+
+
+def deal_like(shards: Shards, groups: np.ndarray, other_groups: np.ndarray, seed: int) -> Shards:
+    """Deal the samples of another split, so that a client has its training data's share of every group.
+
+    Of the samples of group g, client c gets ``counts[c, g] / sum_c counts[c, g]``, rounded to one of the neighbouring
+    whole numbers by largest remainder; chance decides which samples, and which of equal remainders come first. A group
+    that no training sample is of, or -1, is dealt by the sizes of clients. A client may be left without samples.
+
+    Args:
+        shards: the training samples of each client.
+        groups: the group of each training sample, int64 ``(training samples,)``.
+        other_groups: the group of each sample to deal, int64 ``(samples,)``.
+        seed: the seed of the run.
+
+    Raises:
+        DataError: if the shards are not those of the training samples.
+    """
+    if len(groups) != len(shards.order):
+        raise DataError(
+            f"the shards hold {len(shards.order):,} samples, but groups are given for {len(groups):,};"
+            " give the groups of the split that the shards were dealt from"
+        )
+    clients, owners = shards.owners, np.empty(len(other_groups), np.int64)
+    for group in np.unique(other_groups):
+        held = np.bincount(clients[groups == group], minlength=len(shards)) if group >= 0 else np.zeros(1, np.int64)
+        samples = np.flatnonzero(other_groups == group)
+        generator = numpy_generator(seed, "partition-of-validation", int(group))
+        amounts = _apportioned(len(samples), held if held.any() else shards.sizes, generator)
+        owners[generator.permutation(samples)] = np.repeat(np.arange(len(shards)), amounts)
+    return Shards.of(owners, len(shards))
+
+
+def _apportioned(total: int, weights: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Split a number in proportion to weights, by largest remainder, int64 ``(weights,)``.
+
+    In whole numbers, so that no rounding decides; of equal remainders, random ones go first.
+    """
+    amounts, remainders = np.divmod(total * weights, weights.sum())
+    first = np.lexsort((generator.permutation(len(weights)), -remainders))[: total - int(amounts.sum())]
+    amounts[first] += 1
+    return amounts
+
+
+def quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
+    """Return where to cut values into bins of about equal size, ascending, float64 ``(at most bins - 1,)``.
+
+    An edge belongs to the bin above it. Equal values stay together, so that there may be fewer bins; none is empty.
+
+    Args:
+        values: finite numbers, float64 ``(samples,)``.
+        bins: how many bins to cut.
+
+    >>> quantile_edges(np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), 3).tolist()
+    [2.0, 4.0]
+    """
+    # Edges that are values themselves: one between two values could leave a bin empty.
+    edges = np.unique(np.quantile(values, np.arange(1, bins) / bins, method="higher"))
+    return edges[edges > values.min()]
+
+
+def quantile_groups(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return the bin of each value, int64 ``(samples,)``; -1 where the value is NaN.
+
+    >>> quantile_groups(np.array([1.9, 2.0, 9.0, np.nan]), np.array([2.0, 4.0])).tolist()
+    [0, 1, 2, -1]
+    """
+    return np.where(np.isnan(values), -1, np.searchsorted(edges, values, side="right"))
+
+
+def quantile_names(values: np.ndarray, edges: np.ndarray) -> list[str]:
+    """Name the bins by their bounds, with as many decimals as tell them apart, but at least two.
+
+    >>> quantile_names(np.array([0.0, 1.75, 5.0]), np.array([1.75]))
+    ['0.00 to 1.75', '1.75 to 5.00']
+    """
+    bounds = np.unique([values.min(), *edges, values.max()])
+    apart = (digits for digits in range(2, 17) if len({f"{bound:.{digits}f}" for bound in bounds}) == len(bounds))
+    digits = next(apart, 16)
+    named = [f"{bound:.{digits}f}" for bound in (values.min(), *edges, values.max())]
+    return [f"{low} to {high}" for low, high in pairwise(named)]
 
 
 def counts(shards: Shards, labels: np.ndarray, num_labels: int) -> np.ndarray:
