@@ -132,6 +132,36 @@ def test_validate_test_and_predict(fedgram, config):
     assert (code, Path("p.csv").read_text().count("\n")) == (0, 17)
 
 
+def test_glue_by_its_short_name(fedgram, config, tmp_path):
+    folder = tmp_path / "rte"
+    folder.mkdir()
+    for split, count in {"train": 20, "validation": 6}.items():
+        rows = "".join(f"the film was good,the film is {'fine' if i % 2 else 'bad'},{i % 2}\n" for i in range(count))
+        (folder / f"{split}.csv").write_text(f"sentence1,sentence2,label\n{rows}")
+    (folder / "test.csv").write_text("sentence1,sentence2,label\nthe plot was dull,the cast is poor,-1\n")
+    arguments = {
+        "--data": "GLUE",
+        "--data.task": "rte",
+        "--data.path": folder,
+        "--data.cache_dir": tmp_path / "cache",
+        "--model.metrics": "[matthews_correlation, accuracy]",
+    }
+    flat = [part for pair in arguments.items() for part in pair]
+    code, out, err = fedgram("fit", "--config", config, *flat)
+    assert (code, "rte, 2 rounds" in out) == (0, True)
+    assert list(summary("rte-FLoRG")["final"]) == ["loss", "matthews_correlation", "accuracy"]
+    assert "matthews_correlation" in err
+    saved = Path("runs/rte-FLoRG/version_0/config.yaml")
+    assert yaml.safe_load(saved.read_text())["data"]["init_args"]["task"] == "rte"
+    code, out, _ = fedgram("validate", "--config", saved, "--ckpt_path", "best")
+    assert [len(line.split()) for line in out.splitlines()] == [2, 2, 2]
+    assert fedgram("predict", "--config", saved, "--ckpt_path", "last", "--output", "p.csv")[0] == 0
+    assert Path("p.csv").read_text().splitlines()[1].split(",")[1] in ("entailment", "not_entailment")
+    code, _, err = fedgram("fit", "--config", config, *flat, "--data.task", "snli")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "data.task: expected one of ['cola', 'sst2'," in err
+
+
 def test_help_of_a_method_teaches(fedgram):
     code, out, _ = fedgram("fit", "--method.help", "FLoRG")
     assert code == 0

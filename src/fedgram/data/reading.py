@@ -218,7 +218,7 @@ def raw_split(dataset: Any, text: Sequence[str], label: str, split: str) -> RawS
     if missing:
         raise DataError(
             f"the {split} split has no column {', '.join(map(repr, missing))}; it has"
-            f" {', '.join(map(repr, dataset.column_names))}: set text and label to columns among them"
+            f" {', '.join(map(repr, dataset.column_names))}: rename them, or set text and label to columns among them"
         )
     if not len(dataset):
         raise DataError(f"the {split} split is empty; give it samples, or leave it out")

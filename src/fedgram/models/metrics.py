@@ -75,12 +75,12 @@ def _vary(values: Shaped[Tensor, " n"]) -> bool:
 
 
 def _ranks(values: Scores) -> Float[Tensor, " n"]:
-    """Return the rank of each value from 1, equal ones sharing the mean of theirs, float64.
+    """Return the rank of each value from 1, equal ones sharing the mean of theirs, float64; NaN has none.
 
     Not torchmetrics' ranks: its sums over equal values are of 32 bits, too few for large splits with many equal scores.
     """
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts - 1) / 2.0).double()[inverse]
+    return torch.where(values.isnan(), torch.nan, (counts.cumsum(0) - (counts.double() - 1) / 2)[inverse])
 
 
 @dataclass(frozen=True)
