@@ -126,10 +126,40 @@ def test_validate_test_and_predict(fedgram, config):
     for command in ("validate", "test"):
         code, out, _ = fedgram(command, "--config", config, "--ckpt_path", "last")
         assert code == 0
-        assert dict(line.split() for line in out.splitlines()).keys() == {"loss", "accuracy", "f1"}
+        assert dict(line.split() for line in out.splitlines()).keys() == {"loss", "accuracy", "macro_f1"}
     saved = Path("runs/data-FLoRG/version_0/config.yaml")
     code, out, _ = fedgram("predict", "--config", saved, "--ckpt_path", "best", "--output", "p.csv")
     assert (code, Path("p.csv").read_text().count("\n")) == (0, 17)
+
+
+def test_glue_by_its_short_name(fedgram, config, tmp_path):
+    folder = tmp_path / "rte"
+    folder.mkdir()
+    for split, count in {"train": 20, "validation": 6}.items():
+        rows = "".join(f"the film was good,the film is {'fine' if i % 2 else 'bad'},{i % 2}\n" for i in range(count))
+        (folder / f"{split}.csv").write_text(f"sentence1,sentence2,label\n{rows}")
+    (folder / "test.csv").write_text("sentence1,sentence2,label\nthe plot was dull,the cast is poor,-1\n")
+    arguments = {
+        "--data": "GLUE",
+        "--data.task": "rte",
+        "--data.path": folder,
+        "--data.cache_dir": tmp_path / "cache",
+        "--model.metrics": "[matthews_correlation, accuracy]",
+    }
+    flat = [part for pair in arguments.items() for part in pair]
+    code, out, err = fedgram("fit", "--config", config, *flat)
+    assert (code, "rte, 2 rounds" in out) == (0, True)
+    assert list(summary("rte-FLoRG")["final"]) == ["loss", "matthews_correlation", "accuracy"]
+    assert "matthews_correlation" in err
+    saved = Path("runs/rte-FLoRG/version_0/config.yaml")
+    assert yaml.safe_load(saved.read_text())["data"]["init_args"]["task"] == "rte"
+    code, out, _ = fedgram("validate", "--config", saved, "--ckpt_path", "best")
+    assert [len(line.split()) for line in out.splitlines()] == [2, 2, 2]
+    assert fedgram("predict", "--config", saved, "--ckpt_path", "last", "--output", "p.csv")[0] == 0
+    assert Path("p.csv").read_text().splitlines()[1].split(",")[1] in ("entailment", "not_entailment")
+    code, _, err = fedgram("fit", "--config", config, *flat, "--data.task", "snli")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "data.task: expected one of ['cola', 'sst2'," in err
 
 
 def test_help_of_a_method_teaches(fedgram):
@@ -201,7 +231,9 @@ BAD = [
     (["--optimizer.lr", "-1"], "lr"),
     (["--config", "nope.yaml"], "nope.yaml"),
     (["--trainer.default_root_dir", "/proc/no"], "trainer.default_root_dir: can't make /proc/no"),
-    (["--data.num_labels", "1", "--data.partition", "IID"], "classification needs at least 2 labels"),
+    (["--model.metrics", "[precision]"], "model.metrics must name one or more of accuracy, f1, macro_f1"),
+    (["--model.metrics", "[pearson]"], "model.metrics: 'pearson' is not for 2 labels; use accuracy or f1"),
+    (["--data.num_labels", "1", "--data.label_quantiles", "0"], "label_quantiles must be at least 1, got 0"),
 ]
 
 

@@ -3,13 +3,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedgram.clients import ClientStore, Models
 from fedgram.collectives import Ranks
 from fedgram.evaluation import evaluate, infer
 from fedgram.methods import FLoRG
 from fedgram.state import flatten, unflatten
 from test_block import make_network
 from thread_ranks import on_ranks
+from whole_models import all_by, models_of
 
 
 @pytest.fixture
@@ -21,15 +21,6 @@ def trained(tiny_backbone, tiny_data):
     for tensor in flatten(state).values():
         tensor += 0.5 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
     return network, state, data
-
-
-def all_by(state, table):
-    """One model that answers every sample."""
-    return [(state, np.arange(len(table)))]
-
-
-def models_of(state, data, store=None, clients=3):
-    return Models(state, store or ClientStore(), data.shards(clients, 0), 0)
 
 
 def one_by_one(network, state, table):
@@ -67,7 +58,7 @@ def test_metrics_are_those_of_all_samples_each_counted_once(trained):
     logits, labels = one_by_one(network, state, table), torch.tensor(table.labels)
     assert metrics["loss"] == pytest.approx(float(functional.cross_entropy(logits, labels)), abs=1e-12)
     assert metrics["accuracy"] == pytest.approx(float((logits.argmax(dim=1) == labels).double().mean()), abs=1e-6)
-    assert set(metrics) == {"loss", "accuracy", "f1"}
+    assert set(metrics) == {"loss", "accuracy", "macro_f1"}
 
 
 def test_evaluation_leaves_no_gradient_and_training_goes_on(trained):

@@ -5,9 +5,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedgram.data import IID, Dirichlet, Quickstart, TextClassificationData
+    from fedgram.data import GLUE, IID, Dirichlet, Quickstart, SQuAD, TextClassificationData
     from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method
-    from fedgram.models import TextClassification
+    from fedgram.models import QuestionAnswering, TextClassification
     from fedgram.optim import SGD, AdamW
     from fedgram.trainer import FederatedTrainer
 
@@ -23,14 +23,18 @@ _HOMES = {
     "FedIT": "methods",
     "FedSALoRA": "methods",
     "FederatedTrainer": "trainer",
+    "GLUE": "data",
     "IID": "data",
     "Method": "methods",
+    "QuestionAnswering": "models",
     "Quickstart": "data",
     "SGD": "optim",
+    "SQuAD": "data",
     "TextClassification": "models",
     "TextClassificationData": "data",
 }
 __all__ = [
+    "GLUE",
     "IID",
     "SGD",
     "AdamW",
@@ -43,7 +47,9 @@ __all__ = [
     "FedSALoRA",
     "FederatedTrainer",
     "Method",
+    "QuestionAnswering",
     "Quickstart",
+    "SQuAD",
     "TextClassification",
     "TextClassificationData",
 ]

@@ -44,7 +44,7 @@ class ProgressBar(Callback):
         self._bar: Progress | None = None
         self._rounds: TaskID | None = None
         self._clients: TaskID | None = None
-        self._known: Row = {}
+        self._metrics: Row = {}
 
     def on_fit_start(self, trainer: "FederatedTrainer", first_round: int) -> None:
         if trainer.fabric.global_rank:
@@ -81,25 +81,26 @@ class ProgressBar(Callback):
             self._bar.advance(self._clients, clients)
 
     def on_round_end(self, trainer: "FederatedTrainer", row: Row) -> None:
-        self._known |= row  # a round that was not evaluated keeps the last accuracy in sight
+        metrics = trainer.federation.evaluated(row) if trainer.federation is not None else {}
+        self._metrics |= metrics  # a round that was not evaluated keeps the last metrics in sight
         if self._bar is not None and self._rounds is not None:
-            self._bar.update(self._rounds, completed=row["round"], status=status_line(self._known))
+            self._bar.update(self._rounds, completed=row["round"], status=status_line(row, self._metrics))
         elif trainer.fabric.global_rank == 0:
-            log.info("%s round %d/%d  %s", trainer.run_name, row["round"], trainer.rounds, status_line(row))
+            log.info("%s round %d/%d  %s", trainer.run_name, row["round"], trainer.rounds, status_line(row, metrics))
 
     def on_fit_end(self, trainer: "FederatedTrainer") -> None:
         if self._bar is not None:
             self._bar.stop()
 
 
-def status_line(row: Row) -> str:
-    """Return what a round's row says in a few words.
+def status_line(row: Row, metrics: Row) -> str:
+    """Return what a round's row says in a few words, with the metrics of an evaluation.
 
-    >>> status_line({"round": 1, "train_loss": 0.5, "accuracy": 0.75, "seconds": 2.0})
+    >>> status_line({"round": 1, "train_loss": 0.5, "seconds": 2.0}, {"accuracy": 0.75})
     'loss 0.5000  accuracy 0.7500  2.00 s/round'
     """
-    named = {"train_loss": "loss"}
-    shown = [f"{named.get(k, k)} {row[k]:.4f}" for k in ("train_loss", "accuracy", "f1") if k in row]
+    figures = {"loss": row["train_loss"], **metrics} if "train_loss" in row else metrics
+    shown = [f"{name} {value:.4f}" for name, value in figures.items()]
     if "seconds" in row:
         shown.append(f"{row['seconds']:.2f} s/round")
     return "  ".join(shown)

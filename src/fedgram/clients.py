@@ -10,7 +10,6 @@ import torch
 from fedgram.block import Memory
 from fedgram.collectives import Ranks
 from fedgram.data import FederatedData, Shards
-from fedgram.data.partition import deal_like
 from fedgram.state import State, flatten, merge, unflatten
 
 __all__ = ["ClientStore", "Models", "PersonalEvaluation", "to_keep"]
@@ -84,10 +83,6 @@ class Models:
         """Return the models of all clients."""
         return [self.of(client) for client in range(len(self.shards))]
 
-    def own_samples(self, data: FederatedData, split: str) -> Shards:
-        """Deal the samples of a split to clients, in each group as the training samples are dealt."""
-        return deal_like(self.shards, data.groups("train"), data.groups(split), self.seed)
-
     @property
     def personal(self) -> bool:
         """Whether some client's model differs from the server's."""
@@ -97,5 +92,5 @@ class Models:
         """Return models with the samples that each answers: those of its client's own kind, every sample once."""
         if not self.personal:
             return [(self.server, np.arange(len(data.split(split))))]
-        shares = self.own_samples(data, split)
+        shares = data.shares(self.shards, split, self.seed)
         return [(self.of(client), rows) for client, rows in enumerate(shares) if len(rows)]

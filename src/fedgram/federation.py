@@ -248,13 +248,17 @@ class Federation:
         if "validation" in self.data.tables:
             how = self.plan.personal_evaluation
             self.metrics = evaluate(self.network, self.models(), self.data, "validation", self.ranks, how)
-            current.row |= {("val_loss" if key == "loss" else key): value for key, value in self.metrics.items()}
+            current.row |= {f"val_{key}" if _is_loss(key) else key: value for key, value in self.metrics.items()}
         if current.number == 0:
             self.initial = self.metrics
 
     def models(self) -> Models:
         """Return the models as they are now."""
         return Models(self.state, self.store, self.shards, self.plan.seed)
+
+    def evaluated(self, row: dict[str, float]) -> dict[str, float]:
+        """Return the task's metrics, without losses, that a round's row has; none where it was not evaluated."""
+        return {key: row[key] for key in self.metrics if not _is_loss(key) and key in row}
 
     def log(self, current: Round) -> None:
         """Write the round into the run's tables and tell the loggers."""
@@ -270,8 +274,7 @@ class Federation:
         self.folder.diagnostics.extend(
             {"round": current.number, "layer": name, **figures} for name, figures in current.diagnostics.items()
         )
-        evaluated = [key for key in self.metrics if key != "loss" and key in current.row]
-        tracking.log_round(self.loggers, current.row, evaluated)
+        tracking.log_round(self.loggers, current.row, list(self.evaluated(current.row)))
         tracking.log_diagnostics(self.loggers, current.diagnostics, current.number)
 
     def checkpoint(self) -> None:
@@ -330,6 +333,11 @@ def _divergence(kept: Mapping[int, Mapping[str, Tensor]]) -> str | None:
             if not torch.isfinite(tensor).all():
                 return f"client {client} diverged: its {name} holds nan or inf; a lower optimizer.lr helps"
     return None
+
+
+def _is_loss(key: str) -> bool:
+    """Say whether a key of an evaluation is the loss on the split, or on a further part of it."""
+    return key.partition("_")[0] == "loss"
 
 
 def _means(figures: Diagnostics) -> dict[str, float]:

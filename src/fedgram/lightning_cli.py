@@ -105,7 +105,8 @@ class FedgramCLI(LightningCLI):
 
     def _print_metrics(self, metrics: dict[str, float]) -> None:
         if self.trainer.fabric.global_rank == 0:
-            Console().print("\n".join(f"{name:<12} {value:.6g}" for name, value in metrics.items()))
+            width = max(map(len, metrics))
+            Console().print("\n".join(f"{name:<{width}}  {value:.6g}" for name, value in metrics.items()))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

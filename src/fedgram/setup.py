@@ -1,5 +1,6 @@
 """From settings, data and a model to a federation that can start, or go on."""
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
@@ -207,8 +208,10 @@ def _settings(
         "model": type(model).__name__,
         "model.backbone": model.backbone,
         "model.dtype": str(model.weights_dtype),
+        "model.monitor": model.monitor,
         "data.batch_size": data.batch_size,
         "data.fingerprint": data.fingerprint(),
+        "data.groups": hashlib.sha256(data.groups("train").tobytes()).hexdigest(),
         **describe(data.partition, "data.partition"),
         **describe(method, "method"),
         **describe(optimizer, "optimizer"),

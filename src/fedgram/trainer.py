@@ -58,6 +58,11 @@ class FederatedTrainer:
         default_root_dir: where runs are kept.
         name: the run's name, by default task-method; its folder is default_root_dir/name/version_N.
 
+    Attributes:
+        folder: the run's folder, for callbacks, once `fit` has begun; likewise
+        plan: what was chosen for the run, and
+        federation: the run itself: the server's state, the last metrics and so on.
+
     Raises:
         ConfigurationError: a setting is out of range.
     """
@@ -104,6 +109,7 @@ class FederatedTrainer:
         self.run_name = name or ""
         self.folder: RunFolder | None = None
         self.plan: Plan | None = None
+        self.federation: Federation | None = None
         self._check()
         self.callbacks = [*(callbacks or []), *([ProgressBar()] if progress_bar else [])]
         self.fabric = Fabric(
@@ -169,7 +175,7 @@ class FederatedTrainer:
         Returns:
             What summary.json says.
         """
-        federation = begin(self, model, datamodule, method, optimizer or AdamW(), ckpt_path)
+        self.federation = federation = begin(self, model, datamodule, method, optimizer or AdamW(), ckpt_path)
         self.fabric.call("on_fit_start", trainer=self, first_round=max(1, federation.finished + 1))
         try:
             for number in range(federation.finished + 1, self.rounds + 1):
@@ -226,8 +232,8 @@ class FederatedTrainer:
         method: Method,
         ckpt_path: str | None = None,
         split: str = "test",
-        client: int | None = None,
         output: str = "predictions.csv",
+        client: int | None = None,
     ) -> Path:
         """Write a run's predictions for a split to a CSV file.
 
@@ -238,8 +244,8 @@ class FederatedTrainer:
             ckpt_path: "last" or "best" of the newest run of this name, or the path of a checkpoint; without it, the
                 model that training would start from.
             split: which split to predict.
-            client: whose model, where a method has each client keep a part of its own.
             output: the file to write.
+            client: whose model, where a method has each client keep a part of its own.
 
         Returns:
             The file's path.

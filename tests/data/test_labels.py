@@ -41,16 +41,19 @@ def test_regression():
     assert np.isnan(scheme.encode(split(None), "test")).all()
 
 
-@pytest.mark.parametrize("labels", [None, [-1, -1, -1], [None, -1, None]])
-def test_test_split_may_be_unlabelled(labels):
+@pytest.mark.parametrize("name", ["test", "test_mismatched"])
+@pytest.mark.parametrize("labels", [None, [-1, -1, -1], [None, -1, None], [-1.0, -1.0, -1.0]])
+def test_test_split_may_be_unlabelled(labels, name):
     for train in ([0, 1], ["a", "b"]):
-        assert LabelScheme.of(split(train), None).encode(split(labels), "test").tolist() == [-1, -1, -1]
+        assert LabelScheme.of(split(train), None).encode(split(labels), name).tolist() == [-1, -1, -1]
+    assert np.isnan(LabelScheme.of(split([0.5, 1.0]), 1).encode(split(labels), name)).all()
 
 
 @pytest.mark.parametrize("labels", [None, [-1, -1, -1]])
-def test_other_splits_may_not_be_unlabelled(labels):
-    with pytest.raises(DataError, match=r"validation split"):
-        LabelScheme.of(split([0, 1]), None).encode(split(labels), "validation")
+@pytest.mark.parametrize("name", ["validation", "validation_mismatched", "tests"])
+def test_other_splits_may_not_be_unlabelled(labels, name):
+    with pytest.raises(DataError, match=rf"{name} split"):
+        LabelScheme.of(split([0, 1]), None).encode(split(labels), name)
 
 
 @pytest.mark.parametrize("name", ["train", "validation", "test"])

@@ -5,7 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgram.data.partition import IID, Dirichlet, Shards, _proportions, _surplus, counts, draw, write_table
+from fedgram.data.partition import (
+    IID,
+    Dirichlet,
+    Shards,
+    _proportions,
+    _surplus,
+    counts,
+    deal_like,
+    draw,
+    quantile_edges,
+    quantile_groups,
+    quantile_names,
+    write_table,
+)
 from fedgram.errors import ConfigurationError, DataError
 
 labels_strategy = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
@@ -182,6 +195,113 @@ def test_many_clients_are_dealt(partition):
     shards = partition(np.arange(250_000) % 2, 200_000, 0)
     assert shards.sizes.min() == 1
     assert shards.sizes.sum() == 250_000
+
+
+# --- other splits ---
+
+other_strategy = st.lists(st.integers(-1, 6), max_size=60).map(lambda groups: np.array(groups, np.int64))
+
+
+@given(labels_strategy, other_strategy, st.integers(0, 2**32), st.data())
+def test_another_split_is_dealt_like_the_training_data(groups, other, seed, data):
+    clients = data.draw(st.integers(1, len(groups)))
+    shards = Dirichlet(0.5)(groups, clients, seed)
+    dealt = deal_like(shards, groups, other, seed)
+    assert_deals(dealt, other, clients)
+    for group in set(other.tolist()):
+        known = group >= 0 and (groups == group).any()
+        weights = np.array([(groups[shard] == group).sum() if known else len(shard) for shard in shards])
+        got = np.array([(other[shard] == group).sum() for shard in dealt])
+        ideal = weights / weights.sum() * (other == group).sum()
+        assert (np.abs(got - ideal) < 1 - 1e-9).all()
+        assert not got[weights == 0].any()
+    assert same(dealt, deal_like(shards, groups, other, seed))
+
+
+@given(labels_strategy, other_strategy, st.data())
+def test_how_many_samples_a_client_gets_does_not_depend_on_their_order(groups, other, data):
+    shards = Dirichlet(0.5)(groups, data.draw(st.integers(1, len(groups))), 0)
+    shuffled = other[np.array(data.draw(st.permutations(range(len(other)))), np.int64)]
+    one, two = (counts(deal_like(shards, groups, some, 3), some + 1, 8) for some in (other, shuffled))
+    assert one.tolist() == two.tolist()
+
+
+def test_groups_are_dealt_independently():
+    shards, other = Dirichlet(0.5)(LABELS, 10, 0), LABELS[:300]
+    changed = np.concatenate([other, np.full(50, 2)])
+    one, two = deal_like(shards, LABELS, other, 0), deal_like(shards, LABELS, changed, 0)
+    assert (one.owners[other != 2] == two.owners[:300][other != 2]).all()
+
+
+def test_equal_training_data_gives_equal_counts_and_other_seeds_other_samples():
+    shards, other = Dirichlet(0.5)(LABELS, 10, 0), np.tile(LABELS, 2)
+    dealt = deal_like(shards, LABELS, other, 0)
+    assert counts(dealt, other, 3).tolist() == (2 * counts(shards, LABELS, 3)).tolist()
+    assert not same(dealt, deal_like(shards, LABELS, other, 1))
+
+
+def test_fewer_samples_than_clients_go_to_random_ones():
+    shards = IID()(np.zeros(100, int), 100, 0)
+    owners = [set(deal_like(shards, np.zeros(100, int), np.zeros(10, int), seed).owners) for seed in range(20)]
+    assert all(len(some) == 10 for some in owners)
+    assert len(set.union(*owners)) > 60
+
+
+def test_shards_of_another_split_are_refused():
+    with pytest.raises(DataError, match=r"the shards hold 3,000 samples, but groups are given for 2"):
+        deal_like(IID()(LABELS, 4, 0), LABELS[:2], LABELS[:2], 0)
+
+
+@given(labels_strategy, st.data())
+def test_owners_and_shards_are_two_ways_to_say_the_same(labels, data):
+    clients = data.draw(st.integers(1, len(labels)))
+    owners = Dirichlet(0.5).owners(labels, clients, 0)
+    assert np.array_equal(Shards.of(owners, clients).owners, owners)
+
+
+# --- quantiles ---
+
+scores_strategy = st.lists(st.floats(-1e6, 1e6) | st.integers(0, 3).map(float), min_size=1, max_size=50).map(np.array)
+
+
+@given(scores_strategy, st.integers(1, 8))
+def test_quantile_bins_are_never_empty_and_keep_equal_values_together(scores, bins):
+    edges = quantile_edges(scores, bins)
+    groups = quantile_groups(scores, edges)
+    assert len(edges) < bins
+    assert set(groups) == set(range(len(edges) + 1))
+    order = np.argsort(scores, kind="stable")
+    assert (np.diff(groups[order]) >= 0).all()
+    assert len({(score, group) for score, group in zip(scores, groups, strict=True)}) == len(set(scores))
+    assert len(quantile_names(scores, edges)) == len(edges) + 1
+
+
+@given(st.integers(1, 8), st.integers(0, 60), st.randoms(use_true_random=False))
+def test_quantile_bins_of_distinct_values_differ_by_one_in_size(bins, extra, random):
+    scores = np.arange(bins + extra, dtype=float)
+    random.shuffle(scores)
+    sizes = np.bincount(quantile_groups(scores, quantile_edges(scores, bins)))
+    assert len(sizes) == bins
+    assert np.ptp(sizes) <= 1
+
+
+def test_values_outside_the_training_range_belong_to_the_outer_bins_and_nan_to_none():
+    assert quantile_groups(np.array([-9.0, 2.0, 99.0, np.nan]), np.array([1.0, 2.0])).tolist() == [0, 2, 2, -1]
+    assert quantile_groups(np.array([5.0, np.nan]), np.zeros(0)).tolist() == [0, -1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "bins", "names"),
+    [
+        ([0.0, 1.75, 5.0], 2, ["0.00 to 1.75", "1.75 to 5.00"]),
+        ([0.0, 0.001, 0.002, 0.003], 2, ["0.000 to 0.002", "0.002 to 0.003"]),
+        ([3.0, 3.0], 5, ["3.00 to 3.00"]),
+        ([0.0, 5.0, 5.0, 5.0], 2, ["0.00 to 5.00", "5.00 to 5.00"]),
+    ],
+)
+def test_bins_are_named_by_their_bounds(scores, bins, names):
+    scores = np.array(scores)
+    assert quantile_names(scores, quantile_edges(scores, bins)) == names
 
 
 @given(labels_strategy, st.data())

@@ -117,6 +117,21 @@ def test_regression(tmp_path, loaded):
     assert data.split("train").batch(np.array([0, 1]), 0)["labels"].dtype == torch.float32
 
 
+def test_metrics_that_suit_the_labels():
+    assert TextClassificationData("x").metrics == TextClassificationData("x", num_labels=3).metrics
+    assert TextClassificationData("x").metrics == ("accuracy", "macro_f1")
+    assert TextClassificationData("x", num_labels=1).metrics == ("pearson", "spearman")
+
+
+def test_scores_are_dealt_by_quantile(tmp_path, loaded):
+    texts = [f"film {number}" for number in range(100)]
+    path = write(tmp_path / "a.csv", {"text": texts, "label": [number / 10 for number in range(100)]})
+    data = loaded(path, num_labels=1, label_quantiles=4)
+    assert data.group_names == ["0.00 to 2.50", "2.50 to 5.00", "5.00 to 7.50", "7.50 to 9.90"]
+    assert np.bincount(data.groups("train")).tolist() == [25] * 4
+    assert len(data.shards(10, 0)) == 10
+
+
 def test_class_labels_of_parquet_bring_their_names(tmp_path, loaded):
     import datasets
 
@@ -324,6 +339,7 @@ def test_place_of_the_cache(tmp_path, monkeypatch):
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"eval_batch_size": -1}, "eval_batch_size must be at least 1"),
         ({"num_labels": 0}, "num_labels must be at least 1"),
+        ({"label_quantiles": 0}, "label_quantiles must be at least 1"),
         ({"max_train_samples": 0}, "max_train_samples must be at least 1"),
         ({"validation_fraction": 1.0}, r"validation_fraction must lie in \[0, 1\)"),
         ({"validation_fraction": -0.1}, r"validation_fraction must lie in \[0, 1\)"),

@@ -12,6 +12,7 @@ class Labels:
 
     def __init__(self, *names: str) -> None:
         self.label_names, self.num_labels = list(names), len(names)
+        self.metrics = ("pearson", "spearman") if len(names) == 1 else ("accuracy", "macro_f1")
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_metrics_are_accuracy_and_macro_f1(task):
     metrics = task.evaluate({"logits": logits}, Labelled(labels), "validation")
     assert metrics["accuracy"] == pytest.approx(4 / 6)
     # Label 2 occurs neither in labels nor in predictions, and so does not count.
-    assert metrics["f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert metrics["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
 
 
 def test_predictions_are_names_with_their_probability(task):
@@ -120,7 +121,55 @@ def test_a_network_that_is_not_built_says_so(tiny_backbone):
         TextClassification(tiny_backbone).loaded()
 
 
-def test_one_label_is_refused(tiny_backbone):
+@pytest.fixture
+def regression(tiny_backbone):
     task = TextClassification(tiny_backbone)
-    with pytest.raises(ConfigurationError, match=r"at least 2 labels, got data\.num_labels 1"):
+    task.configure_for(task.load_tokenizer(), Labels("score"), seed=0)
+    return task
+
+
+def test_one_label_is_a_regression(regression):
+    assert regression.loaded().classifier.out_features == 1
+    assert regression.loaded().config.problem_type == "regression"
+    assert regression.monitor == "pearson"
+
+
+@pytest.mark.parametrize(("given", "kind"), [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_losses_of_a_regression_are_squared_errors(regression, given, kind):
+    logits = torch.tensor([[1.0], [2.5], [-3.0]], dtype=given)
+    losses = regression.sample_losses({"logits": logits}, torch.tensor([0.5, 2.5, 1.0], dtype=kind))
+    assert losses.dtype == given
+    assert losses.tolist() == [0.25, 0.0, 16.0]
+
+
+def test_losses_of_a_bfloat16_regression_are_of_float32(regression):
+    losses = regression.sample_losses({"logits": torch.ones(1, 1).bfloat16()}, torch.tensor([1.0001]))
+    assert losses.dtype == torch.float32
+    assert losses.item() == pytest.approx(1e-8, rel=1e-2)
+
+
+def test_a_regression_is_judged_by_its_correlations_and_predicts_scores(regression):
+    outputs = {"logits": torch.tensor([[1.0], [2.0], [4.0], [3.0]])}
+    metrics = regression.evaluate(outputs, Labelled([0.0, 1.0, 5.0, 2.0]), "validation")
+    assert metrics == pytest.approx({"pearson": np.corrcoef([1, 2, 4, 3], [0, 1, 5, 2])[0, 1], "spearman": 1.0})
+    assert regression.predictions(outputs, Labelled([]), "test") == {"score": [1.0, 2.0, 4.0, 3.0]}
+
+
+def test_metrics_are_those_asked_for_and_the_first_decides(tiny_backbone):
+    task = TextClassification(tiny_backbone, metrics=["macro_f1", "matthews_correlation"])
+    task.configure_for(task.load_tokenizer(), Labels("no", "yes"), seed=0)
+    assert task.monitor == "macro_f1"
+    logits = torch.eye(2)[[0, 1, 1, 0]]
+    assert list(task.evaluate({"logits": logits}, Labelled([0, 1, 0, 0]), "test")) == [
+        "macro_f1",
+        "matthews_correlation",
+    ]
+
+
+def test_metrics_that_do_not_fit_are_refused(tiny_backbone):
+    for unknown in (["precision"], []):
+        with pytest.raises(ConfigurationError, match=r"model\.metrics must name one or more of accuracy"):
+            TextClassification(tiny_backbone, metrics=unknown)
+    task = TextClassification(tiny_backbone, metrics=["accuracy"])
+    with pytest.raises(ConfigurationError, match=r"'accuracy' is not for a regression; use pearson or spearman"):
         task.configure_for(task.load_tokenizer(), Labels("score"), 0)

@@ -19,6 +19,7 @@ from fedgram.network import ClientNetwork
 from fedgram.state import flatten
 from thread_ranks import on_ranks
 from tiny_squad import columns, write_split, write_squad
+from whole_models import all_by, models_of
 
 
 def make_data(folder, **settings):
@@ -123,12 +124,12 @@ def test_a_block_equals_its_clients_one_at_a_time(task, data, method):
     # Not AdamW: a shift of all logits changes no loss, so the head's bias has a gradient of mere rounding errors, which
     # AdamW would scale up to steps of full size.
     optimizer = SGD(lr=0.1, momentum=0.9)
-    together, losses = train_block(network, optimizer, start, table, batches)
+    block = train_block(network, optimizer, start, table, batches)
     for client, own in enumerate(batches):
-        (alone,), loss = train_block(network, optimizer, start[client : client + 1], table, [own])
-        torch.testing.assert_close(losses[client : client + 1], loss, rtol=0, atol=1e-10)
-        for key, tensor in flatten(alone).items():
-            torch.testing.assert_close(flatten(together[client])[key], tensor, rtol=0, atol=1e-10)
+        alone = train_block(network, optimizer, start[client : client + 1], table, [own])
+        torch.testing.assert_close(block.losses[client : client + 1], alone.losses, rtol=0, atol=1e-10)
+        for key, tensor in flatten(alone.states[0]).items():
+            torch.testing.assert_close(flatten(block.states[client])[key], tensor, rtol=0, atol=1e-10)
             assert key.endswith("bias") or not torch.equal(tensor, flatten(start[client])[key])
 
 
@@ -225,10 +226,10 @@ def test_every_rank_gets_the_metrics_of_one_process(task, data):
     layers = FLoRG(rank=2).install(task.loaded(), seed=0)
     network = ClientNetwork(task, layers, torch.device("cpu"), torch.float32, contextlib.nullcontext, 0)
     state, table = network.initial_state(), data.split("validation")
-    alone = infer(network, state, table, 5, Ranks())
-    expected = evaluate(network, state, data, "validation", Ranks())
+    alone = infer(network, all_by(state, table), table, 5, Ranks())
+    expected = evaluate(network, models_of(state, data), data, "validation", Ranks())
     assert set(expected) == {"loss", "exact_match", "f1"}
-    for outputs in on_ranks(3, lambda ranks: infer(network, state, table, 5, ranks)):
+    for outputs in on_ranks(3, lambda ranks: infer(network, all_by(state, table), table, 5, ranks)):
         assert all(torch.equal(outputs[name], alone[name]) for name in alone)
 
 

@@ -1,8 +1,9 @@
 """Data of the task: reading, tokenising, and dealing to clients."""
 
 from fedgram.data.base import FederatedData
+from fedgram.data.glue import GLUE
 from fedgram.data.packages import package_path
-from fedgram.data.partition import IID, Dirichlet, Partition, Shards, counts, draw, write_table
+from fedgram.data.partition import IID, Dirichlet, Partition, Shards, counts, deal_like, draw, write_table
 from fedgram.data.quickstart import Quickstart
 from fedgram.data.reading import RawSplit
 from fedgram.data.squad import Questions, SQuAD
@@ -10,6 +11,7 @@ from fedgram.data.text import TextClassificationData
 from fedgram.data.tokens import TokenTable, cached, tokenise
 
 __all__ = [
+    "GLUE",
     "IID",
     "Dirichlet",
     "FederatedData",
@@ -23,6 +25,7 @@ __all__ = [
     "TokenTable",
     "cached",
     "counts",
+    "deal_like",
     "draw",
     "package_path",
     "tokenise",

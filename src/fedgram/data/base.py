@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from lightning.pytorch import LightningDataModule
 
-from fedgram.data.partition import Partition, Shards
+from fedgram.data.partition import Partition, Shards, deal_like
 from fedgram.data.tokens import TokenTable
 from fedgram.errors import ConfigurationError, DataError
 
@@ -65,7 +65,10 @@ class FederatedData(LightningDataModule, ABC):
 
     @abstractmethod
     def groups(self, split: str) -> np.ndarray:
-        """Return what a partition goes by: the group of each sample of a split, int64 ``(samples,)`` from 0."""
+        """Return what a partition goes by: the group of each sample of a split, int64 ``(samples,)``.
+
+        Groups are numbered from 0 as in `group_names`; an unlabelled sample has -1.
+        """
 
     def prepare_data(self) -> None:
         """Read, check and tokenise the data into the cache."""
@@ -113,15 +116,31 @@ class FederatedData(LightningDataModule, ABC):
         labels = self.split(name).labels
         return not bool(np.isnan(labels).any() if labels.dtype.kind == "f" else (labels < 0).any())
 
+    def units(self, split: str) -> np.ndarray:
+        """Return which samples go to one client only together: the number of each sample's unit, int64 from 0.
+
+        By default every sample is one. The samples of a unit stand next to each other, and are of one group.
+        """
+        return np.arange(len(self.split(split)))
+
     def shards(self, clients: int, seed: int) -> Shards:
         """Deal the samples of the train split to clients."""
-        self.split("train")
-        return self.partition(self.groups("train"), clients, seed)
+        groups = _first_of_each(self.units("train"), self.groups("train"))
+        return self.partition(groups, clients, seed).expanded(self.units("train"))
+
+    def shares(self, shards: Shards, split: str, seed: int) -> Shards:
+        """Deal the samples of another split, so that each client has of every group what it has in training."""
+        groups = _first_of_each(self.units(split), self.groups(split))
+        return deal_like(shards, self.groups("train"), groups, seed).expanded(self.units(split))
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over the tables of all splits."""
         prints = [f"{name}:{table.fingerprint()}" for name, table in sorted(self.tables.items())]
         return hashlib.sha256("\n".join(prints).encode()).hexdigest()
+
+
+def _first_of_each(units: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    return groups[np.unique(units, return_index=True)[1]]
 
 
 def positive(name: str, value: _Count) -> _Count:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedgram.data.reading import RawSplit
+from fedgram.data.reading import RawSplit, may_be_unlabelled
 from fedgram.errors import DataError
 
 __all__ = ["LabelScheme"]
@@ -67,7 +67,7 @@ class LabelScheme:
         Raises:
             DataError: if a label is missing, or is not one of the task; with its row.
         """
-        if split == "test" and (raw.labels is None or all(value in (None, -1) for value in raw.labels)):
+        if may_be_unlabelled(split) and (raw.labels is None or all(value in (None, -1) for value in raw.labels)):
             return self._unlabelled(len(raw))
         values = _labelled(raw, split)
         if self.kind == "score":

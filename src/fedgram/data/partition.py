@@ -63,6 +63,16 @@ class Shards:
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[client] for client in range(len(self)))
 
+    def expanded(self, units: np.ndarray) -> "Shards":
+        """Return the pieces of samples, where these are pieces of units.
+
+        Args:
+            units: the number of the unit that each sample belongs to, int64 ``(samples,)``.
+        """
+        owners = np.empty(len(self.order), np.int64)
+        owners[self.order] = np.repeat(np.arange(len(self)), self.sizes)
+        return Shards.of(owners[units], len(self))
+
     @property
     def sizes(self) -> np.ndarray:
         """Number of samples of each client, int64 ``(clients,)``."""

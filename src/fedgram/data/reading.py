@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,20 @@ from typing import Any
 
 from fedgram.errors import ConfigurationError, DataError
 
-__all__ = ["RawSplit", "check_texts", "raw_split", "read_file", "read_hub", "read_source"]
+__all__ = [
+    "SPLITS",
+    "RawSplit",
+    "check_texts",
+    "is_local",
+    "may_be_unlabelled",
+    "raw_split",
+    "read_file",
+    "read_hub",
+    "read_source",
+]
 
-SPLITS = ("train", "validation", "test")
+SPLITS: Mapping[str, Sequence[str]] = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
+"""The splits that are read, and what a source may call each of them."""
 _READERS = {
     ".csv": "from_csv",
     ".tsv": "from_csv",
@@ -41,8 +52,25 @@ class RawSplit:
         return len(self.texts[0])
 
 
-def read_source(path: str, config_name: str | None, text: Sequence[str], cache: Path) -> dict[str, Any]:
-    """Read the splits train, validation and test, as far as there are such, from wherever a path leads.
+def is_local(path: str) -> bool:
+    """Say whether a path leads to a file or folder, as far as one can tell, and not to a data set of the hub."""
+    place = Path(path).expanduser()
+    return place.exists() or place.suffix in _READERS or path.startswith((".", "/", "~"))
+
+
+def may_be_unlabelled(split: str) -> bool:
+    """Say whether a split is a test split, or a further part of one such as ``test_mismatched``."""
+    return split.partition("_")[0] == "test"
+
+
+def read_source(
+    path: str,
+    config_name: str | None,
+    text: Sequence[str],
+    cache: Path,
+    splits: Mapping[str, Sequence[str]] = SPLITS,
+) -> dict[str, Any]:
+    """Read the splits, as far as there are such, from wherever a path leads.
 
     Args:
         path: a file (the train split), a folder with files such as ``train.csv`` and ``validation.csv``, or the name
@@ -50,6 +78,7 @@ def read_source(path: str, config_name: str | None, text: Sequence[str], cache: 
         config_name: the configuration of the hub's data set.
         text: columns that hold text.
         cache: where the readers may keep what they read.
+        splits: what the source may call each split.
 
     Returns:
         a ``datasets.Dataset`` for each split.
@@ -58,20 +87,22 @@ def read_source(path: str, config_name: str | None, text: Sequence[str], cache: 
         ConfigurationError: if a file or folder is given with ``config_name``.
         DataError: if there is no such source, or it cannot be read.
     """
-    place = Path(path).expanduser()
-    local = place.exists() or place.suffix in _READERS or path.startswith((".", "/", "~"))
+    place, local = Path(path).expanduser(), is_local(path)
     if local and config_name is not None:
         raise ConfigurationError(
             f"config_name {config_name!r} is for a data set of the hub, but {path} is local; drop it"
         )
     if place.is_dir():
-        return {name: read_file(file, text, cache) for name, file in _files_of(place).items()}
-    return {"train": read_file(place, text, cache)} if local else read_hub(path, config_name)
+        return {name: read_file(file, text, cache) for name, file in _files_of(place, splits).items()}
+    return {"train": read_file(place, text, cache)} if local else read_hub(path, config_name, splits)
 
 
-def _files_of(folder: Path) -> dict[str, Path]:
+def _files_of(folder: Path, splits: Mapping[str, Sequence[str]]) -> dict[str, Path]:
     """Find the file of each split in a folder."""
-    found = {name: [file for suffix in _READERS if (file := folder / (name + suffix)).is_file()] for name in SPLITS}
+    found = {
+        name: [file for stem in stems for suffix in _READERS if (file := folder / (stem + suffix)).is_file()]
+        for name, stems in splits.items()
+    }
     for name, files in found.items():
         if len(files) > 1:
             raise DataError(
@@ -148,8 +179,8 @@ def _remedy(path: Path) -> str:
     return f"expected a well-formed {path.suffix} file with at least one sample: correct it, or leave the split out"
 
 
-def read_hub(name: str, config_name: str | None = None) -> dict[str, Any]:
-    """Read the splits train, validation and test, as far as there are such, of a data set of the hub.
+def read_hub(name: str, config_name: str | None = None, splits: Mapping[str, Sequence[str]] = SPLITS) -> dict[str, Any]:
+    """Read the splits, as far as there are such, of a data set of the hub.
 
     Raises:
         DataError: if the data set, its configuration or the network is missing.
@@ -158,15 +189,16 @@ def read_hub(name: str, config_name: str | None = None) -> dict[str, Any]:
 
     wanted = f"{name!r}" + (f" ({config_name})" if config_name else "")
     try:
-        splits = load_dataset(name, config_name)
+        found = load_dataset(name, config_name)
     except Exception as error:
         raise DataError(
             f"cannot load the data set {wanted} from the hub: {_reason(error)};"
             " see to its name, config_name and the network, or give a local file or folder"
         ) from error
-    if "train" not in splits:
-        raise DataError(f"the data set {wanted} has no train split, only {', '.join(splits)}; save it as local files")
-    return {split: splits[split] for split in SPLITS if split in splits}
+    if "train" not in found:
+        raise DataError(f"the data set {wanted} has no train split, only {', '.join(found)}; save it as local files")
+    present = {split: [name for name in names if name in found] for split, names in splits.items()}
+    return {split: found[names[0]] for split, names in present.items() if names}
 
 
 def _reason(error: Exception) -> str:
@@ -191,12 +223,12 @@ def raw_split(dataset: Any, text: Sequence[str], label: str, split: str) -> RawS
         DataError: if a column or a text is missing, or the split is empty.
     """
     labelled = label in dataset.column_names
-    needed = [*text] if split == "test" else [*text, label]
+    needed = [*text] if may_be_unlabelled(split) else [*text, label]
     missing = [column for column in needed if column not in dataset.column_names]
     if missing:
         raise DataError(
             f"the {split} split has no column {', '.join(map(repr, missing))}; it has"
-            f" {', '.join(map(repr, dataset.column_names))}: set text and label to columns among them"
+            f" {', '.join(map(repr, dataset.column_names))}: rename them, or set text and label to columns among them"
         )
     if not len(dataset):
         raise DataError(f"the {split} split is empty; give it samples, or leave it out")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedgram.data.base import FederatedData, positive
-from fedgram.data.partition import IID, Partition, Shards
+from fedgram.data.partition import IID, Partition
 from fedgram.data.reading import check_texts, read_source
 from fedgram.data.tokens import TokenTable, cached, tokenizer_state
 from fedgram.data.windows import cut_windows
@@ -140,13 +140,8 @@ class SQuAD(FederatedData):
     def groups(self, split: str) -> np.ndarray:
         return np.zeros(len(self.split(split)), np.int64)
 
-    def shards(self, clients: int, seed: int) -> Shards:
-        """Deal the questions of the train split to clients, each with all of its windows."""
-        windows = self.split("train").extra["example"]
-        dealt = self.partition(np.zeros(len(self.examples("train")), np.int64), clients, seed)
-        owners = np.empty(len(dealt.order), np.int64)
-        owners[dealt.order] = np.repeat(np.arange(clients), dealt.sizes)
-        return Shards.of(owners[windows], clients)
+    def units(self, split: str) -> np.ndarray:
+        return np.asarray(self.split(split).extra["example"])
 
 
 def _questions(source: Any, split: str) -> Questions:

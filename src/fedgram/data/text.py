@@ -1,7 +1,7 @@
-"""Classification of sentences and of pairs of sentences: from a source to token tables."""
+"""Classification and regression of sentences and of pairs of sentences: from a source to token tables."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,8 +10,8 @@ import numpy as np
 
 from fedgram.data.base import FederatedData, positive
 from fedgram.data.labels import LabelScheme
-from fedgram.data.partition import Dirichlet, Partition
-from fedgram.data.reading import SUFFIXES, RawSplit, raw_split, read_file, read_source
+from fedgram.data.partition import Dirichlet, Partition, quantile_edges, quantile_groups, quantile_names
+from fedgram.data.reading import SPLITS, SUFFIXES, RawSplit, raw_split, read_file, read_source
 from fedgram.data.tokens import TokenTable, cached, tokenise, tokenizer_state
 from fedgram.errors import ConfigurationError, DataError
 
@@ -24,8 +24,9 @@ _FORMAT = 1
 class TextClassificationData(FederatedData):
     """Labelled sentences, or pairs of sentences, from your own files or from the Hugging Face hub.
 
-    Labels are numbers from 0, or names (strings, truth values); a test split may be unlabelled. A local file may be
-    .csv, .tsv, .json, .jsonl or .parquet. A subclass for another source overrides `read` alone.
+    Labels are numbers from 0, or names (strings, truth values), or with num_labels 1 the scores of a regression; a test
+    split may be unlabelled. A local file may be .csv, .tsv, .json, .jsonl or .parquet. A subclass for another source
+    overrides `read` alone.
 
     Args:
         path: a file (the train split), a folder with files such as train.csv, validation.csv and test.csv, or the name
@@ -42,9 +43,17 @@ class TextClassificationData(FederatedData):
         validation_fraction: the share of the train split to hold out when there is no validation split. A hash of the
             text decides, so equal texts stay together and the choice depends on nothing else.
         max_train_samples: train on no more than this many samples, chosen by the same hash.
+        label_quantiles: how many groups of about equal size a partition makes of the scores of a regression.
         partition: how samples are dealt to clients; Dirichlet(rho=0.5) if not given.
         cache_dir: where tokenised data is kept; ``$FEDGRAM_CACHE`` or ``~/.cache/fedgram`` if not given.
+
+    Attributes:
+        label_names: what the labels are called, known after `setup`.
+        metrics: the metrics that this data is judged by, the most important one first.
     """
+
+    source_splits: Mapping[str, Sequence[str]] = SPLITS
+    """The splits that are read, and what the source may call each of them."""
 
     def __init__(
         self,
@@ -60,6 +69,7 @@ class TextClassificationData(FederatedData):
         eval_batch_size: int = 64,
         validation_fraction: float = 0.0,
         max_train_samples: int | None = None,
+        label_quantiles: int = 5,
         partition: Partition | None = None,
         cache_dir: str | None = None,
     ) -> None:
@@ -71,7 +81,9 @@ class TextClassificationData(FederatedData):
         self.given_num_labels = positive("num_labels", num_labels)
         self.validation_fraction = _fraction(validation_fraction)
         self.max_train_samples = positive("max_train_samples", max_train_samples)
+        self.label_quantiles = positive("label_quantiles", label_quantiles)
         self.label_names: list[str] = []
+        self.metrics: tuple[str, ...] = ("pearson", "spearman") if num_labels == 1 else ("accuracy", "macro_f1")
 
     @property
     def num_labels(self) -> int:
@@ -84,14 +96,18 @@ class TextClassificationData(FederatedData):
 
     def read(self) -> dict[str, RawSplit]:
         """Read the splits: ``train``, and as far as there are such, ``validation`` and ``test``."""
-        datasets = read_source(self.path, self.config_name, self.text, self.cache)
+        datasets = read_source(self.path, self.config_name, self.text, self.cache, self.source_splits)
         for name, path in self.extra_paths.items():
             if path is not None:
                 datasets[name] = read_file(Path(path).expanduser(), self.text, self.cache)
         return {name: raw_split(dataset, self.text, self.label, name) for name, dataset in datasets.items()}
 
     def groups(self, split: str) -> np.ndarray:
-        return np.asarray(self.split(split).labels)
+        labels = np.asarray(self.split(split).labels)
+        return labels if self.num_labels > 1 else quantile_groups(labels, self._edges(self.split("train").labels))
+
+    def _edges(self, scores: np.ndarray) -> np.ndarray:
+        return quantile_edges(scores, self.label_quantiles)
 
     def load_tables(self) -> dict[str, TokenTable]:
         raws = self.read()
@@ -102,6 +118,9 @@ class TextClassificationData(FederatedData):
         if self.max_train_samples is not None:
             splits["train"] = _limited(splits["train"], self.max_train_samples)
         self.label_names = self.group_names = list(scheme.names)
+        if scheme.kind == "score":
+            scores = splits["train"].labels
+            self.group_names = quantile_names(scores, self._edges(scores))
         state = tokenizer_state(self.tokenizer)
         return {name: self._table(split, state) for name, split in splits.items()}
 

@@ -32,7 +32,7 @@ class FederatedTask(pl.LightningModule, ABC):
 
     Attributes:
         network: the backbone with its head, frozen and without dropout, once `configure_for` was called.
-        monitor: the name of the metric by which checkpoints are compared.
+        monitor: the name of the metric by which checkpoints are compared, known once `configure_for` was called.
         monitor_mode: whether larger (``"max"``) or smaller is better.
     """
 

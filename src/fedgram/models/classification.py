@@ -1,4 +1,4 @@
-"""Classification of one or two texts."""
+"""Classification and regression of one or two texts."""
 
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedgram.errors import ConfigurationError
 from fedgram.models.base import Batch, FederatedTask, Outputs
+from fedgram.models.metrics import check_metrics, compute_metrics
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -19,25 +19,40 @@ __all__ = ["TextClassification"]
 
 
 class TextClassification(FederatedTask):
-    """Text classification with a pretrained transformer; reports accuracy and macro F1.
+    """Text classification with a pretrained transformer, or regression where the data has a single label.
 
     Args:
         backbone: a model of the Hugging Face hub, a local folder, or package:NAME/FOLDER for one that a Python package
             carries.
         dtype: the type of the frozen weights; adapters and head are float32 (float64 with precision 64-true) always.
+        metrics: what to report, out of accuracy, f1 (of class 1 of two), macro_f1, matthews_correlation, and for a
+            regression pearson and spearman; the first decides which checkpoint is best. The data's own if not given.
+
+    Raises:
+        ConfigurationError: there is no such metric.
     """
 
-    monitor = "accuracy"
-
-    def __init__(self, backbone: str, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> None:
+    def __init__(
+        self,
+        backbone: str,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        metrics: list[str] | None = None,
+    ) -> None:
         super().__init__(backbone, dtype)
+        if metrics is not None:
+            check_metrics(metrics)
+        self.given_metrics = metrics
+        self.metrics: tuple[str, ...] = ()
         self.label_names: list[str] = []
+        self.is_regression = False
 
     def configure_for(self, tokenizer: "PreTrainedTokenizerBase", data: "TextClassificationData", seed: int) -> None:
-        if data.num_labels < 2:
-            raise ConfigurationError(f"classification needs at least 2 labels, got data.num_labels {data.num_labels}")
-        self.label_names = data.label_names
-        self.build(tokenizer, seed, num_labels=data.num_labels, problem_type="single_label_classification")
+        self.metrics = tuple(self.given_metrics or data.metrics)
+        check_metrics(self.metrics, data.num_labels)
+        self.monitor = self.metrics[0]
+        self.label_names, self.is_regression = data.label_names, data.num_labels == 1
+        problem = "regression" if self.is_regression else "single_label_classification"
+        self.build(tokenizer, seed, num_labels=data.num_labels, problem_type=problem)
 
     def load_network(self, config: "PretrainedConfig") -> nn.Module:
         from transformers import AutoModelForSequenceClassification
@@ -52,19 +67,16 @@ class TextClassification(FederatedTask):
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Float[Tensor, " rows"]:
         logits = outputs["logits"]
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.is_regression:
+            return functional.mse_loss(logits[:, 0], labels.to(logits.dtype), reduction="none")
         return functional.cross_entropy(logits, labels, reduction="none")
 
     def evaluate(self, outputs: Outputs, data: "TextClassificationData", split: str) -> dict[str, float]:
-        from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
-
-        logits, labels = outputs["logits"].float(), torch.tensor(data.split(split).labels)
-        classes = logits.shape[1]
-        return {
-            "accuracy": float(multiclass_accuracy(logits, labels, classes, average="micro")),
-            "f1": float(multiclass_f1_score(logits, labels, classes, average="macro")),
-        }
+        return compute_metrics(self.metrics, outputs["logits"], torch.tensor(data.split(split).labels))
 
     def predictions(self, outputs: Outputs, data: "TextClassificationData", split: str) -> dict[str, list[Any]]:
+        if self.is_regression:
+            return {"score": outputs["logits"][:, 0].tolist()}
         probabilities = outputs["logits"].float().softmax(dim=1)
         confidence, best = probabilities.max(dim=1)
         return {"label": [self.label_names[i] for i in best.tolist()], "probability": confidence.tolist()}
