@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fedgram.errors import ConfigurationError
 from fedgram.models.base import Batch, FederatedTask, Outputs
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from fedgram.data import TextClassificationData
 
@@ -22,15 +22,24 @@ class TextClassification(FederatedTask):
     """Text classification with a pretrained transformer; reports accuracy and macro F1.
 
     Args:
-        backbone: a model of the Hugging Face hub, a local folder, or package:NAME/FOLDER for one that a Python package
-            carries.
+        backbone: a model of the Hugging Face hub, a local folder, package:NAME/FOLDER for one that a Python package
+            carries, a GGUF file in any of these, or shape:NAME for the shape alone of a known model.
         dtype: the type of the frozen weights; adapters and head are float32 (float64 with precision 64-true) always.
+        pretrained: whether to load weights; without, they are drawn from the seed, which is enough to measure cost.
+        tokenizer: where the tokenizer comes from, given like the backbone; by default it is the backbone's own.
     """
 
+    auto_class = "AutoModelForSequenceClassification"
     monitor = "accuracy"
 
-    def __init__(self, backbone: str, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> None:
-        super().__init__(backbone, dtype)
+    def __init__(
+        self,
+        backbone: str,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        pretrained: bool = True,
+        tokenizer: str | None = None,
+    ) -> None:
+        super().__init__(backbone, dtype, pretrained, tokenizer)
         self.label_names: list[str] = []
 
     def configure_for(self, tokenizer: "PreTrainedTokenizerBase", data: "TextClassificationData", seed: int) -> None:
@@ -38,13 +47,6 @@ class TextClassification(FederatedTask):
             raise ConfigurationError(f"classification needs at least 2 labels, got data.num_labels {data.num_labels}")
         self.label_names = data.label_names
         self.build(tokenizer, seed, num_labels=data.num_labels, problem_type="single_label_classification")
-
-    def load_network(self, config: "PretrainedConfig") -> nn.Module:
-        from transformers import AutoModelForSequenceClassification
-
-        return AutoModelForSequenceClassification.from_pretrained(
-            self.source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
-        )
 
     def outputs(self, batch: Batch) -> Outputs:
         return {"logits": self.loaded()(**batch).logits}
