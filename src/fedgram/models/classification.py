@@ -1,17 +1,17 @@
 """Classification and regression of one or two texts."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fedgram.models.base import Batch, FederatedTask, Outputs
 from fedgram.models.metrics import check_metrics, compute_metrics
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from fedgram.data import TextClassificationData
 
@@ -22,23 +22,18 @@ class TextClassification(FederatedTask):
     """Text classification with a pretrained transformer, or regression where the data has a single label.
 
     Args:
-        backbone: a model of the Hugging Face hub, a local folder, or package:NAME/FOLDER for one that a Python package
-            carries.
-        dtype: the type of the frozen weights; adapters and head are float32 (float64 with precision 64-true) always.
         metrics: what to report, out of accuracy, f1 (of class 1 of two), macro_f1, matthews_correlation, and for a
             regression pearson and spearman; the first decides which checkpoint is best. The data's own if not given.
+        common: the settings of `FederatedTask`: backbone, dtype, pretrained, tokenizer.
 
     Raises:
         ConfigurationError: there is no such metric.
     """
 
-    def __init__(
-        self,
-        backbone: str,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-        metrics: list[str] | None = None,
-    ) -> None:
-        super().__init__(backbone, dtype)
+    auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(self, *args: Any, metrics: list[str] | None = None, **common: Any) -> None:
+        super().__init__(*args, **common)
         if metrics is not None:
             check_metrics(metrics)
         self.given_metrics = metrics
@@ -53,13 +48,6 @@ class TextClassification(FederatedTask):
         self.label_names, self.is_regression = data.label_names, data.num_labels == 1
         problem = "regression" if self.is_regression else "single_label_classification"
         self.build(tokenizer, seed, num_labels=data.num_labels, problem_type=problem)
-
-    def load_network(self, config: "PretrainedConfig") -> nn.Module:
-        from transformers import AutoModelForSequenceClassification
-
-        return AutoModelForSequenceClassification.from_pretrained(
-            self.source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
-        )
 
     def outputs(self, batch: Batch) -> Outputs:
         return {"logits": self.loaded()(**batch).logits}

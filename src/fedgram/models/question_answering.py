@@ -1,10 +1,10 @@
 """Answers to questions that are a stretch of a given context."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fedgram.data import SQuAD
@@ -13,7 +13,7 @@ from fedgram.models.base import Batch, FederatedTask, Outputs
 from fedgram.models.spans import best_answers
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["QuestionAnswering"]
 
@@ -26,26 +26,19 @@ class QuestionAnswering(FederatedTask):
     after the rules of SQuAD v1.1: case, punctuation, articles and spaces do not count, and the best match does.
 
     Args:
-        backbone: a model of the Hugging Face hub, a local folder, or package:NAME/FOLDER for one that a Python package
-            carries.
-        dtype: the type of the frozen weights; adapters and head are float32 (float64 with precision 64-true) always.
         n_best: the best stretches of a question among which the probability of a predicted answer is shared out.
         max_answer_length: the most tokens of an answer.
+        common: the settings of `FederatedTask`: backbone, dtype, pretrained, tokenizer.
 
     Raises:
         ConfigurationError: a setting is less than 1.
     """
 
+    auto_class = "AutoModelForQuestionAnswering"
     monitor = "f1"
 
-    def __init__(
-        self,
-        backbone: str,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-        n_best: int = 20,
-        max_answer_length: int = 30,
-    ) -> None:
-        super().__init__(backbone, dtype)
+    def __init__(self, *args: Any, n_best: int = 20, max_answer_length: int = 30, **common: Any) -> None:
+        super().__init__(*args, **common)
         for name, value in {"n_best": n_best, "max_answer_length": max_answer_length}.items():
             if value < 1:
                 raise ConfigurationError(f"model.{name} must be at least 1, got {value}")
@@ -58,13 +51,6 @@ class QuestionAnswering(FederatedTask):
                 f"model QuestionAnswering needs questions about contexts, with data SQuAD; got {type(data).__name__}"
             )
         self.build(tokenizer, seed, num_labels=2)  # the start's logit and the end's
-
-    def load_network(self, config: "PretrainedConfig") -> nn.Module:
-        from transformers import AutoModelForQuestionAnswering
-
-        return AutoModelForQuestionAnswering.from_pretrained(
-            self.source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
-        )
 
     def outputs(self, batch: Batch) -> Outputs:
         said = self.loaded()(**batch)

@@ -1,0 +1,96 @@
+"""From a source to a network with a head: pretrained weights, or random ones of the same shape."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fedgram.errors import ConfigurationError
+from fedgram.models.sources import Source
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["cast", "draw_network", "load_network", "quiet"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Transformers: that a head starts untrained is what this program is for."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+
+
+def draw_network(auto_class: str, config: "PretrainedConfig", dtype: torch.dtype) -> nn.Module:
+    """Return a network with random weights, made in the type that they shall have: no larger copy exists meanwhile."""
+    import transformers
+
+    return getattr(transformers, auto_class).from_config(config, **_dtype_option(dtype))
+
+
+def load_network(auto_class: str, source: Source, config: "PretrainedConfig", dtype: torch.dtype) -> nn.Module:
+    """Return a network with the source's weights; a head or a pooler that the source came without is random.
+
+    Args:
+        auto_class: the name of Transformers' class for the task, such as AutoModelForSequenceClassification.
+        source: where the weights are.
+        config: the model's configuration, with what the task wants of it.
+        dtype: the type of the weights.
+
+    Raises:
+        ConfigurationError: weights of the base model are missing, or have other shapes than the configuration says.
+    """
+    import transformers
+
+    options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    options |= source.options | _dtype_option(dtype)
+    network, report = getattr(transformers, auto_class).from_pretrained(source.place, **options)
+    name = network.base_model_prefix
+    if _random_in_base(report, f"{name}."):
+        # LlamaForQuestionAnswering and its like call their base "transformer" where the published weights call it
+        # "model", and so find none of them. The base model's own class does.
+        setattr(network, name, None)
+        base, report = transformers.AutoModel.from_pretrained(source.place, **options)
+        setattr(network, name, base)
+        if random := _random_in_base(report, ""):
+            raise ConfigurationError(
+                f"{source.place} lacks {len(random)} weights of a {type(base).__name__}, or has them in another shape "
+                f"({random[0]}, ...); give a folder whose weights fit its config.json"
+            )
+    return network
+
+
+def _dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    import transformers
+
+    renamed = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56)
+    return {"dtype" if renamed else "torch_dtype": dtype}
+
+
+def _random_in_base(report: dict[str, Iterable[Any]], prefix: str) -> list[str]:
+    """Return the base model's weights that were drawn and not loaded, a pooler's left out: many models have none."""
+    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    random = [*report["missing_keys"], *mismatched]
+    return sorted(key for key in random if key.startswith(prefix) and "pooler" not in key)
+
+
+def cast(network: nn.Module, dtype: torch.dtype) -> None:
+    """Change the type of all weights in place; buffers are widened at most.
+
+    Rotary frequencies are such a buffer: rounded to half precision they would shift every position.
+    """
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(torch.promote_types(buffer.dtype, dtype))
