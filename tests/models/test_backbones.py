@@ -7,8 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tests.conftest import sentences
-from tests.tiny_models import FAMILIES, make_tokenizer, save_tiny
 
 from fedgram.adapters import find_targets, head_linears
 from fedgram.adapters.inject import base_name, linear_layers
@@ -22,6 +20,7 @@ from fedgram.network import ClientNetwork
 from fedgram.optim import SGD, AdamW
 from fedgram.setup import _check_lengths
 from fedgram.state import flatten
+from tiny_models import FAMILIES, WORDS, make_tokenizer, save_tiny
 
 POSITIONS = 64
 DECODERS = ("opt", "llama", "qwen2")
@@ -68,11 +67,12 @@ def build(kind, folder, weights=torch.float64, **settings):
 
 
 def tokens(kind, tokenizer, count=40):
-    texts, labels = sentences(count)
+    generator = np.random.default_rng(0)
+    texts = [" ".join(generator.choice(WORDS, generator.integers(3, 11))) for _ in range(count)]
     encoded = tokenizer(texts)
     lengths = [len(ids) for ids in encoded["input_ids"]]
     types = [np.concatenate(encoded["token_type_ids"]).astype(np.uint8)] if "token_type_ids" in encoded else [None]
-    labels = labels if kind is TextClassification else [(i % 2, n - 1) for i, n in enumerate(lengths)]
+    labels = [i % 2 if kind is TextClassification else (i % 2, n - 1) for i, n in enumerate(lengths)]
     ids = np.concatenate(encoded["input_ids"]).astype(np.int32)
     return TokenTable(ids, *types, np.concatenate([[0], np.cumsum(lengths)]), np.array(labels))
 

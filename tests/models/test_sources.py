@@ -3,13 +3,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.tiny_models import make_tokenizer
 
 from fedgram.adapters import find_targets
 from fedgram.adapters.base import layer_sizes
 from fedgram.errors import ConfigurationError, DataError
 from fedgram.models import TextClassification, sources
 from fedgram.models.sources import find_source, known_shapes
+from tiny_models import make_tokenizer
 
 EMBEDDINGS = 50265 * 1024 + 514 * 1024 + 1024 + 2 * 1024
 LAYER = 4 * (1024 * 1024 + 1024) + (2 * 1024 * 4096 + 4096 + 1024) + 4 * 1024

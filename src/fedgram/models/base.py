@@ -1,5 +1,6 @@
 """What a task is to the trainer: a backbone with a head, a loss per sample, and metrics."""
 
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -176,11 +177,12 @@ def _check_vocabulary(
 @contextmanager
 def _explained(setting: str, reference: str, source: Source) -> Iterator[None]:
     """Say of what Transformers can't load which setting asked for it."""
+    damaged = () if source.gguf_file is None else (struct.error, LookupError)  # what reading past the end comes to
     try:
         yield
     except FedgramError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, *damaged) as error:
         reason = str(error).strip().split("\n")[0]
         kind = "folder" if Path(source.place).exists() else "folder or reachable hub model"
         kind = kind if source.gguf_file is None else "GGUF file"
