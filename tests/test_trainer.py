@@ -326,6 +326,13 @@ def test_a_schedule_over_the_run_ends_at_zero(fit):
     assert drift[0][-1] < 0.5 * drift[1][-1]
 
 
+def test_the_evaluation_before_training_may_be_left_out(fit):
+    summary, trainer = fit(rounds=2, evaluate_at_start=False, evaluate_every=2)
+    assert summary["initial"] == {}
+    assert [row.get("accuracy", "") != "" for row in rows(trainer.folder.path)] == [False, False, True]
+    assert summary["state_hash"] == fit(rounds=2, name="with")[0]["state_hash"]
+
+
 def test_evaluation_waits_for_its_round_and_the_last(fit):
     _, trainer = fit(rounds=5, evaluate_every=2)
     metrics = rows(trainer.folder.path)

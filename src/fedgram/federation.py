@@ -56,6 +56,7 @@ class Plan:
     clients_per_block: int
     client_weights: ClientWeights
     evaluate_every: int
+    evaluate_at_start: bool
     personal_evaluation: PersonalEvaluation
     seed: int
     threads: int
@@ -239,6 +240,8 @@ class Federation:
         }
 
     def _due(self, number: int) -> bool:
+        if number == 0:
+            return self.plan.evaluate_at_start
         return number % self.plan.evaluate_every == 0 or number == self.plan.rounds
 
     def evaluate(self, current: Round) -> None:

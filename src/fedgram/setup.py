@@ -215,7 +215,7 @@ def _settings(
     optimizer: ClientOptimizer,
 ) -> dict[str, Any]:
     """Return what makes a run this run: a checkpoint is refused where one of these differs."""
-    free = ("rounds", "evaluate_every", "personal_evaluation")
+    free = ("rounds", "evaluate_every", "evaluate_at_start", "personal_evaluation")
     kept = {f"trainer.{key}": value for key, value in asdict(plan).items() if key not in free}
     if optimizer.span == "run":
         kept["trainer.rounds"] = plan.rounds

@@ -45,6 +45,7 @@ class FederatedTrainer:
             own: "own" has each answer its client's share of the split, dealt as the training data is, and scores all
             answers as one; "all" has each answer the whole split and takes the mean score, for N times the cost.
         evaluate_every: rounds between evaluations on the validation split; the last round is always evaluated.
+        evaluate_at_start: evaluate before training as well, as round 0.
         seed: of all that is random. Equal seeds and settings give equal bits.
         threads: CPU threads of each rank; by default what torch chooses.
         accelerator: as Lightning Fabric has it: cpu, gpu, auto and so on.
@@ -78,6 +79,7 @@ class FederatedTrainer:
         client_weights: ClientWeights = "uniform",
         personal_evaluation: PersonalEvaluation = "own",
         evaluate_every: int = 1,
+        evaluate_at_start: bool = True,
         seed: int = 0,
         threads: int | None = None,
         accelerator: str = "auto",
@@ -100,6 +102,7 @@ class FederatedTrainer:
         self.client_weights: ClientWeights = client_weights
         self.personal_evaluation: PersonalEvaluation = personal_evaluation
         self.evaluate_every = evaluate_every
+        self.evaluate_at_start = evaluate_at_start
         self.seed = seed
         self.threads = threads
         self.precision = precision
