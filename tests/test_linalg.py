@@ -475,6 +475,61 @@ def products(random, r=3, s=3, clients=4, d_out=7, d_in=11):
     return B, A, Bs, As, unequal_weights(clients, random)
 
 
+def test_mean_product_and_distances_equal_brute_force():
+    B, A, Bs, As, weights = products(rng(33))
+    mean = np.einsum("n,nor,nri->oi", weights, Bs, As)
+    left, right = linalg.mean_product(t(Bs), t(As), t(weights))
+    close(left @ right, mean, 1e-13)
+    expected = np.linalg.norm(B @ A - mean)
+    assert float(linalg.product_distance((t(B), t(A)), (left, right))) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("m", "p", "n"), [(7, 3, 11), (11, 3, 7), (7, 20, 11), (5, 5, 5)])
+@pytest.mark.parametrize("r", [1, 2, 4])
+def test_truncated_svd_is_the_best_approximation_of_a_product(m, p, n, r):
+    random = rng(m + p)
+    U, V = random.standard_normal((m, p)), random.standard_normal((p, n))
+    left, singular, right = linalg.truncated_svd(t(U), t(V), r)
+    found = min(r, p, m, n)
+    full = np.linalg.svd(U @ V)
+    close(singular, full[1][:found], 1e-12)
+    close(left * singular @ right, full[0][:, :found] * full[1][:found] @ full[2][:found], 1e-12)
+    close(left.mT @ left, np.eye(found), 1e-12)
+    close(right @ right.mT, np.eye(found), 1e-12)
+    assert (right.gather(1, right.abs().argmax(dim=1, keepdim=True)) > 0).all()
+
+
+def test_truncated_svd_has_as_many_triplets_as_the_product_has_rank():
+    random = rng(4)
+    U, V = deficient(7, 3, 1, random), random.standard_normal((3, 11))
+    left, singular, right = linalg.truncated_svd(t(U), t(V), 3)
+    assert (left.shape, singular.shape, right.shape) == ((7, 1), (1,), (1, 11))
+    close(left * singular @ right, U @ V, 1e-12)
+    nothing = linalg.truncated_svd(t(0 * U), t(V), 3)
+    assert [tuple(part.shape) for part in nothing] == [(7, 0), (0,), (0, 11)]
+
+
+@given(st.integers(1, 8), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_deviation_basis_is_what_is_orthogonal_to_the_mean(clients, seed):
+    weights = unequal_weights(clients, rng(seed))
+    C = linalg.deviation_basis(t(weights))
+    root = np.sqrt(weights)
+    close(C @ C.mT, np.eye(clients - 1), 1e-13)
+    assert np.abs(C.numpy() @ root).max(initial=0) < 1e-14
+    close(C.mT @ C, np.eye(clients) - np.outer(root, root), 1e-13) if clients > 1 else None
+
+
+def test_deviations_give_what_the_product_of_means_misses():
+    _, _, Bs, As, weights = products(rng(34))
+    C = linalg.deviation_basis(t(weights)).numpy() * np.sqrt(weights)
+    U, V = (np.einsum("jn,nab->jab", C, stack) for stack in (Bs, As))
+    means = [np.einsum("n,nab->ab", weights, stack) for stack in (Bs, As)]
+    missed = np.einsum("n,nor,nri->oi", weights, Bs, As) - means[0] @ means[1]
+    assert np.linalg.norm(missed) > 0.1
+    np.testing.assert_allclose(np.einsum("jor,jri->oi", U, V), missed, atol=1e-13)
+
+
 @pytest.mark.parametrize(("r", "s"), [(3, 3), (2, 4), (9, 3)])
 def test_relative_product_error_equals_brute_force(r, s):
     B, A, Bs, As, weights = products(rng(30), r, s)

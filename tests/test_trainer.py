@@ -13,8 +13,11 @@ from fedgram import (
     IID,
     AdamW,
     Dirichlet,
+    FeDeRA,
     FederatedTrainer,
+    FedExLoRA,
     FedIT,
+    FFALoRA,
     FLoRG,
     TextClassification,
     TextClassificationData,
@@ -22,7 +25,6 @@ from fedgram import (
 from fedgram.callbacks import Callback
 from fedgram.checkpoint import load, save
 from fedgram.errors import CheckpointError, ConfigurationError, DataError, FedgramError, TrainingError
-from fedgram.methods import Field
 from fedgram.run_folder import RunFolder
 
 
@@ -517,25 +519,54 @@ def test_versions_are_counted_up(tmp_path):
 
 
 def test_a_field_that_is_neither_sent_nor_trained_stays_what_the_seed_gave(fit):
-    """A method with a common frozen A: the flags of its fields say all of it."""
-
-    class FrozenA(FedIT):
-        fields = (Field("A", down=False, up=False, trained=False), Field("B"))
-
-        def aggregate(self, layers, uploads, info):
-            return {
-                name: {**layer, "B": uploads.mean(name, lambda sent: sent["B"], layer["B"]).to(layer["B"])}
-                for name, layer in layers.items()
-            }
-
-        def diagnose(self, before, after, uploads):
-            return {}
-
-    summary, trainer = fit(method=FrozenA(rank=2, head="frozen"), rounds=2)
-    assert summary["parameters_up"] == summary["parameters_down"] == 2 * 5 * 4 * 2 * 16
+    """FFA-LoRA's A is one for all clients, and for ever: only then is averaging B exact."""
+    summary, trainer = fit(method=FFALoRA(rank=2), rounds=3)
+    assert summary["parameters_up"] == summary["parameters_down"] == 3 * 5 * 4 * 2 * 16
+    errors = [float(row["aggregation_error"]) for row in rows(trainer.folder.path) if row["aggregation_error"]]
+    assert len(errors) == 3
+    assert max(errors) < 1e-6
     first = load(trainer.folder.checkpoint("last")).state["adapter"]
-    start = fit(method=FrozenA(rank=2, head="frozen"), rounds=1, lr=1e-9, name="start")[1]
+    start = fit(method=FFALoRA(rank=2), rounds=1, lr=1e-9, name="start")[1]
     second = load(start.folder.checkpoint("last")).state["adapter"]
     for name, layer in first.items():
         assert torch.equal(layer["A"], second[name]["A"])
         assert not torch.equal(layer["B"], second[name]["B"])
+
+
+@pytest.mark.parametrize(
+    ("method", "extra"), [(FedExLoRA(rank=2), 16 * 16), (FedExLoRA(rank=2, residual="factored"), 4 * 2 * 32)]
+)
+def test_a_residual_travels_from_the_second_round_and_is_counted_as_sent(fit, method, extra):
+    """Four layers of 16 x 16; five clients, of which the residual has rank 4 * 2."""
+    _, trainer = fit(method=method, rounds=3)
+    table = rows(trainer.folder.path, "communication.csv")
+    down = [int(row["parameters"]) for row in table if (row["direction"], row["part"]) == ("down", "adapter")]
+    factors = 5 * 4 * 2 * 32
+    assert down == [factors, factors + 5 * 4 * extra, factors + 5 * 4 * extra]
+    assert {int(row["parameters"]) for row in table if (row["direction"], row["part"]) == ("up", "adapter")} == {
+        factors
+    }
+
+
+def test_both_forms_of_a_residual_are_one_method(fit):
+    dense, _ = fit(method=FedExLoRA(rank=2), rounds=3)
+    factored, _ = fit(method=FedExLoRA(rank=2, residual="factored"), rounds=3, name="factored")
+    assert dense["final"] == pytest.approx(factored["final"], abs=1e-6)
+
+
+@pytest.mark.parametrize("method", [FeDeRA(rank=2), FeDeRA(rank=2, when="round"), FedExLoRA(rank=2)])
+@pytest.mark.parametrize("participation", [1, 3])
+def test_other_methods_resume_to_the_same_bits(fit, method, participation):
+    keys = {"method": method, "participation": participation, "clients_per_block": 2}
+    whole, _ = fit(rounds=4, name="whole", **keys)
+    fit(rounds=2, name="parts", **keys)
+    parts, _ = fit(rounds=4, name="parts", ckpt_path="last", **keys)
+    assert parts["state_hash"] == whole["state_hash"]
+    assert (parts["bytes_up"], parts["bytes_down"]) == (whole["bytes_up"], whole["bytes_down"])
+
+
+@pytest.mark.parametrize("method", [FeDeRA(rank=2), FFALoRA(rank=2), FedExLoRA(rank=2), FeDeRA(rank=2, when="round")])
+def test_every_start_is_the_pretrained_function(fit, method):
+    """Before training all methods say the same, whatever their adapters start from."""
+    initial = fit(method=method, rounds=1, lr=1e-9)[0]["initial"]
+    assert initial == pytest.approx(fit(method=FLoRG(rank=2), rounds=1, name="other")[0]["initial"], abs=1e-5)

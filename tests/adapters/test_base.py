@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from adapters.plain import D_IN, D_OUT, B, C, R, T, draw, make_linear
-from fedgram.adapters import add_low_rank
+from fedgram.adapters import LoraAdapter, add_low_rank
 from fedgram.adapters.base import frozen_weight, layer_sizes
 from fedgram.errors import ConfigurationError
 
@@ -48,3 +48,21 @@ def test_rows_that_clients_share_are_an_error():
     with pytest.raises(ConfigurationError, match=r"got 1 rows for 3 clients.*trainer\.clients_per_block to 1"):
         add_low_rank(y, x, down, up, 1.0)
     add_low_rank(y, x, down[:1], up[:1], 1.0)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_a_residual_is_a_part_of_the_frozen_weight(kind):
+    """It has the shape of the weight, (d_out, d_in): a transposed one would not fit."""
+    linear, weight = make_linear(kind=kind)
+    start = {"A": draw(R, D_IN, seed=1), "B": draw(D_OUT, R, seed=2)}
+    adapter = LoraAdapter(linear, R, 0.5, start)
+    adapter.load({field: tensor.unsqueeze(0) for field, tensor in start.items()})
+    x = draw(4, T, D_IN, seed=3)
+    for seed in (5, 6):  # the second replaces the first
+        residual = draw(D_OUT, D_IN, seed=seed)
+        adapter.share({"residual": residual})
+        expected = x @ (weight + residual + 0.5 * start["B"] @ start["A"]).mT + linear.bias
+        torch.testing.assert_close(adapter(x), expected, rtol=0, atol=1e-12)
+    adapter.share({})
+    expected = x @ (weight + 0.5 * start["B"] @ start["A"]).mT + linear.bias
+    torch.testing.assert_close(adapter(x), expected, rtol=0, atol=1e-12)

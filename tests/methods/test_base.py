@@ -4,7 +4,7 @@ from torch import nn
 
 from fedgram.adapters import GramAdapter, HeadLinear, LoraAdapter
 from fedgram.errors import ConfigurationError
-from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, Field, FLoRG
+from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, Field, FLoRG, RoundInfo
 from fedgram.methods.base import Method
 from helpers import INFO
 
@@ -101,3 +101,40 @@ def test_only_declared_fields_travel():
     assert {name: list(layer) for name, layer in method.upload(layers, 0, INFO).items()} == {"q": ["B"]}
     assert method.name == "OneWay"
     assert method.diagnose(layers, layers, None) == {}
+
+
+def test_the_head_is_what_each_paper_makes_of_it():
+    assert {method.__name__: method().head for method in METHODS} == {
+        "FLoRG": "averaged",
+        "FedIT": "averaged",
+        "FeDeRA": "averaged",
+        "FFALoRA": "frozen",
+        "FedSALoRA": "local",
+        "FedExLoRA": "averaged",
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("policy", ["averaged", "local", "frozen"])
+def test_the_head_goes_where_its_policy_says(method, policy):
+    """Averaged it travels, local it is kept, frozen it is in no state."""
+    chosen, head = method(head=policy), {"out": {"weight": torch.zeros(2)}}
+    fields = {field.name: torch.zeros(2) for field in chosen.fields}
+    state = {"adapter": {"q": fields}, "head": {} if policy == "frozen" else head}
+    travels = policy == "averaged"
+    assert (chosen.payload_down(state, 5, INFO)["head"] == head) == travels
+    assert (chosen.payload_up(state, 5, INFO)["head"] == head) == travels
+    assert (chosen.kept(state)["head"] == head) == (policy == "local")
+    assert chosen.personal == (policy == "local" or method is FedSALoRA)
+
+
+def test_a_policy_that_there_is_not_is_an_error():
+    with pytest.raises(ConfigurationError, match=r"method\.head .*averaged.*local.*frozen.*shared"):
+        FLoRG(head="shared")
+
+
+def test_what_a_round_tells_of_its_clients():
+    info = RoundInfo(4, 0, {1: 3, 2: 1, 3: 0})
+    assert [info.is_new(client) for client in (1, 2, 3)] == [False, False, True]
+    assert [info.is_up_to_date(client) for client in (1, 2, 3)] == [True, False, False]
+    assert RoundInfo(1, 0, {1: 0}).is_up_to_date(1)

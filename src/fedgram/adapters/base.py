@@ -160,7 +160,8 @@ class Adapter(ClientLayer):
             with torch.autocast(x.device.type, enabled=False):
                 return y + functional.linear(x.to(residual.dtype), residual).to(y.dtype)
         if self._weight is None:
-            self._weight = (weight if isinstance(self.base, nn.Linear) else weight.mT) + residual
+            with torch.inference_mode(False):  # it outlives an evaluation
+                self._weight = (weight if isinstance(self.base, nn.Linear) else weight.mT) + residual
         return functional.linear(x, self._weight, getattr(self.base, "bias", None))
 
     def forward(self, x: Float[Tensor, "rows ... d_in"]) -> Float[Tensor, "rows ... d_out"]:
