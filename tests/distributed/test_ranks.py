@@ -36,7 +36,16 @@ trainer:
     return tmp_path
 
 
-@pytest.mark.parametrize("method", [["--method.solver=polar"], ["--method.solver=eigh"], ["--method=FedIT"]])
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["--method.solver=polar"],
+        ["--method.solver=eigh"],
+        ["--method=FedIT"],
+        ["--method=FeDeRA", "--method.when=round"],
+        ["--method=FedExLoRA", "--method.residual=factored"],
+    ],
+)
 def test_the_same_bits_on_one_and_three_ranks(folder, method):
     """Three blocks of 2, 2 and 1 clients of unequal sizes; three ranks show rounding that two would hide."""
     one, three = fit(folder, "one", *method), fit(folder, "three", *method, "--trainer.devices=3")

@@ -3,6 +3,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
+from fedgram.data import SQuAD
 from fedgram.errors import ConfigurationError
 from fedgram.models import TextClassification
 
@@ -59,6 +60,12 @@ def test_losses_are_per_sample_cross_entropies(task):
     losses = task.sample_losses({"logits": logits}, torch.tensor([2, 1]))
     p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
     np.testing.assert_allclose(losses.numpy(), [-np.log(p[0, 2]), -np.log(p[1, 1])], atol=1e-12)
+
+
+def test_data_of_another_kind_is_an_error(tiny_backbone):
+    task = TextClassification(tiny_backbone)
+    with pytest.raises(ConfigurationError, match=r"needs texts with labels.*GLUE.*got SQuAD"):
+        task.configure_for(task.load_tokenizer(), SQuAD(), seed=0)
 
 
 class Labelled:

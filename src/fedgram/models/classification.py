@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from fedgram.errors import ConfigurationError
 from fedgram.models.base import Batch, FederatedTask, Outputs
 from fedgram.models.metrics import check_metrics, compute_metrics
 
@@ -42,6 +43,11 @@ class TextClassification(FederatedTask):
         self.is_regression = False
 
     def configure_for(self, tokenizer: "PreTrainedTokenizerBase", data: "TextClassificationData", seed: int) -> None:
+        if not hasattr(data, "num_labels"):
+            raise ConfigurationError(
+                "model TextClassification needs texts with labels, with data such as GLUE or TextClassificationData; "
+                f"got {type(data).__name__}"
+            )
         self.metrics = tuple(self.given_metrics or data.metrics)
         check_metrics(self.metrics, data.num_labels)
         self.monitor = self.metrics[0]
