@@ -13,7 +13,8 @@ from fedgram.cli import main
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = re.findall(r"^    (fedgram (?:[^\n]*\\\n)*[^\n]*)", README, re.MULTILINE)
+DOCS = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+COMMANDS = re.findall(r"^    (fedgram (?:[^\n]*\\\n)*[^\n]*)", README + DOCS, re.MULTILINE)
 
 
 def test_nothing_is_left_to_fill_in():

@@ -135,7 +135,7 @@ def test_smollm2_knows_english():
     from transformers import AutoModelForCausalLM
 
     path = package_path(SMOLLM2)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).eval()
     tokenizer = TextClassification(SMOLLM2).load_tokenizer()
 
     def perplexity(text):

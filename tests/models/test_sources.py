@@ -91,6 +91,8 @@ def test_a_shape_has_neither_weights_nor_tokenizer(backbone, settings, message):
 def test_an_unknown_shape_is_an_error_that_lists_the_known():
     with pytest.raises(ConfigurationError, match=r"no 'shape:bert'; known are shape:llama-3.2-3b, shape:opt-125m, sh"):
         find_source("shape:bert")
+    with pytest.raises(ConfigurationError, match="no 'shape:bert'; known are"):
+        TextClassification("shape:bert")
 
 
 def test_a_gguf_file_is_found_in_folders_packages_and_on_the_hub(monkeypatch, tmp_path):

@@ -149,7 +149,9 @@ class FederatedTask(pl.LightningModule, ABC):
 
 
 def _check_shapes(backbone: str, pretrained: bool, tokenizer: str | None) -> None:
-    """Refuse settings that ask a shape for what it has not."""
+    """Refuse settings that ask a shape for what it has not, and shapes that are not known."""
+    for reference in filter(is_shape, (backbone, tokenizer or "")):
+        find_source(reference)
     if is_shape(backbone) and pretrained:
         raise ConfigurationError(
             f"model.backbone: {backbone!r} is a shape and has no weights; set model.pretrained to false to have them "
