@@ -5,9 +5,11 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from fedgram import (
     IID,
@@ -570,3 +572,26 @@ def test_every_start_is_the_pretrained_function(fit, method):
     """Before training all methods say the same, whatever their adapters start from."""
     initial = fit(method=method, rounds=1, lr=1e-9)[0]["initial"]
     assert initial == pytest.approx(fit(method=FLoRG(rank=2), rounds=1, name="other")[0]["initial"], abs=1e-5)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_fedex_is_the_mean_of_what_its_clients_trained(fit, tiny_backbone, rounds):
+    """The model that is evaluated is the dense one, W⁰ + R + s B A, and lies where the clients' mean does."""
+    summary, trainer = fit(method=FedExLoRA(rank=2, alpha=4.0, head="frozen"), rounds=rounds)
+    network, state = trainer.federation.network, trainer.federation.state["adapter"]
+    data = trainer.federation.data
+    task = network.task.loaded()
+    for name, layer in state.items():
+        adapter = task.get_submodule(name)
+        dense = nn.Linear(adapter.d_in, adapter.d_out)
+        weight = adapter.base.weight + layer["residual"] + 2.0 * layer["B"] @ layer["A"]
+        dense.load_state_dict({"weight": weight, "bias": adapter.base.bias})
+        parent, _, child = name.rpartition(".")
+        setattr(task.get_submodule(parent), child, dense)
+    table = data.split("validation")
+    batch = table.batch(np.arange(len(table)), 0)
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        loss = float(torch.nn.functional.cross_entropy(task(**batch).logits, labels))
+    assert loss == pytest.approx(summary["final"]["loss"], abs=1e-5)
+    assert all(float(row["aggregation_error"]) < 1e-5 for row in rows(trainer.folder.path)[1:])
