@@ -4,6 +4,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +61,27 @@ def tiny_data(tmp_path: Path) -> Path:
         rows = "\n".join(f"{text},{label}" for text, label in zip(texts, labels, strict=True))
         (folder / f"{split}.csv").write_text(f"text,label\n{rows}\n")
     return folder
+
+
+@pytest.fixture
+def fedgram(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``fedgram ...`` in an empty working directory; returns exit code, stdout and stderr."""
+    from fedgram.cli import main
+
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedgram", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedgram.cli import COMMANDS, main
+from fedgram.cli import COMMANDS
 
 
 @pytest.fixture
@@ -29,26 +29,6 @@ def config(tiny_backbone, tiny_data, tmp_path) -> Path:
         )
     )
     return path
-
-
-@pytest.fixture
-def fedgram(monkeypatch, tmp_path, capsys):
-    """Runs ``fedgram ...`` in an empty working directory; returns exit code, stdout and stderr."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedgram", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def summary(run: str = "data-FLoRG", version: int = 0) -> dict:

@@ -18,6 +18,16 @@ OPTIONS = ["trainer.rounds", "trainer.clients", "method"]
             "method has no option 'init_sdt'; did you mean init_std?",
         ),
         (
+            "Parser key \"method\":\n  <class 'fedgram.methods.base.Method'>\n  Option 'when' is not accepted",
+            "this method has no option 'when', FeDeRA has: give --method before its options",
+        ),
+        (
+            "Parser key \"data\":\n  Subtypes: [<class 'fedgram.data.base.FederatedData'>, <class 'NoneType'>]\n"
+            "Parser key \"partition\":\n  Subtypes: [<class 'fedgram.data.partition.Partition'>, <class 'NoneType'>]\n"
+            "Option 'rho' is not accepted\n - Expected a <class 'NoneType'>",
+            "this data.partition has no option 'rho', Dirichlet has: give --data.partition before its options",
+        ),
+        (
             "Parser key \"trainer.rounds\":\n  Expected a <class 'int'>. Got value: x",
             "trainer.rounds: expected int, got 'x'",
         ),

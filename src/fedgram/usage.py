@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Iterable
 from importlib import import_module
+from itertools import chain
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -41,8 +42,12 @@ def explain(message: str, options: Iterable[str], program: str) -> str:
         return f"there is no option {name!r}{_nearest(name, options)} See {program} --help"
     keys = re.findall(r'Parser key "([^"]+)"', message)
     if match := re.search(r"Option '([^']+)' is not accepted", message):
-        base = (re.search(r"<class '([\w.]+)'>", message) or ["", ""])[1]
-        return f"{keys[0]} has no option {match[1]!r}{_nearest(match[1], _parameters(base))} See {program} --help"
+        # The innermost of the classes that are told of is the one that the option was asked of.
+        bases = [name for name in re.findall(r"<class '([\w.]+)'>", message[: match.start()]) if name != "NoneType"]
+        known, setting = _parameters(bases[-1] if bases else ""), ".".join(keys)
+        if owners := ", ".join(sorted(name for name, own in known.items() if match[1] in own)):
+            return f"this {setting} has no option {match[1]!r}, {owners} has: give --{setting} before its options"
+        return f"{setting} has no option {match[1]!r}{_nearest(match[1], chain(*known.values()))} See {program} --help"
     if match := re.search(r"Expected a dot import path string: (\S+)", message):
         return f"{keys[0]}: there is no class {match[1]!r}; {program} --help lists the known ones, or give module.Class"
     if "is abstract" in message:
@@ -60,15 +65,15 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else "."
 
 
-def _parameters(class_path: str) -> list[str]:
-    """Return the names that the constructors of a class and of its subclasses take."""
+def _parameters(class_path: str) -> dict[str, list[str]]:
+    """Return the names that the constructors of a class and of its subclasses take, by the name of the class."""
     module, _, name = class_path.rpartition(".")
     if not module:
-        return []
+        return {}
     classes = [getattr(import_module(module), name)]
     for known in classes:
         classes += known.__subclasses__()
-    return sorted({parameter for known in classes for parameter in inspect.signature(known).parameters})
+    return {known.__name__: list(inspect.signature(known).parameters) for known in classes}
 
 
 def _options(parser: Any) -> list[str]:

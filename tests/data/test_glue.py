@@ -1,6 +1,5 @@
 import contextlib
 import csv
-import json
 
 import numpy as np
 import pytest
@@ -13,82 +12,16 @@ from fedgram.data.glue import _FACTS
 from fedgram.errors import CheckpointError, ConfigurationError, DataError
 from fedgram.evaluation import evaluate, infer
 from fedgram.network import ClientNetwork
+from tiny_glue import COLUMNS, LABELS, MNLI_SPLITS, SPLITS, TASKS, dataset_of, rows_of, write_glue
 from whole_models import all_by, models_of
 
-COLUMNS = {
-    "cola": ["sentence"],
-    "sst2": ["sentence"],
-    "mrpc": ["sentence1", "sentence2"],
-    "stsb": ["sentence1", "sentence2"],
-    "qqp": ["question1", "question2"],
-    "mnli": ["premise", "hypothesis"],
-    "qnli": ["question", "sentence"],
-    "rte": ["sentence1", "sentence2"],
-    "wnli": ["sentence1", "sentence2"],
-}
-LABELS = {
-    "cola": ["unacceptable", "acceptable"],
-    "sst2": ["negative", "positive"],
-    "mrpc": ["not_equivalent", "equivalent"],
-    "qqp": ["not_duplicate", "duplicate"],
-    "mnli": ["entailment", "neutral", "contradiction"],
-    "qnli": ["entailment", "not_entailment"],
-    "rte": ["entailment", "not_entailment"],
-    "wnli": ["not_entailment", "entailment"],
-}
 METRICS = {
     "cola": ("matthews_correlation", "accuracy"),
     "mrpc": ("accuracy", "f1"),
     "qqp": ("accuracy", "f1"),
     "stsb": ("pearson", "spearman"),
 }
-TASKS = list(COLUMNS)
-SPLITS = {"train": 30, "validation": 12, "test": 6}
-MNLI_SPLITS = {
-    "train": 30,
-    "validation_matched": 12,
-    "validation_mismatched": 9,
-    "test_matched": 6,
-    "test_mismatched": 3,
-}
 NAMED = {"validation_matched": "validation", "test_matched": "test"}
-
-
-def rows_of(task, split, samples):
-    """Samples as the benchmark has them: whole numbers or scores, -1 in the test splits, and a number of each."""
-    random = np.random.default_rng(samples)
-    words = ["good", "bad", "film", "plot", "very", "not"]
-    texts = {column: [" ".join(random.choice(words, 4)) for _ in range(samples)] for column in COLUMNS[task]}
-    kind = float if task == "stsb" else int
-    most = 5 if task == "stsb" else len(LABELS[task]) - 1
-    labels = [kind(-1)] * samples if split.startswith("test") else [kind(i % (most + 1)) for i in range(samples)]
-    return {**texts, "label": labels, "idx": list(range(samples))}
-
-
-def dataset_of(task, split, samples, names=None):
-    import datasets
-
-    features = {column: datasets.Value("string") for column in COLUMNS[task]}
-    label = datasets.Value("float32") if task == "stsb" else datasets.ClassLabel(names=names or LABELS[task])
-    features = datasets.Features(features | {"label": label, "idx": datasets.Value("int32")})
-    return datasets.Dataset.from_dict(rows_of(task, split, samples), features=features)
-
-
-def write(folder, task, suffix):
-    """A folder with the task's files under their official names."""
-    import pandas
-
-    folder.mkdir(exist_ok=True)
-    for split, samples in (MNLI_SPLITS if task == "mnli" else SPLITS).items():
-        path = folder / f"{split}{suffix}"
-        if suffix == ".parquet":
-            dataset_of(task, split, samples).to_parquet(path)
-        elif suffix == ".csv":
-            pandas.DataFrame(rows_of(task, split, samples)).to_csv(path, index=False)
-        else:
-            rows = pandas.DataFrame(rows_of(task, split, samples)).to_dict("records")
-            path.write_text("\n".join(map(json.dumps, rows)))
-    return folder
 
 
 @pytest.fixture
@@ -119,7 +52,7 @@ def assert_official(data, task, tokenizer):
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_from_a_folder(tmp_path, make, tokenizer, task, suffix):
-    assert_official(make(task, write(tmp_path / "mine", task, suffix)), task, tokenizer)
+    assert_official(make(task, write_glue(tmp_path / "mine", task, suffix)), task, tokenizer)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -140,26 +73,26 @@ def test_the_hub_is_the_default():
 
 
 def test_both_validation_splits_of_mnli_are_parts_of_one(tmp_path, make):
-    data = make("mnli", write(tmp_path / "mnli", "mnli", ".parquet"))
+    data = make("mnli", write_glue(tmp_path / "mnli", "mnli", ".parquet"))
     assert data.parts("validation") == {"": "validation", "_mismatched": "validation_mismatched"}
     assert data.parts("test") == {"": "test", "_mismatched": "test_mismatched"}
 
 
 def test_mnli_files_by_plain_names(tmp_path, make):
-    folder = write(tmp_path / "mnli", "mnli", ".csv")
+    folder = write_glue(tmp_path / "mnli", "mnli", ".csv")
     (folder / "validation_matched.csv").rename(folder / "validation.csv")
     assert len(make("mnli", folder).split("validation")) == 12
 
 
 def test_two_files_for_the_matched_split(tmp_path, make):
-    folder = write(tmp_path / "mnli", "mnli", ".csv")
+    folder = write_glue(tmp_path / "mnli", "mnli", ".csv")
     (folder / "validation.csv").write_text((folder / "validation_matched.csv").read_text())
     with pytest.raises(DataError, match=r"several files for the validation split: validation\.csv, validation_matched"):
         make("mnli", folder)
 
 
 def test_labels_by_name_get_their_official_numbers(tmp_path, make):
-    folder = write(tmp_path / "rte", "rte", ".csv")
+    folder = write_glue(tmp_path / "rte", "rte", ".csv")
     rows = ["sentence1,sentence2,label", "good,bad,not_entailment", "bad,good,entailment", "film,plot,not_entailment"]
     (folder / "train.csv").write_text("\n".join(rows))
     data = make("rte", folder)
@@ -169,7 +102,7 @@ def test_labels_by_name_get_their_official_numbers(tmp_path, make):
 
 
 def test_names_in_another_order_are_put_into_the_official_one(tmp_path, make):
-    folder = write(tmp_path / "mnli", "mnli", ".parquet")
+    folder = write_glue(tmp_path / "mnli", "mnli", ".parquet")
     swapped = dataset_of("mnli", "train", 30, ["contradiction", "entailment", "neutral"])
     swapped.to_parquet(folder / "train.parquet")
     data = make("mnli", folder)
@@ -179,14 +112,14 @@ def test_names_in_another_order_are_put_into_the_official_one(tmp_path, make):
 
 
 def test_names_of_ones_own_are_kept(tmp_path, make):
-    folder = write(tmp_path / "sst2", "sst2", ".parquet")
+    folder = write_glue(tmp_path / "sst2", "sst2", ".parquet")
     dataset_of("sst2", "train", 30, ["awful", "lovely"]).to_parquet(folder / "train.parquet")
     assert make("sst2", folder).label_names == ["awful", "lovely"]
 
 
 @pytest.mark.parametrize("label", [2, -1, "maybe"])
 def test_labels_of_another_task_are_refused(tmp_path, make, label):
-    folder = write(tmp_path / "rte", "rte", ".csv")
+    folder = write_glue(tmp_path / "rte", "rte", ".csv")
     (folder / "validation.csv").write_text(f"sentence1,sentence2,label\ngood,bad,0\nbad,good,{label}\n")
     with pytest.raises(DataError, match=r"validation split, row [01]"):
         make("rte", folder)
@@ -194,7 +127,7 @@ def test_labels_of_another_task_are_refused(tmp_path, make, label):
 
 def test_missing_columns_are_named(tmp_path, make):
     with pytest.raises(DataError, match=r"no column 'question', 'sentence'; it has 'sentence1', .*: rename them"):
-        make("qnli", write(tmp_path / "rte", "rte", ".csv"))
+        make("qnli", write_glue(tmp_path / "rte", "rte", ".csv"))
 
 
 def test_unknown_task():
@@ -208,7 +141,7 @@ def test_tables_of_tasks_are_complete():
 
 @pytest.mark.parametrize("quantiles", [1, 3, 5])
 def test_scores_are_dealt_by_quantile(tmp_path, make, quantiles):
-    data = make("stsb", write(tmp_path / "stsb", "stsb", ".parquet"), label_quantiles=quantiles)
+    data = make("stsb", write_glue(tmp_path / "stsb", "stsb", ".parquet"), label_quantiles=quantiles)
     groups = data.groups("train")
     assert groups.dtype == np.int64
     assert set(groups) == set(range(quantiles))
@@ -220,7 +153,7 @@ def test_scores_are_dealt_by_quantile(tmp_path, make, quantiles):
 
 
 def test_all_splits_are_grouped_by_the_edges_of_the_training_scores(tmp_path, make):
-    folder = write(tmp_path / "stsb", "stsb", ".csv")
+    folder = write_glue(tmp_path / "stsb", "stsb", ".csv")
     (folder / "validation.csv").write_text("sentence1,sentence2,label\n" + "good,bad,4.9\n" * 9 + "bad,good,0.2\n")
     data = make("stsb", folder, label_quantiles=3)
     assert data.group_names == ["0.00 to 2.00", "2.00 to 4.00", "4.00 to 5.00"]
@@ -229,7 +162,7 @@ def test_all_splits_are_grouped_by_the_edges_of_the_training_scores(tmp_path, ma
 
 
 def test_fewer_samples_and_another_partition(tmp_path, make):
-    data = make("qqp", write(tmp_path / "qqp", "qqp", ".csv"), max_train_samples=10, partition=IID(), max_length=8)
+    data = make("qqp", write_glue(tmp_path / "qqp", "qqp", ".csv"), max_train_samples=10, partition=IID(), max_length=8)
     assert len(data.split("train")) == 10
     assert isinstance(data.partition, IID)
     assert data.split("validation").lengths.max() == 8
@@ -257,7 +190,7 @@ def network(tiny_backbone):
 
 
 def test_both_validation_splits_of_mnli_are_evaluated(tmp_path, network):
-    data = GLUE("mnli", str(write(tmp_path / "mnli", "mnli", ".parquet")), cache_dir=str(tmp_path / "cache"))
+    data = GLUE("mnli", str(write_glue(tmp_path / "mnli", "mnli", ".parquet")), cache_dir=str(tmp_path / "cache"))
     model = network(data, FLoRG(rank=2))
     state = model.initial_state()
     metrics = evaluate(model, models_of(state, data), data, "validation", Ranks())
@@ -276,7 +209,7 @@ def fit(tiny_backbone, tmp_path):
     def fit(task, rounds=2, metrics=None, ckpt_path=None, **settings):
         settings = {"batch_size": 3, "cache_dir": str(tmp_path / "cache")} | settings
         folder = tmp_path / task
-        data = GLUE(task, str(folder if folder.exists() else write(folder, task, ".parquet")), **settings)
+        data = GLUE(task, str(folder if folder.exists() else write_glue(folder, task, ".parquet")), **settings)
         trainer = FederatedTrainer(
             rounds, 4, local_steps=6, accelerator="cpu", default_root_dir=str(tmp_path / "runs"), loggers=False
         )
