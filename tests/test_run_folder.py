@@ -1,10 +1,11 @@
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
 from fedgram.errors import CheckpointError
-from fedgram.run_folder import RunFolder, Table, find_checkpoint
+from fedgram.run_folder import RunFolder, Table, find_checkpoints
 
 
 def read(path):
@@ -83,23 +84,38 @@ def test_last_and_best_are_those_of_the_newest_run_that_has_them(tmp_path):
     newest = make_run(tmp_path, "a", 10, "last")
     (tmp_path / "a" / "version_11").mkdir()
     make_run(tmp_path, "b", 12, "last", "best")
-    assert find_checkpoint("last", tmp_path, "a") == newest.checkpoint("last")
-    assert find_checkpoint("best", tmp_path, "a") == tmp_path / "a/version_9/checkpoints/best.safetensors"
+    assert find_checkpoints("last", tmp_path, "a")[0] == newest.checkpoint("last")
+    assert find_checkpoints("best", tmp_path, "a") == [tmp_path / "a/version_9/checkpoints/best.safetensors"]
 
 
 def test_a_path_means_itself_and_a_folder_its_last_checkpoint(tmp_path):
-    assert find_checkpoint("some/file", tmp_path, "a").as_posix() == "some/file"
+    assert find_checkpoints("some/file", tmp_path, "a") == [Path("some/file")]
     folder = make_run(tmp_path, "a", 0, "last")
-    assert find_checkpoint(str(folder.path), tmp_path, "other") == folder.checkpoint("last")
+    assert find_checkpoints(str(folder.path), tmp_path, "other") == [folder.checkpoint("last")]
 
 
 @pytest.mark.parametrize("alias", ["last", "best"])
 def test_no_such_checkpoint_is_an_error_with_a_remedy(tmp_path, alias):
     with pytest.raises(CheckpointError, match=rf"--ckpt_path {alias}: no run in .*trainer\.name"):
-        find_checkpoint(alias, tmp_path, "a")
+        find_checkpoints(alias, tmp_path, "a")
     (tmp_path / "a" / "version_0").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="no run in"):
-        find_checkpoint(alias, tmp_path, "a")
+        find_checkpoints(alias, tmp_path, "a")
+
+
+def test_the_newest_rounds_checkpoints_are_kept_and_later_ones_go_with_their_rounds(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    for number in (9, 10, 11, 100):
+        folder.round_checkpoint(number).touch()
+    folder.checkpoint("best").touch()
+    assert folder.checkpoint("last") == folder.round_checkpoint(100)
+    folder.keep_checkpoints(3)
+    assert folder.round_checkpoints() == [folder.round_checkpoint(number) for number in (100, 11, 10)]
+    folder.rewind(11)
+    assert folder.round_checkpoints() == [folder.round_checkpoint(number) for number in (11, 10)]
+    assert find_checkpoints(str(tmp_path), tmp_path, "a") == folder.round_checkpoints()
+    assert folder.checkpoint("best").exists()
 
 
 def test_text_and_json_are_written(tmp_path):

@@ -283,11 +283,24 @@ def test_a_run_does_not_go_back(fit):
 
 
 def test_a_truncated_checkpoint_is_refused(fit):
-    _, trainer = fit(rounds=1)
+    _, trainer = fit(rounds=1, keep_last=1)
     last = trainer.folder.checkpoint("last")
     last.write_bytes(last.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="damaged"):
         fit(rounds=2, ckpt_path="last")
+
+
+def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_used(fit, caplog):
+    whole, _ = fit(rounds=4, name="whole")
+    _, trainer = fit(rounds=3, name="cut")
+    names = [path.name for path in trainer.folder.round_checkpoints()]
+    assert names == ["round_000003.safetensors", "round_000002.safetensors"]
+    last = trainer.folder.checkpoint("last")
+    last.write_bytes(last.read_bytes()[:-100])
+    resumed, trainer = fit(rounds=4, name="cut", ckpt_path="last")
+    assert "round_000003.safetensors is damaged" in caplog.text
+    assert resumed["state_hash"] == whole["state_hash"]
+    assert [row["round"] for row in rows(trainer.folder.path)] == ["0", "1", "2", "3", "4"]
 
 
 def test_the_server_weighs_clients_as_told(fit):

@@ -1,7 +1,9 @@
 """Checkpoints: one safetensors file with the server's tensors and, as JSON, where the run stands."""
 
 import json
+import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ from torch import Tensor
 from fedgram.errors import CheckpointError
 from fedgram.state import State, flatten, tensor_hash, unflatten
 
-__all__ = ["Checkpoint", "atomic_write", "compare_settings", "load", "save"]
+__all__ = ["Checkpoint", "atomic_write", "compare_settings", "load", "load_first", "save"]
+
+log = logging.getLogger(__name__)
 
 _FORMAT = "1"
 _CLIENT = "client "
@@ -81,6 +85,23 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"the checkpoint {path} was altered: its tensors do not have the hash that it states")
     state = unflatten({key: tensor for key, tensor in tensors.items() if not key.startswith(_CLIENT)})
     return Checkpoint(state, int(facts["round"]), facts["settings"], facts["progress"], _clients_of(tensors))
+
+
+def load_first(paths: Sequence[Path]) -> tuple[Path, Checkpoint]:
+    """Read the first of several checkpoints that is whole, and say which it is; of those before it a warning tells.
+
+    Raises:
+        CheckpointError: none of them is whole; the error is that of the first.
+    """
+    errors: list[CheckpointError] = []
+    for path in paths:
+        try:
+            return path, load(path)
+        except CheckpointError as error:
+            errors.append(error)
+            if path != paths[-1]:
+                log.warning("%s; the one before is used", error)
+    raise errors[0]
 
 
 def _clients_of(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:

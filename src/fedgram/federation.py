@@ -58,6 +58,7 @@ class Plan:
     evaluate_every: int
     evaluate_at_start: bool
     personal_evaluation: PersonalEvaluation
+    keep_last: int
     seed: int
     threads: int
 
@@ -281,7 +282,7 @@ class Federation:
         tracking.log_diagnostics(self.loggers, current.diagnostics, current.number)
 
     def checkpoint(self) -> None:
-        """Save where the run stands as ``last``, and as ``best`` if the monitored metric has never been better."""
+        """Save where the run stands, and as ``best`` as well if the monitored metric has never been better."""
         better = self._is_best()
         if better:
             self.best = {"round": self.finished, **self.metrics}
@@ -290,7 +291,8 @@ class Federation:
         now = self.standing()
         if better:  # before the last, which says that it is there
             save(self.folder.checkpoint("best"), now)
-        save(self.folder.checkpoint("last"), now)
+        save(self.folder.round_checkpoint(self.finished), now)
+        self.folder.keep_checkpoints(self.plan.keep_last)
 
     def standing(self) -> Checkpoint:
         """Return all that is needed to go on from here."""

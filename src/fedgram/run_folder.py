@@ -11,7 +11,7 @@ from typing import Any
 from fedgram.checkpoint import atomic_write
 from fedgram.errors import CheckpointError, ConfigurationError
 
-__all__ = ["RunFolder", "find_checkpoint"]
+__all__ = ["RunFolder", "find_checkpoints"]
 
 _ALIASES = ("last", "best")
 
@@ -82,12 +82,30 @@ class RunFolder:
             except FileExistsError:
                 number += 1
 
+    def round_checkpoint(self, round_number: int) -> Path:
+        """Return the path of the checkpoint that is made after a round."""
+        return self.path / "checkpoints" / f"round_{round_number:06d}.safetensors"
+
+    def round_checkpoints(self) -> list[Path]:
+        """Return the checkpoints of rounds that are there, the newest first."""
+        return sorted((self.path / "checkpoints").glob("round_*.safetensors"), reverse=True)
+
     def checkpoint(self, alias: str) -> Path:
-        """Return the path of the checkpoint ``last`` or ``best``."""
+        """Return the path of the checkpoint ``last`` or ``best``; the last is that of the newest round."""
+        if alias == "last":
+            return next(iter(self.round_checkpoints()), self.round_checkpoint(0))
         return self.path / "checkpoints" / f"{alias}.safetensors"
 
+    def keep_checkpoints(self, count: int) -> None:
+        """Delete the checkpoints of all but the newest rounds."""
+        for path in self.round_checkpoints()[count:]:
+            path.unlink()
+
     def rewind(self, round_number: int) -> None:
-        """Drop what was written about rounds after one, and the summary, which is of the end."""
+        """Drop what was written about rounds after one, their checkpoints, and the summary, which is of the end."""
+        for path in self.round_checkpoints():
+            if path > self.round_checkpoint(round_number):
+                path.unlink()
         (self.path / "summary.json").unlink(missing_ok=True)
         for table in (self.metrics, self.communication, self.diagnostics):
             table.keep_until(round_number)
@@ -101,19 +119,22 @@ class RunFolder:
         atomic_write(self.path / name, content.encode())
 
 
-def find_checkpoint(ckpt_path: str, root: Path, name: str) -> Path:
-    """Return the file that ``--ckpt_path`` means: a path, or ``last`` or ``best`` of the newest run of a name.
+def find_checkpoints(ckpt_path: str, root: Path, name: str) -> list[Path]:
+    """Return the files that ``--ckpt_path`` means, the one to be preferred first.
+
+    That is a path alone; ``best`` of the newest run of a name; or for ``last``, and for the folder of a run, the
+    checkpoints of its rounds from the newest on.
 
     Raises:
         CheckpointError: there is none.
     """
     if ckpt_path not in _ALIASES:
         path = Path(ckpt_path)
-        return path / "checkpoints" / "last.safetensors" if path.is_dir() else path
+        return (RunFolder(path).round_checkpoints() if path.is_dir() else []) or [path]
     for number in sorted(_versions(root / name), reverse=True):
-        path = RunFolder(root / name / f"version_{number}").checkpoint(ckpt_path)
-        if path.exists():
-            return path
+        folder = RunFolder(root / name / f"version_{number}")
+        if folder.checkpoint(ckpt_path).exists():
+            return folder.round_checkpoints() if ckpt_path == "last" else [folder.checkpoint(ckpt_path)]
     raise CheckpointError(
         f"--ckpt_path {ckpt_path}: no run in {root / name} has such a checkpoint; leave ckpt_path out to start anew, "
         "or set trainer.name and trainer.default_root_dir to the run's"

@@ -12,7 +12,7 @@ from lightning.fabric.loggers.logger import Logger
 from torch import nn
 
 from fedgram import tracking
-from fedgram.checkpoint import Checkpoint, compare_settings, load
+from fedgram.checkpoint import Checkpoint, compare_settings, load_first
 from fedgram.clients import ClientStore, Models
 from fedgram.cohort import cohort_size
 from fedgram.collectives import Ranks
@@ -25,7 +25,7 @@ from fedgram.models import FederatedTask
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.reporting import describe, write_partition
-from fedgram.run_folder import RunFolder, find_checkpoint
+from fedgram.run_folder import RunFolder, find_checkpoints
 from fedgram.state import State, flatten, state_hash
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def trained_models(
     initial, shards = network.initial_state(), data.shards(trainer.clients, trainer.seed)
     if ckpt_path is None:
         return Models(initial, ClientStore(), shards, trainer.seed)
-    path = find_checkpoint(ckpt_path, trainer.default_root_dir, trainer.run_name)
-    checkpoint = load(path)
+    path, checkpoint = load_first(find_checkpoints(ckpt_path, trainer.default_root_dir, trainer.run_name))
     present = {
         **describe(method, "method"),
         "model.backbone": network.task.backbone,
@@ -164,8 +163,7 @@ def _checkpoint_to_go_on_from(
         return None, None
     if Path(ckpt_path).stem == "best":
         raise ConfigurationError("a run goes on where it stands, with --ckpt_path last; best is for validate and test")
-    path = find_checkpoint(ckpt_path, trainer.default_root_dir, trainer.run_name)
-    checkpoint = load(path)
+    path, checkpoint = load_first(find_checkpoints(ckpt_path, trainer.default_root_dir, trainer.run_name))
     if checkpoint.round > trainer.rounds:
         raise ConfigurationError(
             f"trainer.rounds is {trainer.rounds}, but {path} stands at round {checkpoint.round}; set it to more"
@@ -215,7 +213,7 @@ def _settings(
     optimizer: ClientOptimizer,
 ) -> dict[str, Any]:
     """Return what makes a run this run: a checkpoint is refused where one of these differs."""
-    free = ("rounds", "evaluate_every", "evaluate_at_start", "personal_evaluation")
+    free = ("rounds", "evaluate_every", "evaluate_at_start", "personal_evaluation", "keep_last")
     kept = {f"trainer.{key}": value for key, value in asdict(plan).items() if key not in free}
     if optimizer.span == "run":
         kept["trainer.rounds"] = plan.rounds

@@ -46,6 +46,8 @@ class FederatedTrainer:
             answers as one; "all" has each answer the whole split and takes the mean score, for N times the cost.
         evaluate_every: rounds between evaluations on the validation split; the last round is always evaluated.
         evaluate_at_start: evaluate before training as well, as round 0.
+        keep_last: how many checkpoints of rounds are kept besides the best; if the newest is damaged, the one before is
+            used.
         seed: of all that is random. Equal seeds and settings give equal bits.
         threads: CPU threads of each rank; by default what torch chooses.
         accelerator: as Lightning Fabric has it: cpu, gpu, auto and so on.
@@ -80,6 +82,7 @@ class FederatedTrainer:
         personal_evaluation: PersonalEvaluation = "own",
         evaluate_every: int = 1,
         evaluate_at_start: bool = True,
+        keep_last: int = 2,
         seed: int = 0,
         threads: int | None = None,
         accelerator: str = "auto",
@@ -103,6 +106,7 @@ class FederatedTrainer:
         self.personal_evaluation: PersonalEvaluation = personal_evaluation
         self.evaluate_every = evaluate_every
         self.evaluate_at_start = evaluate_at_start
+        self.keep_last = keep_last
         self.seed = seed
         self.threads = threads
         self.precision = precision
@@ -132,6 +136,7 @@ class FederatedTrainer:
             "local_steps",
             "clients_per_block",
             "evaluate_every",
+            "keep_last",
             "threads",
         )
         for key in at_least_one:
