@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from fedgram.block import train_block
 from fedgram.data import IID, TextClassificationData
-from fedgram.methods import FedIT, FLoRG, Method
+from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FFALoRA, FLoRG, Method
 from fedgram.models import TextClassification
 from fedgram.network import ClientNetwork
 from fedgram.optim import SGD, AdamW
@@ -25,19 +25,20 @@ def make_network(backbone: str, folder: Path, method: Method) -> tuple[ClientNet
     layers = method.install(task.loaded(), seed=0)
     task.loaded().double()
     network = ClientNetwork(task, layers, torch.device("cpu"), torch.float64, contextlib.nullcontext, 0)
+    network.shared = method.shared_fields
     return network, data
 
 
 class NaiveLora(nn.Module):
-    """W x + s B A x for one client, ΔW multiplied out: the textbook, not the code under test."""
+    """(W + E) x + s B A x for one client, ΔW multiplied out: the textbook, not the code under test."""
 
-    def __init__(self, base: nn.Linear, A: torch.Tensor, B: torch.Tensor, scale: float) -> None:
+    def __init__(self, base: nn.Linear, A: torch.Tensor, B: torch.Tensor, scale: float, E: torch.Tensor) -> None:
         super().__init__()
-        self.base, self.scale = base, scale
+        self.base, self.scale, self.E = base, scale, E
         self.A, self.B = nn.Parameter(A.clone()), nn.Parameter(B.clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.base(x) + x @ (self.scale * self.B @ self.A).mT
+        return self.base(x) + x @ (self.E + self.scale * self.B @ self.A).mT
 
 
 class NaiveGram(nn.Module):
@@ -68,7 +69,10 @@ def train_alone(network, method, start: State, table, batches, make_optimizer, c
         elif isinstance(method, FLoRG):
             plain = NaiveGram(layer, tensors["A"], method.scale)
         else:
-            plain = NaiveLora(layer.base, tensors["A"], tensors["B"], method.scale)
+            E = layer.shared.get("residual", torch.zeros(()))  # what a server has added to W
+            if layer.preserve_start:  # what the start has taken out of it
+                E = E - method.scale * layer.start["B"].double() @ layer.start["A"].double()
+            plain = NaiveLora(layer.base, tensors["A"], tensors["B"], method.scale, E)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, plain)
         swapped[name] = plain
@@ -76,6 +80,7 @@ def train_alone(network, method, start: State, table, batches, make_optimizer, c
         (f"{layer.part}|{name}|{field}", dict(swapped[name].named_parameters())[field])
         for name, layer in network.layers.items()
         for field in start[layer.part][name]
+        if field not in method.frozen_fields
     ]
     optimizer = make_optimizer([p for _, p in fields])
     for rows in batches:
@@ -93,7 +98,18 @@ def train_alone(network, method, start: State, table, batches, make_optimizer, c
     return {key: parameter.detach() for key, parameter in fields}
 
 
-@pytest.mark.parametrize("method", [FedIT(rank=2), FLoRG(rank=2, init_std=0.3), FLoRG(rank=3, basis="kaiming")])
+@pytest.mark.parametrize(
+    "method",
+    [
+        FedIT(rank=2),
+        FLoRG(rank=2, init_std=0.3),
+        FLoRG(rank=3, basis="kaiming"),
+        FFALoRA(rank=2, head="averaged"),
+        FeDeRA(rank=2),
+        FedExLoRA(rank=2, residual="factored"),
+    ],
+    ids=["FedIT", "FLoRG", "FLoRG-kaiming", "FFALoRA", "FeDeRA", "FedExLoRA"],
+)
 @pytest.mark.parametrize(
     ("ours", "theirs", "clip"),
     [
@@ -118,12 +134,14 @@ def test_block_equals_training_each_client_alone(tiny_backbone, tiny_data, metho
                     noise = torch.from_numpy(generator.normal(size=tuple(tensor.shape)))
                     layer[field] = tensor + 0.1 * (client + 1) * noise
         start.append(state)
-    block = train_block(network, ours, start, table, batches)
+    network.share(start[0])
+    start = [method.without_shared(state) for state in start]
+    block = train_block(network, ours, start, table, batches, frozen=method.frozen_fields)
     trained, losses = block.states, block.losses
     for client in range(len(steps)):
         alone = train_alone(network, method, start[client], table, batches[client], theirs, clip)
         together = flatten(trained[client])
-        assert together.keys() == alone.keys()
+        assert {key for key in together if key.split("|")[2] not in method.frozen_fields} == alone.keys()
         for key in alone:
             torch.testing.assert_close(together[key], alone[key], rtol=0, atol=1e-10)
             assert not torch.equal(together[key], flatten(start[client])[key])

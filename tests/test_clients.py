@@ -245,6 +245,8 @@ def test_validate_and_predict_with_models_of_clients(fit, tiny_backbone, tiny_da
         trainer().validate(task(), data(partition=Dirichlet(0.5)), method, "last")
     with pytest.raises(CheckpointError, match=r"trainer\.clients: 5 there, 4 here"):
         trainer(clients=4).validate(task(), data(), method, "last")
+    with pytest.raises(CheckpointError, match=r"data\.groups"):  # other samples are dealt otherwise
+        trainer().validate(task(), data(max_train_samples=40), method, "last")
     with pytest.raises(ConfigurationError, match=r"say whose predicts with --client 0 to 4, got None"):
         trainer().predict(task(), data(), method, "last", output=str(tmp_path / "p.csv"))
     with pytest.raises(ConfigurationError, match=r"--client 0 to 4, got 5"):
@@ -254,7 +256,7 @@ def test_validate_and_predict_with_models_of_clients(fit, tiny_backbone, tiny_da
         path = trainer().predict(task(), data(), method, "last", output=str(tmp_path / "p.csv"), client=client)
         answers[client] = path.read_text()
     assert len(set(answers.values())) == 5
-    with pytest.raises(ConfigurationError, match=r"all clients have one model here: leave --client 1 out"):
+    with pytest.raises(ConfigurationError, match=r"all clients have one model.*leave --client 1 out"):
         trainer().predict(task(), data(), FLoRG(rank=2), output=str(tmp_path / "p.csv"), client=1)
 
 

@@ -530,28 +530,6 @@ def test_deviations_give_what_the_product_of_means_misses():
     np.testing.assert_allclose(np.einsum("jor,jri->oi", U, V), missed, atol=1e-13)
 
 
-@pytest.mark.parametrize(("r", "s"), [(3, 3), (2, 4), (9, 3)])
-def test_relative_product_error_equals_brute_force(r, s):
-    B, A, Bs, As, weights = products(rng(30), r, s)
-    mean = np.einsum("n,nor,nri->oi", weights, Bs, As)
-    expected = np.linalg.norm(B @ A - mean) / np.linalg.norm(mean)
-    actual = linalg.relative_product_error(t(B), t(A), t(Bs), t(As), t(weights))
-    assert float(actual) == pytest.approx(expected, rel=1e-12)
-
-
-def test_relative_product_error_of_the_exact_mean_is_rounding():
-    _, _, Bs, As, weights = products(rng(31))
-    B = np.concatenate(weights[:, None, None] * Bs, axis=1)
-    exact = linalg.relative_product_error(t(B), t(As.reshape(-1, 11)), t(Bs), t(As), t(weights))
-    assert float(exact) < 1e-14
-
-
-def test_relative_product_error_of_lora_at_its_start_is_zero():
-    B, A, Bs, As, weights = (t(part) for part in products(rng(32)))
-    assert float(linalg.relative_product_error(0 * B, A, 0 * Bs, As, weights)) == 0
-    assert float(linalg.relative_product_error(B, A, 0 * Bs, As, weights)) == np.inf
-
-
 @pytest.mark.parametrize(("rows", "cols"), [(4, 9), (9, 4), (5, 5)])
 @pytest.mark.parametrize("condition", [1, 30, 1e4, 1e10])
 def test_condition_number(rows, cols, condition):

@@ -7,7 +7,7 @@ import torch
 from fedgram import memory
 from fedgram.errors import ConfigurationError
 from fedgram.memory import choose_clients_per_block, peak_megabytes, saved_bytes
-from fedgram.methods import FedIT, FLoRG
+from fedgram.methods import FedExLoRA, FedIT, FLoRG
 from fedgram.state import parameters_of
 from test_block import make_network
 
@@ -26,6 +26,16 @@ def test_what_is_saved_grows_with_the_batch_and_is_no_frozen_weight(ready):
     own = sum(parameters_of(layers) for layers in state.values()) * 8
     # Nothing but a client's own tensors, and indices such as positions, is kept once for all samples.
     assert 0 <= 2 * one - two <= own + 4096
+
+
+def test_what_all_clients_share_is_not_counted_for_each(tiny_backbone, tiny_data):
+    """A residual of 16 x 16 beside four layers, and the weights with it added."""
+    saved = {}
+    for method in (FedIT(rank=1), FedExLoRA(rank=1)):
+        network, data = make_network(tiny_backbone, tiny_data, method)
+        state, table = network.initial_state(), data.split("train")
+        saved[method.name] = saved_bytes(network, state, table, np.array([0]))
+    assert saved["FedExLoRA"] == saved["FedIT"]
 
 
 def test_what_is_saved_is_no_fixed_basis(tiny_backbone, tiny_data):

@@ -34,8 +34,8 @@ __all__ = [
     "product_norm",
     "ratio",
     "relative_change",
-    "relative_product_error",
     "semi_orthogonal",
+    "singular_triplets",
     "stack_factor",
     "top_rows",
     "truncated_svd",
@@ -376,29 +376,6 @@ def product_distance(first: Product, second: Product) -> Float[Tensor, ""]:
     return product_norm(U, torch.cat([first[1].double(), second[1].double()]))
 
 
-def relative_product_error(
-    B: Float[Tensor, "d_out r"],
-    A: Float[Tensor, "r d_in"],
-    Bs: Float[Tensor, "N d_out s"],
-    As: Float[Tensor, "N s d_in"],
-    weights: Float[Tensor, " N"],
-) -> Float[Tensor, ""]:
-    """Return how far a product is from the mean product of the clients: ‖B A − Σ wₙ Bₙ Aₙ‖_F / ‖Σ wₙ Bₙ Aₙ‖_F.
-
-    Args:
-        B: (d_out, r), the server's.
-        A: (r, d_in), the server's.
-        Bs: (N, d_out, s), the clients'.
-        As: (N, s, d_in), the clients'.
-        weights: (N,).
-
-    Returns:
-        A float64 scalar; 0 if all products are zero, as with LoRA's first B = 0; inf if only the mean product is.
-    """
-    ideal = mean_product(Bs, As, weights)
-    return ratio(product_distance((B, A), ideal), product_norm(*ideal))
-
-
 def truncated_svd(U: Float[Tensor, "m p"], V: Float[Tensor, "p n"], r: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the r leading singular triplets of U V without forming the m x n product.
 
@@ -420,11 +397,25 @@ def truncated_svd(U: Float[Tensor, "m p"], V: Float[Tensor, "p n"], r: int) -> t
     O_U, R_U = torch.linalg.qr(U.double())
     O_V, R_V = torch.linalg.qr(V.double().mT)
     left, singular, right = torch.linalg.svd(R_U @ R_V.mT, full_matrices=False)
-    count = min(r, int(nonzero(singular, max(U.shape[0], V.shape[1])).sum()))
-    right = right[:count] @ O_V.mT
-    signed = canonical_signs(right)
-    flips = torch.where((signed == right).all(dim=1), 1.0, -1.0).to(right)
-    return O_U @ left[:, :count] * flips, singular[:count], signed
+    return _leading(O_U @ left, singular, right @ O_V.mT, r)
+
+
+def singular_triplets(M: Float[Tensor, "m n"], r: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the r leading singular triplets of M, in the form of `truncated_svd`.
+
+    >>> singular_triplets(torch.diag(torch.tensor([-3.0, 1.0])), 1)[1]
+    tensor([3.], dtype=torch.float64)
+    """
+    left, singular, right = torch.linalg.svd(M.double(), full_matrices=False)
+    return _leading(left, singular, right, r)
+
+
+def _leading(left: Tensor, singular: Tensor, right: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep the r first triplets that are above rounding, and fix their signs by the right vectors."""
+    count = min(r, int(nonzero(singular, max(left.shape[0], right.shape[1])).sum()))
+    signed = canonical_signs(right[:count])
+    flips = torch.where((signed == right[:count]).all(dim=1), 1.0, -1.0).to(right)
+    return left[:, :count] * flips, singular[:count], signed
 
 
 def deviation_basis(weights: Float[Tensor, " N"]) -> Float[Tensor, "N-1 N"]:

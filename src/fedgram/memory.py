@@ -27,13 +27,10 @@ _COPIES = 4
 def saved_bytes(network: ClientNetwork, state: State, table: TokenTable, rows: np.ndarray) -> int:
     """Count the bytes that one client's forward pass keeps for its backward pass, by running it."""
     sizes: dict[int, int] = {}
-    task = network.task
-    shared = {tensor.data_ptr() for tensor in (*task.parameters(), *task.buffers())}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in shared:
-            sizes[storage.data_ptr()] = storage.nbytes()
+        sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     network.load_one(state)
@@ -41,7 +38,8 @@ def saved_bytes(network: ClientNetwork, state: State, table: TokenTable, rows: n
         layer.load({field: tensor.requires_grad_() for field, tensor in layer.clients.items()})
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network.run(table, rows)
-    return sum(sizes.values())
+    shared = {tensor.untyped_storage().data_ptr() for tensor in network.held_once()}
+    return sum(size for storage, size in sizes.items() if storage not in shared)
 
 
 def choose_clients_per_block(
@@ -61,7 +59,8 @@ def choose_clients_per_block(
     if cohort == 1 or not _can_batch(network, state, table):
         return 1
     longest = np.argsort(table.lengths)[-batch_size:]
-    parameters = sum(parameters_of(layers) for layers in state.values())
+    own = {n: {f: t for f, t in layer.items() if f not in network.shared} for n, layer in state["adapter"].items()}
+    parameters = parameters_of(own) + parameters_of(state["head"])
     per_client = saved_bytes(network, state, table, longest) + _COPIES * 4 * parameters
     by_memory = int(_SHARE * _free_bytes(network.device) // per_client)
     if network.device.type == "cpu":

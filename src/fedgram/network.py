@@ -1,6 +1,6 @@
 """The backbone as a block of clients sees it: on a device, with adapters and heads that hold tensors per client."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -62,6 +62,13 @@ class ClientNetwork:
         for name, layer in self.layers.items():
             own = {f: t for f, t in state[layer.part][name].items() if f not in self.shared}
             layer.load({f: t.to(self.device, self.dtype).unsqueeze(0) for f, t in own.items()})
+
+    def held_once(self) -> Iterator[Tensor]:
+        """Yield what is in memory once, however many clients there are: the backbone, and what all clients share."""
+        yield from self.task.parameters()
+        yield from self.task.buffers()
+        for layer in self.layers.values():
+            yield from layer.held_once()
 
     def run(self, table: TokenTable, rows: np.ndarray) -> tuple[Outputs, Tensor]:
         """Return what the network says of some samples, C clients in C equal parts, and their labels."""

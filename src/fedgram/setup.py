@@ -26,7 +26,7 @@ from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.reporting import describe, write_partition
 from fedgram.run_folder import RunFolder, find_checkpoints
-from fedgram.state import State, flatten, state_hash
+from fedgram.state import State, flatten, tensor_hash
 
 if TYPE_CHECKING:
     from fedgram.trainer import FederatedTrainer
@@ -43,18 +43,21 @@ def trained_models(
     trainer: "FederatedTrainer", network: ClientNetwork, data: FederatedData, method: Method, ckpt_path: str | None
 ) -> Models:
     """Return the models of a checkpoint, or those that training would start from."""
-    initial, shards = network.initial_state(), data.shards(trainer.clients, trainer.seed)
+    initial = network.initial_state()
+    # Only the models of clients ask whose samples are whose.
+    shards = data.shards(trainer.clients if method.personal else 1, trainer.seed)
     if ckpt_path is None:
         return Models(initial, ClientStore(), shards, trainer.seed)
     path, checkpoint = load_first(find_checkpoints(ckpt_path, trainer.default_root_dir, trainer.run_name))
     present = {
         **describe(method, "method"),
         "model.backbone": network.task.backbone,
+        "model.tokenizer": network.task.tokenizer,
         "model.pretrained": network.task.pretrained,
         "trainer.seed": trainer.seed,
     }
     if method.personal:  # whose samples are whose
-        present |= {"trainer.clients": trainer.clients, **describe(data.partition, "data.partition")}
+        present |= {"trainer.clients": trainer.clients, **_dealing(data)}
     compare_settings(path, {key: checkpoint.settings.get(key) for key in present}, present)
     own = [flatten(method.without_shared(state)) for state in (initial, checkpoint.state)]
     shapes = [{key: tuple(tensor.shape) for key, tensor in flat.items()} for flat in own]
@@ -132,7 +135,7 @@ def begin(
     """Set a federation up, at its start or where a checkpoint stands; nothing is written before that worked."""
     network, ranks = assemble(trainer, model, data, method)
     shards, start = data.shards(trainer.clients, trainer.seed), network.initial_state()
-    ranks.check_agreement(state_hash(start), "the start, of which decompositions may differ between kinds of machines")
+    _check_start(ranks, network, start)
     path, checkpoint = _checkpoint_to_go_on_from(trainer, ckpt_path)
     chosen = {
         "clients_per_block": ranks.broadcast(_clients_per_block(trainer, network, start, data, checkpoint)),
@@ -153,6 +156,14 @@ def begin(
     if ranks.rank == 0:
         _open_folder(federation)
     return federation
+
+
+def _check_start(ranks: Ranks, network: ClientNetwork, start: State) -> None:
+    """Stop if ranks start from different tensors, as decompositions on unlike machines may give them."""
+    if ranks.size == 1:
+        return
+    bases = {f"{n}|{b}": t for n, layer in network.layers.items() for b, t in layer.named_buffers(recurse=False)}
+    ranks.check_agreement(tensor_hash(flatten(start) | bases), "what training starts from")
 
 
 def _checkpoint_to_go_on_from(
@@ -222,16 +233,22 @@ def _settings(
         "trainer.precision": trainer.precision,
         "model": type(model).__name__,
         "model.backbone": model.backbone,
+        "model.tokenizer": model.tokenizer,
         "model.pretrained": model.pretrained,
         "model.dtype": str(model.weights_dtype),
         "model.monitor": model.monitor,
         "data.batch_size": data.batch_size,
         "data.fingerprint": data.fingerprint(),
-        "data.groups": hashlib.sha256(data.groups("train").tobytes()).hexdigest(),
-        **describe(data.partition, "data.partition"),
+        **_dealing(data),
         **describe(method, "method"),
         **describe(optimizer, "optimizer"),
     }
+
+
+def _dealing(data: FederatedData) -> dict[str, Any]:
+    """Return what decides which samples a client gets: how they are dealt, and of what groups and units they are."""
+    digest = hashlib.sha256(data.groups("train").tobytes() + data.units("train").tobytes())
+    return {"data.groups": digest.hexdigest(), **describe(data.partition, "data.partition")}
 
 
 def _folder(trainer: "FederatedTrainer", ranks: Ranks, checkpoint: Path | None) -> RunFolder:

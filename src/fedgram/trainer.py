@@ -42,8 +42,9 @@ class FederatedTrainer:
             since it can change the last bits. 1 is the plain loop over clients.
         client_weights: how the server weighs clients: "uniform", or by their number of "samples".
         personal_evaluation: on what the models of clients are judged, where a method has each client keep a part of its
-            own: "own" has each answer its client's share of the split, dealt as the training data is, and scores all
-            answers as one; "all" has each answer the whole split and takes the mean score, for N times the cost.
+            own. "own" has each answer its client's share of the split, dealt as the training data is, and scores all
+            answers as one: knowing which labels a client has is rewarded, as a global model's score never is. "all" has
+            each answer the whole split and takes the plain mean of the scores, for N times the cost.
         evaluate_every: rounds between evaluations on the validation split; the last round is always evaluated.
         evaluate_at_start: evaluate before training as well, as round 0.
         keep_last: how many checkpoints of rounds are kept besides the best; if the newest is damaged, the one before is
@@ -177,7 +178,7 @@ class FederatedTrainer:
             model: the task: a backbone with a head, its loss and metrics.
             datamodule: the data and how it is split among the clients.
             method: the federated method.
-            optimizer: the clients' optimizer, AdamW by default; its memory is fresh in every round.
+            optimizer: the clients' optimizer, AdamW by default; its memory is fresh in every round unless keep_state.
             ckpt_path: go on with a run: "last" for the newest of this name, or the path of its folder or checkpoint.
 
         Returns:
@@ -300,7 +301,10 @@ def _model_of(client: int | None, models: Models) -> State:
             f"every client has its own model here: say whose predicts with --client 0 to {clients - 1}, got {client}"
         )
     if client is not None and not models.personal:
-        raise ConfigurationError(f"all clients have one model here: leave --client {client} out")
+        raise ConfigurationError(
+            f"all clients have one model, before training and with methods that keep nothing with clients: leave "
+            f"--client {client} out, or give --ckpt_path"
+        )
     return models.server if client is None else models.of(client)
 
 

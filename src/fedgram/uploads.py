@@ -4,7 +4,7 @@ Each rank holds the payloads of the clients that it trained. `Uploads.mean` and 
 wherever they are, and give every rank the same bits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from operator import itemgetter
 
 import torch
@@ -73,11 +73,22 @@ class Uploads:
         return self._stacks[layer, field]
 
 
-def average(layers: Layers, uploads: Uploads) -> Layers:
-    """Return the weighted mean of every field of every layer (FedAvg, McMahan et al., 2017)."""
+def average(layers: Layers, uploads: Uploads, fields: Collection[str] | None = None) -> Layers:
+    """Return the weighted mean of every field of every layer (FedAvg, McMahan et al., 2017).
+
+    Args:
+        layers: the server's present tensors.
+        uploads: the clients'.
+        fields: those to average, where others are to stay what they are.
+    """
+
+    def next_field(name: str, field: str, old: Tensor) -> Tensor:
+        if fields is not None and field not in fields:
+            return old
+        return uploads.mean(name, itemgetter(field), old).to(old.dtype)
+
     return {
-        name: {field: uploads.mean(name, itemgetter(field), old).to(old.dtype) for field, old in layer.items()}
-        for name, layer in layers.items()
+        name: {field: next_field(name, field, old) for field, old in layer.items()} for name, layer in layers.items()
     }
 
 

@@ -204,3 +204,11 @@ def test_the_start_follows_the_type_of_what_is_loaded():
         down, up = adapter.factors()
         assert down.dtype == up.dtype == dtype
     torch.testing.assert_close(adapter(x), adapter.base(x), rtol=0, atol=1e-12)
+
+
+def test_signs_of_the_singular_vectors_are_fixed_by_a_rule():
+    """ΔW = L AᵀA R is another one where a pair of vectors has the other sign."""
+    weight = draw(7, 11, seed=3).float()
+    L, Rm = make_bases("svd", weight, torch.Generator())
+    assert (Rm.gather(1, Rm.abs().argmax(dim=1, keepdim=True)) > 0).all()
+    assert ((L.mT @ weight @ Rm.mT).diagonal() > 0).all()  # a pair keeps its sign together

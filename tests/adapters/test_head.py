@@ -46,3 +46,14 @@ def test_a_head_keeps_its_precision_after_a_backbone_in_half_precision():
     assert head(x).dtype == torch.float32
     expected = torch.einsum("coi,ci->co", weight.double(), x.double())
     torch.testing.assert_close(head(x).double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_computes_in_its_own_precision_under_autocast(bias):
+    with torch.random.fork_rng(devices=[]):
+        head = HeadLinear(nn.Linear(6, 3, bias=bias))
+    head.load({field: tensor.unsqueeze(0) for field, tensor in head.initial().items()})
+    x = draw(4, 6).float()
+    expected = head(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head(x), expected)

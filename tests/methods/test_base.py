@@ -138,3 +138,11 @@ def test_what_a_round_tells_of_its_clients():
     assert [info.is_new(client) for client in (1, 2, 3)] == [False, False, True]
     assert [info.is_up_to_date(client) for client in (1, 2, 3)] == [True, False, False]
     assert RoundInfo(1, 0, {1: 0}).is_up_to_date(1)
+
+
+def test_variants_have_names_of_their_own():
+    """They stand beside each other in tables, and in folders."""
+    variants = [FeDeRA(), FeDeRA(when="round"), FedExLoRA(), FedExLoRA(residual="factored"), FLoRG(), FLoRG(rank=2)]
+    assert [v.name for v in variants] == ["FeDeRA", "FeDeRA-round", "FedExLoRA", "FedExLoRA-factored", "FLoRG", "FLoRG"]
+    assert FLoRG(projection="none").name == "FLoRG-none"
+    assert FLoRG(projection="top_r", basis="svd").name == "FLoRG-top_r-svd"

@@ -9,7 +9,7 @@ from fedgram.seeding import torch_generator
 from fedgram.uploads import Uploads
 from helpers import rng, unequal_weights
 
-D_OUT, D_IN, R, N = 7, 11, 2, 5
+D_OUT, D_IN, R, N = 31, 47, 2, 5
 
 
 def make_method(residual, dtype=torch.float64):
@@ -34,7 +34,7 @@ def weight_of(adapter, server, own):
 
 @pytest.mark.parametrize("residual", ["dense", "factored"])
 def test_the_effective_weight_is_the_mean_of_the_clients_over_many_rounds(residual):
-    """On a layer of (d_out, d_in) = (7, 11): a transposed residual would not even fit."""
+    """On a layer of (d_out, d_in) = (31, 47): a transposed residual would not even fit."""
     method, adapter, server = make_method(residual)
     random = rng(1)
     for number in range(1, 5):
@@ -84,6 +84,15 @@ def test_what_a_residual_costs_is_what_its_form_says(residual, extra):
     payload = method.download(server, 0, RoundInfo(2, 0, dict.fromkeys(range(N), 1)))["q"]
     assert sum(t.numel() for t in payload.values()) == R * (D_OUT + D_IN) + extra
     assert set(method.upload(server, 0, None)["q"]) == {"A", "B"}
+
+
+def test_factors_are_not_sent_where_the_residual_itself_is_smaller():
+    """Of 40 clients it has rank 78, more than the layer."""
+    method, _, server = make_method("factored")
+    everyone = dict.fromkeys(range(40), 1)
+    uploads = Uploads(drift(server["q"], rng(3), 40), dict.fromkeys(range(40), 1 / 40), Ranks())
+    server = method.aggregate(server, uploads, RoundInfo(2, 0, everyone))
+    assert set(method.download(server, 0, RoundInfo(3, 0, dict.fromkeys(range(40), 2)))["q"]) == {"A", "B", "residual"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

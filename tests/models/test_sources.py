@@ -9,7 +9,7 @@ from fedgram.adapters.base import layer_sizes
 from fedgram.errors import ConfigurationError, DataError
 from fedgram.models import TextClassification, sources
 from fedgram.models.sources import find_source, known_shapes
-from tiny_models import make_tokenizer
+from tiny_models import make_tokenizer, save_tiny
 
 EMBEDDINGS = 50265 * 1024 + 514 * 1024 + 1024 + 2 * 1024
 LAYER = 4 * (1024 * 1024 + 1024) + (2 * 1024 * 4096 + 4096 + 1024) + 4 * 1024
@@ -115,3 +115,21 @@ def test_a_gguf_file_without_its_packages_is_an_error_with_a_remedy(monkeypatch,
         ConfigurationError, match=rf"{' and '.join(missing)} is missing .*pip install 'fedgram\[gguf\]'"
     ):
         find_source("some/model.gguf")
+
+
+def test_token_types_of_a_borrowed_tokenizer_are_left_out_where_the_backbone_has_one(tmp_path):
+    """BERT's tokenizer tells two sentences apart, RoBERTa's embeddings do not."""
+    folders = {family: save_tiny(family, tmp_path / family) for family in ("roberta", "bert")}
+    task = TextClassification(str(folders["roberta"]), pretrained=False, tokenizer=str(folders["bert"]))
+    tokenizer = task.load_tokenizer()
+    labels = SimpleNamespace(label_names=["a", "b"], num_labels=2, metrics=("accuracy",))
+    task.configure_for(tokenizer, labels, seed=0)
+    batch = dict(tokenizer("good film", "bad plot", return_tensors="pt"))
+    assert batch["token_type_ids"].max() == 1
+    assert torch.isfinite(task.outputs(batch)["logits"]).all()
+    own = TextClassification(str(folders["bert"]))
+    own.configure_for(tokenizer, labels, seed=0)
+    other = batch | {"token_type_ids": 0 * batch["token_type_ids"]}
+    assert not torch.equal(
+        own.outputs(batch)["logits"], own.outputs(other)["logits"]
+    )

@@ -6,6 +6,7 @@ at once. Symbols: C clients, n tokens of one client, r rank, ``d_in`` and ``d_ou
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -91,6 +92,10 @@ class ClientLayer(nn.Module, ABC):
         """Set the tensors that all clients compute with."""
         self.shared = tensors
 
+    def held_once(self) -> Iterator[Tensor]:
+        """Yield what is in memory once for all clients, besides parameters and buffers."""
+        yield from self.shared.values()
+
 
 class Adapter(ClientLayer):
     """A frozen linear layer W⁰ with a trainable low-rank part ΔW beside it: ``x -> W⁰ x + b + ΔW x``.
@@ -136,6 +141,11 @@ class Adapter(ClientLayer):
         if tensors.get("residual") is not self.shared.get("residual"):
             self._weight = None
         super().share(tensors)
+
+    def held_once(self) -> Iterator[Tensor]:
+        yield from super().held_once()
+        if self._weight is not None:
+            yield self._weight
 
     def factors(self) -> tuple[Float[Tensor, "C r d_in"], Float[Tensor, "C r d_out"]]:
         """Return ``down`` and ``up`` of every client that is loaded; a start that is preserved is taken back."""

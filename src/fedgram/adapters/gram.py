@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedgram.adapters.base import Adapter
-from fedgram.linalg import semi_orthogonal
+from fedgram.linalg import canonical_signs, semi_orthogonal
 from fedgram.state import Layer
 
 __all__ = ["Basis", "GramAdapter", "make_bases"]
@@ -73,7 +73,10 @@ def make_bases(
     k = min(d_out, d_in)
     if kind == "svd":
         U, _, Vh = torch.linalg.svd(weight.double(), full_matrices=False)
-        return U.float(), Vh.float()
+        signed = canonical_signs(
+            Vh
+        )  # L AᵀA R changes with the sign of a pair of vectors, which a solver chooses freely
+        return (U * (signed * Vh).sum(dim=1).sign()).float(), signed.float()
     if kind == "kaiming":
         L = torch.empty(d_out, k).uniform_(-(k**-0.5), k**-0.5, generator=generator)
         R = torch.empty(k, d_in).uniform_(-(d_in**-0.5), d_in**-0.5, generator=generator)

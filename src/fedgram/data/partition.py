@@ -69,9 +69,7 @@ class Shards:
         Args:
             units: the number of the unit that each sample belongs to, int64 ``(samples,)``.
         """
-        owners = np.empty(len(self.order), np.int64)
-        owners[self.order] = np.repeat(np.arange(len(self)), self.sizes)
-        return Shards.of(owners[units], len(self))
+        return Shards.of(self.owners[units], len(self))
 
     @property
     def sizes(self) -> np.ndarray:

@@ -6,7 +6,7 @@ collectives know methods only through this class.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ from fedgram.seeding import torch_generator
 from fedgram.state import Layers, State
 from fedgram.uploads import Uploads, average
 
-__all__ = ["Diagnostics", "Field", "HeadPolicy", "Method", "RoundInfo"]
+__all__ = ["Diagnostics", "Field", "HeadPolicy", "Method", "RoundInfo", "select"]
 
 HeadPolicy = Literal["averaged", "local", "frozen"]
 Diagnostics = dict[str, dict[str, float]]
@@ -164,11 +164,11 @@ class Method(ABC):
 
     def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
         """Return what the server sends to one client of the cohort: the fields that are marked as going down."""
-        return _select(layers, [f.name for f in self.fields if f.down])
+        return select(layers, [f.name for f in self.fields if f.down])
 
     def upload(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
         """Return what one client sends back after training: the fields that are marked as going up."""
-        return _select(layers, [f.name for f in self.fields if f.up])
+        return select(layers, [f.name for f in self.fields if f.up])
 
     @abstractmethod
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
@@ -195,7 +195,7 @@ class Method(ABC):
         """Return what stays with a client until it takes part again."""
         head = trained["head"] if self.head == "local" else {}
         fields = [f.name for f in self.fields if f.kept]
-        return {"adapter": _select(trained["adapter"], fields) if fields else {}, "head": head}
+        return {"adapter": select(trained["adapter"], fields) if fields else {}, "head": head}
 
     def next_head(self, head: Layers, uploads: Uploads) -> Layers:
         """Return the server's next head: the weighted mean of the clients' where it is averaged."""
@@ -208,5 +208,6 @@ class Method(ABC):
         return {**state, "adapter": own}
 
 
-def _select(layers: Layers, fields: list[str]) -> Layers:
+def select(layers: Layers, fields: Collection[str]) -> Layers:
+    """Return some fields of every layer."""
     return {name: {field: layer[field] for field in fields} for name, layer in layers.items()}

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fedgram.adapters import Adapter, LoraAdapter, lora_start
 from fedgram.adapters.base import frozen_weight
 from fedgram.errors import require_choice
-from fedgram.linalg import mean_product, truncated_svd
-from fedgram.methods.base import Field, RoundInfo
+from fedgram.linalg import mean_product, singular_triplets, truncated_svd
+from fedgram.methods.base import Field, RoundInfo, select
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layer, Layers
 from fedgram.uploads import Uploads, average
@@ -32,7 +32,9 @@ class FeDeRA(LoRAMethod):
       mean product, Σ wₙ BₙAₙ ≈ U_r Σ_r V_rᵀ, with B = U_r Σ_r^½ and A = Σ_r^½ V_rᵀ.
 
     Args:
-        when: "init" or "round".
+        when: "init" starts from the leading singular triplets of the pretrained weight, W⁰ - s B₀A₀ + s B A, and the
+            server averages A and B, as the method's own paper has it; "round" starts as LoRA does, and the server cuts
+            the mean product to rank r by an SVD in every round, as FLoRG's paper tells it.
         common: the settings of `Method`: rank, alpha, target_modules, head.
     """
 
@@ -43,26 +45,26 @@ class FeDeRA(LoRAMethod):
         if when == "init":
             self.fields = (*LoRAMethod.fields, *(Field(f, up=False, trained=False, shared=True) for f in ("A0", "B0")))
 
+    @property
+    def name(self) -> str:
+        return super().name + ("" if self.when == "init" else "-round")
+
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         if self.when == "round":
             return LoraAdapter(linear, self.rank, self.scale, lora_start(linear, self.rank, generator))
-        weight = frozen_weight(linear).double()
-        eye = torch.eye(weight.shape[1], dtype=weight.dtype)
-        left, singular, right = truncated_svd(weight, eye, self.rank)
+        left, singular, right = singular_triplets(frozen_weight(linear), self.rank)
         B, A = (factor.float() for factor in split_evenly(left, singular / self.scale, right))
         return LoraAdapter(linear, self.rank, self.scale, {"A": A, "B": B, "A0": A, "B0": B}, preserve_start=True)
 
     def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
         """Return A and B, and the start of both for a client that comes later than in the first round."""
         late = self.when == "init" and info.number > 1 and info.is_new(client)
-        fields = ("A", "B", "A0", "B0") if late else ("A", "B")
-        return {name: {field: layer[field] for field in fields} for name, layer in layers.items()}
+        return select(layers, ("A", "B", "A0", "B0") if late else ("A", "B"))
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
         if self.when == "round":
             return {name: self._best(name, layer, uploads) for name, layer in layers.items()}
-        means = average({name: {f: layer[f] for f in ("A", "B")} for name, layer in layers.items()}, uploads)
-        return {name: {**layer, **means[name]} for name, layer in layers.items()}
+        return average(layers, uploads, {"A", "B"})
 
     def _best(self, name: str, layer: Layer, uploads: Uploads) -> Layer:
         """Return the balanced factors of the best rank-r approximation of the mean product of one layer.

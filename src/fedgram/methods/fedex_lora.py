@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, LoraAdapter, lora_start
 from fedgram.errors import require_choice
-from fedgram.linalg import deviation_basis
-from fedgram.methods.base import Field, RoundInfo
+from fedgram.linalg import Product, deviation_basis
+from fedgram.methods.base import Field, RoundInfo, select
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layer, Layers
 from fedgram.uploads import Uploads, average
@@ -32,8 +32,8 @@ class FedExLoRA(LoRAMethod):
 
     Args:
         residual: how the residual travels. "dense": d_out · d_in numbers. "factored": as (N-1) r vectors of each side,
-            its true rank, by Σⱼ UⱼᵀVⱼ with U = (C ∘ √w) B, V = (C ∘ √w) A, C √w = 0; a client that missed a round
-            is sent the dense sum.
+            its true rank, by Σⱼ UⱼᵀVⱼ with U = (C ∘ √w) B, V = (C ∘ √w) A, C √w = 0; the dense sum goes to a client
+            that missed a round, and where it is fewer numbers, as for many clients.
         common: the settings of `Method`: rank, alpha, target_modules, head.
     """
 
@@ -42,6 +42,10 @@ class FedExLoRA(LoRAMethod):
         require_choice("method.residual", residual, Residual)
         self.residual = residual
         self.fields = (*LoRAMethod.fields, *(Field(f, up=False, trained=False, shared=True) for f in self._sent))
+
+    @property
+    def name(self) -> str:
+        return super().name + ("" if self.residual == "dense" else "-factored")
 
     @property
     def _sent(self) -> tuple[str, ...]:
@@ -54,14 +58,19 @@ class FedExLoRA(LoRAMethod):
         return LoraAdapter(linear, self.rank, self.scale, start | {field: nothing[field] for field in self._sent})
 
     def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        factors = {"A", "B"}
-        if info.number > 1:  # before, there is no residual
-            up_to_date = self.residual == "factored" and info.is_up_to_date(client)
-            factors |= {"U", "V"} if up_to_date else {"residual"}
-        return {name: {f: t for f, t in layer.items() if f in factors} for name, layer in layers.items()}
+        if info.number == 1:  # there is no residual yet
+            return select(layers, ("A", "B"))
+        factored = self.residual == "factored" and info.is_up_to_date(client)
+        return {name: self._with_residual(layer, factored) for name, layer in layers.items()}
+
+    @staticmethod
+    def _with_residual(layer: Layer, factored: bool) -> Layer:
+        """Return what brings a client to the server's weights: the newest residual's factors, or the sum of all."""
+        fewer = factored and layer["U"].numel() + layer["V"].numel() < layer["residual"].numel()
+        return {field: layer[field] for field in ("A", "B", *(("U", "V") if fewer else ("residual",)))}
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        means = average({name: {f: layer[f] for f in ("A", "B")} for name, layer in layers.items()}, uploads)
+        means = average(layers, uploads, {"A", "B"})
         return {name: {**means[name], **self._residual(name, layer, uploads)} for name, layer in layers.items()}
 
     def _residual(self, name: str, layer: Layer, uploads: Uploads) -> Layer:
@@ -72,10 +81,9 @@ class FedExLoRA(LoRAMethod):
         found = {"residual": total, "U": U, "V": V}
         return {field: found[field].to(layer[field]) for field in self._sent}
 
-    def product(self, before: Layer, after: Layer) -> tuple[Tensor, Tensor]:
+    def missed(self, before: Layer, after: Layer, ideal: Product) -> Tensor:
         added = (after["residual"].double() - before["residual"].double()) / self.scale
-        eye = torch.eye(added.shape[1], dtype=added.dtype, device=added.device)
-        return torch.cat([after["B"].double(), added], dim=1), torch.cat([after["A"].double(), eye])
+        return torch.linalg.matrix_norm(after["B"].double() @ after["A"].double() + added - ideal[0] @ ideal[1])
 
 
 def _deviations(factors: Float[Tensor, "N r d"], weights: Float[Tensor, " N"]) -> Float[Tensor, "m d"]:

@@ -6,7 +6,7 @@ from fedgram.linalg import relative_change
 from fedgram.methods.base import Diagnostics, Field, HeadPolicy, RoundInfo
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layers
-from fedgram.uploads import Uploads
+from fedgram.uploads import Uploads, average
 
 __all__ = ["FedSALoRA"]
 
@@ -18,7 +18,8 @@ class FedSALoRA(LoRAMethod):
     touched by that client's training only; `trainer.personal_evaluation` says on what these models are judged.
 
     Args:
-        head: the paper keeps it with the client.
+        head: "local", trained by each client for itself and never sent, as in the paper; "averaged" (trained, and
+            averaged by the server); or "frozen".
         common: the settings of `Method`: rank, alpha, target_modules.
     """
 
@@ -28,10 +29,7 @@ class FedSALoRA(LoRAMethod):
         super().__init__(head=head, **common)
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        return {
-            name: {**layer, "A": uploads.mean(name, lambda sent: sent["A"], layer["A"]).to(layer["A"])}
-            for name, layer in layers.items()
-        }
+        return average(layers, uploads, {"A"})
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
         """Return ‖Aᵗ⁺¹ - Aᵗ‖/‖Aᵗ‖ per layer; there is no global ΔW to be off from."""

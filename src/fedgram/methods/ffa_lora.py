@@ -5,21 +5,20 @@ from typing import Any
 from fedgram.methods.base import Field, HeadPolicy, RoundInfo
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layers
-from fedgram.uploads import Uploads
+from fedgram.uploads import Uploads, average
 
 __all__ = ["FFALoRA"]
 
 
 class FFALoRA(LoRAMethod):
-    """LoRA with A frozen at one random start, common to all clients (arXiv 2403.12313).
+    """LoRA with A frozen at one random start; B wants some ten times LoRA's learning rate (arXiv 2403.12313).
 
     Clients train and send B alone, and B̄ = Σ wₙ Bₙ is exact, since B̄ A = Σ wₙ BₙA. A comes from the seed of the run
-    and is never sent. B wants some ten times the learning rate of LoRA: the paper searched {.1, .2, .5, 1} for it with
-    SGD, and {.01, .02, .05, .1} for LoRA.
+    and is never sent. With SGD the paper searched learning rates of {.1, .2, .5, 1}, and {.01, .02, .05, .1} for LoRA.
 
     Args:
-        head: the paper freezes the head at its random start; other implementations train and average it, which alone
-            moves accuracies by much.
+        head: "frozen" at its random start, as in the paper; "averaged" (trained, and averaged by the server), as other
+            implementations have it, which alone moves accuracies by much; or "local" to each client.
         common: the settings of `Method`: rank, alpha, target_modules.
     """
 
@@ -29,7 +28,4 @@ class FFALoRA(LoRAMethod):
         super().__init__(head=head, **common)
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        return {
-            name: {"A": layer["A"], "B": uploads.mean(name, lambda sent: sent["B"], layer["B"]).to(layer["B"])}
-            for name, layer in layers.items()
-        }
+        return average(layers, uploads, {"B"})

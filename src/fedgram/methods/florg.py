@@ -70,6 +70,13 @@ class FLoRG(Method):
         self.init_std = init_std
         self.preserve_start = preserve_start
 
+    @property
+    def name(self) -> str:
+        usual = {"projection": "procrustes", "basis": "orthogonal"}
+        return "-".join(
+            [super().name, *(getattr(self, key) for key, value in usual.items() if getattr(self, key) != value)]
+        )
+
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         weight = frozen_weight(linear)
         A = torch.empty(self.rank, min(weight.shape)).normal_(0, self.init_std, generator=generator)

@@ -1,10 +1,10 @@
 """What the methods with LoRA's adapter have in common."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, LoraAdapter, lora_start
-from fedgram.linalg import ratio, relative_change, relative_product_error
+from fedgram.linalg import Product, mean_product, product_distance, product_norm, ratio, relative_change
 from fedgram.methods.base import Diagnostics, Field, Method
 from fedgram.state import Layer, Layers
 from fedgram.uploads import Uploads
@@ -20,27 +20,25 @@ class LoRAMethod(Method):
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         return LoraAdapter(linear, self.rank, self.scale, lora_start(linear, self.rank, generator))
 
-    def product(self, before: Layer, after: Layer) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return U and V, of which U V is what stands for Σ wₙ BₙAₙ after an aggregation, without the scale."""
-        return after["B"], after["A"]
+    def missed(self, before: Layer, after: Layer, ideal: Product) -> Tensor:
+        """Return how far what an aggregation put in the place of Σ wₙ BₙAₙ is from it, without the scale."""
+        return product_distance((after["B"], after["A"]), ideal)
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
-        """Return ‖U V - Σ wₙBₙAₙ‖ relative to Σ wₙBₙAₙ and to the mean update, Σ wₙBₙAₙ - BA, and the drift of A."""
+        """Return what is missed of Σ wₙBₙAₙ, relative to it and to the mean update, Σ wₙBₙAₙ - BA; and A's drift."""
         figures: Diagnostics = {}
         for name, layer in before.items():
             Bs, As = (self._all(uploads, name, field, layer) for field in ("B", "A"))
-            missed, moved = (
-                relative_product_error(*factors, Bs, As, uploads.weights)
-                for factors in (self.product(layer, after[name]), (layer["B"], layer["A"]))
-            )
+            ideal = mean_product(Bs, As, uploads.weights)
+            missed = self.missed(layer, after[name], ideal)
             figures[name] = {
-                "aggregation_error": float(missed),
-                "update_error": float(ratio(missed, moved)),
+                "aggregation_error": float(ratio(missed, product_norm(*ideal))),
+                "update_error": float(ratio(missed, product_distance(ideal, (layer["B"], layer["A"])))),
                 "drift": float(relative_change(layer["A"], after[name]["A"])),
             }
         return figures
 
-    def _all(self, uploads: Uploads, name: str, field: str, layer: Layer) -> torch.Tensor:
+    def _all(self, uploads: Uploads, name: str, field: str, layer: Layer) -> Tensor:
         """Return a field of all clients: what they sent, or what they hold in common."""
         if any(f.name == field and f.up for f in self.fields):
             return uploads.stack(name, field, layer[field])

@@ -114,6 +114,13 @@ class FederatedTask(pl.LightningModule, ABC):
         """Change the type of the network's weights."""
         cast(self.loaded(), dtype)
 
+    def say(self, batch: Batch) -> Any:
+        """Run the network on a batch of inputs; token types, of a borrowed tokenizer say, only where it knows them."""
+        network: Any = self.loaded()
+        if getattr(network.config, "type_vocab_size", 0) < 2:
+            batch = {name: tensor for name, tensor in batch.items() if name != "token_type_ids"}
+        return network(**batch)
+
     @abstractmethod
     def configure_for(self, tokenizer: "PreTrainedTokenizerBase", data: Any, seed: int) -> None:
         """Build the network with a head that fits the data."""

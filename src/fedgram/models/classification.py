@@ -56,7 +56,7 @@ class TextClassification(FederatedTask):
         self.build(tokenizer, seed, num_labels=data.num_labels, problem_type=problem)
 
     def outputs(self, batch: Batch) -> Outputs:
-        return {"logits": self.loaded()(**batch).logits}
+        return {"logits": self.say(batch).logits}
 
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Float[Tensor, " rows"]:
         logits = outputs["logits"]
