@@ -607,3 +607,28 @@ def test_fedex_is_the_mean_of_what_its_clients_trained(fit, tiny_backbone, round
         loss = float(torch.nn.functional.cross_entropy(task(**batch).logits, labels))
     assert loss == pytest.approx(summary["final"]["loss"], abs=1e-5)
     assert all(float(row["aggregation_error"]) < 1e-5 for row in rows(trainer.folder.path)[1:])
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_a_residual_beside_weights_in_half_precision_stays_in_single(fit, precision):
+    summary, trainer = fit(method=FedExLoRA(rank=2), rounds=2, precision=precision)
+    residuals = [layer["residual"] for layer in trainer.federation.state["adapter"].values()]
+    assert all(residual.dtype == torch.float32 and residual.any() for residual in residuals)
+    assert summary["final"]["loss"] < 1
+
+
+def test_a_residual_is_shared_where_heads_are_not(fit):
+    summary, trainer = fit(method=FedExLoRA(rank=2, head="local"), rounds=2)
+    assert {row["part"] for row in rows(trainer.folder.path, "communication.csv")} == {"adapter"}
+    clients = load(trainer.folder.checkpoint("last")).clients
+    assert all(key.startswith("head|") for tensors in clients.values() for key in tensors)
+    assert summary["personal_evaluation"] == "own"
+    assert fit(rounds=1, name="global")[0]["personal_evaluation"] is None
+
+
+def test_seconds_of_training_leave_evaluation_out(fit):
+    summary, trainer = fit(rounds=2)
+    table = rows(trainer.folder.path)
+    parts = sum(float(row[key]) for row in table[1:] for key in ("seconds_local", "seconds_server"))
+    assert summary["seconds_training"] == pytest.approx(parts)
+    assert summary["seconds_training"] < summary["seconds"]

@@ -19,17 +19,22 @@ OPTIONS = ["trainer.rounds", "trainer.clients", "method"]
         ),
         (
             "Parser key \"method\":\n  <class 'fedgram.methods.base.Method'>\n  Option 'when' is not accepted",
-            "this method has no option 'when', FeDeRA has: give --method before its options",
+            "this method has no option 'when', FeDeRA has: choose that, and give --method before its options",
         ),
         (
             "Parser key \"data\":\n  Subtypes: [<class 'fedgram.data.base.FederatedData'>, <class 'NoneType'>]\n"
             "Parser key \"partition\":\n  Subtypes: [<class 'fedgram.data.partition.Partition'>, <class 'NoneType'>]\n"
             "Option 'rho' is not accepted\n - Expected a <class 'NoneType'>",
-            "this data.partition has no option 'rho', Dirichlet has: give --data.partition before its options",
+            "this data.partition has no option 'rho', Dirichlet has: choose that, and give --data.partition before",
         ),
         (
             "Parser key \"trainer.rounds\":\n  Expected a <class 'int'>. Got value: x",
             "trainer.rounds: expected int, got 'x'",
+        ),
+        (
+            "Parser key \"data\":\n  Problem with given class_path 'fedgram.GLUE':\n"
+            "  the following arguments are required: task\n  - Expected a <class 'NoneType'>",
+            "data.task must be given; fedgram fit --data.help CLASS says what it is",
         ),
         ("anything\n   else", "anything else"),
     ],

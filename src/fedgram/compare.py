@@ -57,7 +57,10 @@ def comparison(runs: Sequence[tuple[Path, Summary]]) -> "Table":
     for column in (f"{metric}\nbefore", "\nafter", "parameters\nup", "\ndown", "MB\nup", "\ndown", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     for folder, summary in runs:
-        table.add_row(f"{summary['method']} [dim]{folder.name}[/dim]", *_cells(summary, metric))
+        mark = "*" if summary.get("personal_evaluation") == "own" else ""
+        table.add_row(f"{summary['method']}{mark} [dim]{folder.name}[/dim]", *_cells(summary, metric))
+    if any(summary.get("personal_evaluation") == "own" for _, summary in runs):
+        table.caption = "* models of clients, each on its own share of the split: not to be compared with one model's"
     return table
 
 

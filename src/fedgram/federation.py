@@ -105,6 +105,7 @@ class Federation:
         finished: the last round that is done; 0 is the evaluation before training, -1 that nothing is.
         totals: all traffic so far.
         seconds: time spent in rounds so far, over all starts of the run.
+        seconds_training: of these, those of local training and of the server, without evaluation and figures.
         initial: the evaluation before training.
         metrics: the last evaluation.
         best: the evaluation with the best monitored metric, with its round.
@@ -127,6 +128,7 @@ class Federation:
     finished: int = -1
     totals: Ledger = field(default_factory=Ledger)
     seconds: float = 0.0
+    seconds_training: float = 0.0
     initial: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
@@ -268,6 +270,7 @@ class Federation:
         """Write the round into the run's tables and tell the loggers."""
         seconds = time.perf_counter() - current.started
         self.seconds += seconds
+        self.seconds_training += current.row.get("seconds_local", 0.0) + current.row.get("seconds_server", 0.0)
         self.finished = current.number
         self.last_rounds |= dict.fromkeys(current.cohort, current.number)
         current.row = {"round": current.number, **current.row, "seconds": seconds}
@@ -312,6 +315,7 @@ class Federation:
         return {
             "totals": self.totals.rows(),
             "seconds": self.seconds,
+            "seconds_training": self.seconds_training,
             "initial": self.initial,
             "metrics": self.metrics,
             "best": self.best,
@@ -326,6 +330,7 @@ class Federation:
             self.last_rounds |= dict.fromkeys(self._cohort(number), number)
         self.totals = Ledger.of(checkpoint.progress["totals"])
         self.seconds = checkpoint.progress["seconds"]
+        self.seconds_training = checkpoint.progress["seconds_training"]
         self.initial = checkpoint.progress["initial"]
         self.metrics = checkpoint.progress["metrics"]
         self.best = checkpoint.progress["best"]

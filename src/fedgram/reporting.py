@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedgram.checkpoint import atomic_write
-from fedgram.data import FederatedData, Shards, partition
+from fedgram.data import FederatedData, Shards, partition_picture
 from fedgram.memory import peak_megabytes
 from fedgram.state import tensor_hash
 
@@ -42,9 +42,9 @@ def _is_plain(value: object) -> bool:
 
 def write_partition(folder: Path, data: FederatedData, shards: Shards) -> "Figure":
     """Write partition.csv and partition.png: how many samples of each group, such as a label, each client holds."""
-    table = partition.counts(shards, data.groups("train"), len(data.group_names))
-    partition.write_table(folder / "partition.csv", table, data.group_names)
-    figure = partition.draw(table, data.group_names)
+    table = partition_picture.counts(shards, data.groups("train"), len(data.group_names))
+    partition_picture.write_table(folder / "partition.csv", table, data.group_names)
+    figure = partition_picture.draw(table, data.group_names)
     figure.savefig(folder / "partition.png", dpi=120)
     return figure
 
@@ -74,7 +74,9 @@ def summarise(federation: "Federation") -> dict[str, Any]:
         "parameters_down": down.parameters,
         "bytes_up": up.bytes,
         "bytes_down": down.bytes,
+        "personal_evaluation": federation.plan.personal_evaluation if federation.method.personal else None,
         "seconds": federation.seconds,
+        "seconds_training": federation.seconds_training,
         "peak_megabytes": peak_megabytes(federation.network.device),
         "device": _device_name(federation.network.device),
         "ranks": federation.ranks.size,

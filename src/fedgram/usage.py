@@ -46,8 +46,14 @@ def explain(message: str, options: Iterable[str], program: str) -> str:
         bases = [name for name in re.findall(r"<class '([\w.]+)'>", message[: match.start()]) if name != "NoneType"]
         known, setting = _parameters(bases[-1] if bases else ""), ".".join(keys)
         if owners := ", ".join(sorted(name for name, own in known.items() if match[1] in own)):
-            return f"this {setting} has no option {match[1]!r}, {owners} has: give --{setting} before its options"
+            return (
+                f"this {setting} has no option {match[1]!r}, {owners} has: choose that, and give --{setting} before "
+                "its options"
+            )
         return f"{setting} has no option {match[1]!r}{_nearest(match[1], chain(*known.values()))} See {program} --help"
+    if match := re.search(r"the following arguments are required: ([\w, ]+\w)", message):
+        names = ", ".join(f"{'.'.join(keys)}.{name}" for name in match[1].split(", "))
+        return f"{names} must be given; {program} --{keys[0]}.help CLASS says what it is"
     if match := re.search(r"Expected a dot import path string: (\S+)", message):
         return f"{keys[0]}: there is no class {match[1]!r}; {program} --help lists the known ones, or give module.Class"
     if "is abstract" in message:

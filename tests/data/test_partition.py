@@ -1,5 +1,3 @@
-import csv
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,14 +9,12 @@ from fedgram.data.partition import (
     Shards,
     _proportions,
     _surplus,
-    counts,
     deal_like,
-    draw,
     quantile_edges,
     quantile_groups,
     quantile_names,
-    write_table,
 )
+from fedgram.data.partition_picture import counts
 from fedgram.errors import ConfigurationError, DataError
 
 labels_strategy = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
@@ -302,64 +298,3 @@ def test_values_outside_the_training_range_belong_to_the_outer_bins_and_nan_to_n
 def test_bins_are_named_by_their_bounds(scores, bins, names):
     scores = np.array(scores)
     assert quantile_names(scores, quantile_edges(scores, bins)) == names
-
-
-@given(labels_strategy, st.data())
-def test_counts_equal_plain_loops(labels, data):
-    clients = data.draw(st.integers(1, len(labels)))
-    shards = Dirichlet(0.3)(labels, clients, 0)
-    expected = [[int((labels[shard] == label).sum()) for label in range(5)] for shard in shards]
-    assert counts(shards, labels, 5).tolist() == expected
-
-
-@pytest.mark.parametrize("label", [-1, 3])
-def test_counts_refuse_what_is_no_class(label):
-    labels = np.array([0, 1, label])
-    with pytest.raises(DataError, match=r"must lie in 0\.\.2"):
-        counts(IID()(labels, 2, 0), labels, 3)
-
-
-def test_counts_refuse_scores():
-    with pytest.raises(DataError, match=r"regression"):
-        counts(Shards.of(np.zeros(2, int), 1), np.array([0.5, 1.0]), 1)
-
-
-def test_table(tmp_path):
-    write_table(tmp_path / "t.csv", np.array([[3, 1], [0, 2]]), ["bad, really", "good"])
-    with (tmp_path / "t.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == [
-            ["client", "samples", "bad, really", "good"],
-            ["0", "4", "3", "1"],
-            ["1", "2", "0", "2"],
-        ]
-
-
-def test_few_clients_are_drawn_as_stacked_bars(tmp_path):
-    table = np.array([[3, 1], [0, 2], [5, 5]])
-    figure = draw(table, ["bad", "good"])
-    bars = figure.axes[0].patches
-    assert [bar.get_width() for bar in bars] == table.T.ravel().tolist()
-    assert [bar.get_x() for bar in bars] == [0, 0, 0, 3, 0, 5]
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["bad", "good"]
-    figure.savefig(tmp_path / "f.png")
-
-
-@pytest.mark.parametrize(("clients", "lines"), [(51, 51), (3000, 400)])
-def test_many_clients_are_drawn_as_sorted_shares(tmp_path, clients, lines):
-    table = np.random.default_rng(0).integers(0, 30, (clients, 12))
-    figure = draw(table, [f"label {label}" for label in range(12)])
-    picture = figure.axes[0].images[0].get_array()
-    assert picture.shape == (lines, 12)
-    assert np.allclose(picture.sum(1), 1)
-    assert (np.diff(picture[:, 0] == picture.max(1)).astype(int).sum()) == 1
-    assert sum(bar.get_height() for bar in figure.axes[1].patches) == clients
-    figure.savefig(tmp_path / "f.png")
-
-
-def test_labels_beyond_the_palette_are_drawn_as_shares(tmp_path):
-    bars = draw(np.ones((3, 8), int), [str(label) for label in range(8)])
-    assert len({bar.get_facecolor() for bar in bars.axes[0].patches}) == 8
-    shares = draw(np.ones((3, 40), int), [str(label) for label in range(40)])
-    assert shares.axes[0].images[0].get_array().shape == (3, 40)
-    for number, figure in enumerate((bars, shares)):
-        figure.savefig(tmp_path / f"{number}.png")

@@ -42,7 +42,9 @@ trainer:
         ["--method.solver=polar"],
         ["--method.solver=eigh"],
         ["--method=FedIT"],
+        ["--method=FeDeRA"],
         ["--method=FeDeRA", "--method.when=round"],
+        ["--method=FFALoRA"],
         ["--method=FedExLoRA", "--method.residual=factored"],
     ],
 )

@@ -130,6 +130,4 @@ def test_token_types_of_a_borrowed_tokenizer_are_left_out_where_the_backbone_has
     own = TextClassification(str(folders["bert"]))
     own.configure_for(tokenizer, labels, seed=0)
     other = batch | {"token_type_ids": 0 * batch["token_type_ids"]}
-    assert not torch.equal(
-        own.outputs(batch)["logits"], own.outputs(other)["logits"]
-    )
+    assert not torch.equal(own.outputs(batch)["logits"], own.outputs(other)["logits"])

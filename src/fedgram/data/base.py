@@ -92,10 +92,7 @@ class FederatedData(LightningDataModule, ABC):
         """
         if name not in self.tables:
             available = ", ".join(self.tables) or "none before setup"
-            raise DataError(
-                f"there is no {name} split (available: {available});"
-                " add its file to the data, or set validation_fraction to hold one out"
-            )
+            raise DataError(f"there is no {name} split (available: {available}); add its file to the data")
         return self.tables[name]
 
     def parts(self, name: str) -> dict[str, str]:
