@@ -69,3 +69,14 @@ def test_a_damaged_summary_and_an_unknown_picture_are_errors(runs, tmp_path):
     next(runs.rglob("summary.json")).write_text("{")
     with pytest.raises(DataError, match="is damaged"):
         find_runs([runs])
+
+
+def test_models_of_clients_are_marked(runs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    path = runs / "task-FedIT" / "version_1" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"personal_evaluation": "own"}))
+    main([str(runs)])
+    out = capsys.readouterr().out
+    assert out.count("FedIT*") == 1
+    assert "FLoRG*" not in out
+    assert "* models of clients, each on its own share of the split" in out

@@ -12,7 +12,7 @@ from fedgram.collectives import Ranks
 from fedgram.data import FederatedData, Shards
 from fedgram.state import State, flatten, merge, unflatten
 
-__all__ = ["ClientStore", "Models", "PersonalEvaluation", "to_keep"]
+__all__ = ["ClientStore", "Models", "PersonalEvaluation", "divergence", "to_keep"]
 
 PersonalEvaluation = Literal["own", "all"]
 
@@ -57,6 +57,15 @@ class ClientStore:
 def to_keep(state: State, memory: Memory | None) -> dict[str, torch.Tensor]:
     """Return what a client keeps, under flat names."""
     return flatten(state) | {f"{_MEMORY}{name}": tensor for name, tensor in (memory or {}).items()}
+
+
+def divergence(kept: Mapping[int, Mapping[str, torch.Tensor]]) -> str | None:
+    """Return what a client keeps that is not finite, if it does."""
+    for client, tensors in kept.items():
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                return f"client {client} diverged: its {name} holds nan or inf; a lower optimizer.lr helps"
+    return None
 
 
 @dataclass(frozen=True)

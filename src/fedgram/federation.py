@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from fedgram import tracking
 from fedgram.block import train_block
 from fedgram.checkpoint import Checkpoint, save
-from fedgram.clients import ClientStore, Models, PersonalEvaluation, to_keep
+from fedgram.clients import ClientStore, Models, PersonalEvaluation, divergence, to_keep
 from fedgram.cohort import (
     Block,
     ClientWeights,
@@ -210,7 +210,7 @@ class Federation:
             before = self.state["adapter"]
             after = self.method.aggregate(before, adapters, current.info)
             self.state = {"adapter": after, "head": self.method.next_head(self.state["head"], heads)}
-            self.ranks.stop_on(_divergence(current.kept))
+            self.ranks.stop_on(divergence(current.kept))
         except TrainingError as error:
             raise TrainingError(f"round {current.number}: {error}") from error
         self.ranks.check_agreement(state_hash(self.state), f"server state after round {current.number}")
@@ -334,15 +334,6 @@ class Federation:
         self.initial = checkpoint.progress["initial"]
         self.metrics = checkpoint.progress["metrics"]
         self.best = checkpoint.progress["best"]
-
-
-def _divergence(kept: Mapping[int, Mapping[str, Tensor]]) -> str | None:
-    """Return what a client keeps that is not finite, if it does."""
-    for client, tensors in kept.items():
-        for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                return f"client {client} diverged: its {name} holds nan or inf; a lower optimizer.lr helps"
-    return None
 
 
 def _is_loss(key: str) -> bool:
