@@ -285,7 +285,7 @@ def run(tiny, tiny_data, tmp_path, fedgram):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_config_runs(run, name):
-    assert run(name)["method"] == "FLoRG"
+    assert run(name)["settings"]["method"] == "FLoRG"
 
 
 RUNS = [
@@ -307,4 +307,4 @@ RUNS = [
 def test_a_cell_of_every_kind_runs(run, table, config, overrides):
     words = overrides.split()
     summary = run(f"paper/{config}.yaml", *words)
-    assert summary["method"] == (words[1] if words[0] == "--method" else "FLoRG")
+    assert summary["settings"]["method"] == (words[1] if words[0] == "--method" else "FLoRG")
