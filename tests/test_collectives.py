@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgram.collectives import Ranks
-from fedgram.errors import TrainingError
+from fedgram.errors import DataError, TrainingError, explain, located
 from fedgram.ledger import Ledger, Traffic
-from thread_ranks import on_ranks
+from thread_ranks import ThreadFabric, on_ranks
 
-SHA = "0123456789abcdef" * 4
+STATE = {"adapter|q|A": torch.zeros(2, 3), "adapter|q|B": torch.ones(2), "head|w|bias": torch.zeros(1)}
 numbers = st.builds(
     lambda sign, m, e: sign * m * 10.0**e, st.sampled_from([-1, 1]), st.floats(1, 10), st.integers(-30, 29)
 )
@@ -121,7 +121,7 @@ def test_one_process_talks_to_nobody():
     assert ranks.merge(ledger) is ledger
     assert ranks.broadcast("x") == "x"
     assert ranks.maximum(-3.5) == -3.5
-    ranks.check_agreement(SHA, "state")
+    ranks.check_agreement(STATE, "state")
     ranks.stop_on(None)
     with pytest.raises(TrainingError, match=r"^client 3 diverged$"):
         ranks.stop_on("client 3 diverged")
@@ -161,18 +161,29 @@ def test_traffic_of_all_ranks_is_merged_and_the_own_stays():
         assert own.entries == ({("up", "adapter"): Traffic(rank, 3 * rank, 12 * rank)} if rank else {})
 
 
-@pytest.mark.parametrize("different", [[], [1], [2], [1, 2]])
+@pytest.mark.parametrize("different", [[], [0], [1], [2], [1, 2]])
 def test_ranks_that_disagree_stop_all_and_are_named(different):
+    altered = STATE | {"adapter|q|B": torch.tensor([1.0, 1 + 2.0**-23]), "head|w|bias": torch.tensor([-0.0])}
+
     def work(ranks):
-        ranks.check_agreement(SHA.replace("f", "e") if ranks.rank in different else SHA, "state after round 4")
+        ranks.check_agreement(altered if ranks.rank in different else STATE, "state after round 4")
 
     results = on_ranks(3, work)
     if not different:
         assert results == [None, None, None]
         return
+    lowest = different[0] or 1  # where rank 0 is the one that is wrong, nobody can know it
+    said = f"state after round 4: rank {lowest} differs from rank 0 in 2 of 3 tensors, the first is adapter|q|B; "
     for result in results:
         assert isinstance(result, TrainingError)
-        assert str(result).startswith(f"state after round 4: ranks {different} differ from rank 0")
+        assert str(result).startswith(said)
+
+
+def test_a_tensor_that_another_rank_lacks_is_named():
+    def work(ranks):
+        ranks.check_agreement({} if ranks.rank else {"q": torch.ones(1)}, "start")
+
+    assert all("rank 1 differs from rank 0 in 1 of 1 tensors, the first is q" in str(r) for r in on_ranks(2, work))
 
 
 @pytest.mark.parametrize("troubled", [[0], [2], [1, 2], [0, 1, 2]])
@@ -193,8 +204,117 @@ def test_the_bytes_put_into_collectives_are_counted():
         counts.append(ranks.moved)
         ranks.sum(lambda: iter([torch.zeros(3, 5)]), 2, torch.zeros(3, 5))
         counts.append(ranks.moved)
-        ranks.check_agreement(SHA, "state")
+        ranks.check_agreement(STATE, "state")
         counts.append(ranks.moved)
         return [b - a for a, b in itertools.pairwise(counts)]
 
     assert on_ranks(2, work) == [[8, 8 + 15 * 8, 32]] * 2
+
+
+class OfAnotherKindError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_ranks_that_work_apart_without_trouble_go_on(size):
+    def work(ranks):
+        with ranks.apart("round 1"):
+            for _ in range(ranks.rank):
+                ranks.heed()
+        return ranks.maximum(float(ranks.rank))
+
+    assert on_ranks(size, work) == [size - 1] * size
+
+
+def caught_apart(ranks, work, where="round 2"):
+    """What a rank raises, in the end, whose work apart is a function."""
+    try:
+        with ranks.apart(where):
+            work()
+    except Exception as error:  # noqa: BLE001
+        return error
+
+
+def raiser(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize("kind", [DataError, TrainingError])
+@pytest.mark.parametrize("where", ["round 3", None])
+def test_an_error_of_one_rank_apart_is_raised_by_all(kind, where):
+    def work(ranks):
+        return caught_apart(ranks, raiser(kind("no such thing")) if ranks.rank == 1 else ranks.heed, where)
+
+    errors = on_ranks(3, work)
+    said = "no such thing" if where is None else "rank 1, round 3: no such thing"
+    assert [(type(error), str(error)) for error in errors] == [(kind, said)] * 3
+    assert [error.reported_elsewhere for error in errors] == [False, True, True]
+
+
+def test_an_error_that_is_not_fedgrams_goes_on_where_it_was_raised():
+    def bug():
+        with located("client 7"):
+            raise OfAnotherKindError("a bug")
+
+    errors = on_ranks(3, lambda ranks: caught_apart(ranks, bug if ranks.rank == 2 else ranks.heed, "round 3"))
+    assert [type(error) for error in errors] == [TrainingError, TrainingError, OfAnotherKindError]
+    told = "rank 2, round 3, client 7: OfAnotherKindError: a bug"
+    assert [explain(error) for error in errors] == [told, told, told.removeprefix("rank 2, ")]
+
+
+def test_of_several_errors_the_lowest_rank_is_heard():
+    def work(ranks):
+        return caught_apart(ranks, raiser(TrainingError(f"of {ranks.rank}")) if ranks.rank else ranks.heed)
+
+    assert list(map(str, on_ranks(3, work))) == ["rank 1, round 2: of 1"] * 3
+
+
+@pytest.mark.parametrize("asked", [[0], [2], [0, 1, 2]])
+def test_a_signal_to_one_rank_stops_all(asked):
+    def work(ranks):
+        ranks._asked_to_stop = lambda: "SIGUSR1" if ranks.rank in asked else None
+        steps = []
+
+        def walk():
+            for step in range(5):
+                ranks.heed()
+                steps.append(step)
+
+        error = caught_apart(ranks, walk)
+        return str(error), error.signal, error.exit_code, len(steps)
+
+    # Who was asked leaves at once; threads have no network to hear by.
+    stopped = [("SIGUSR1 came in round 2", "SIGUSR1", 75, 0 if rank in asked else 5) for rank in range(3)]
+    assert on_ranks(3, work) == stopped
+
+
+def test_an_error_counts_more_than_a_signal():
+    def work(ranks):
+        ranks._asked_to_stop = lambda: "SIGTERM"
+        return caught_apart(ranks, raiser(DataError("empty")) if ranks.rank == 1 else ranks.heed, None)
+
+    assert [(type(error), str(error)) for error in on_ranks(2, work)] == [(DataError, "empty")] * 2
+
+
+def test_one_process_raises_what_was_raised():
+    error = DataError("empty")
+    with pytest.raises(DataError) as caught, Ranks().apart("round 1"):
+        raise error
+    assert caught.value is error
+    assert explain(error) == "round 1: empty"
+
+
+def test_a_collective_that_breaks_says_that_another_rank_is_gone():
+    class Broken(ThreadFabric):
+        def all_reduce(self, tensor, reduce_op):
+            raise RuntimeError("Connection closed\nmore")
+
+    ranks = Ranks(Broken(1, [None] * 2, None))
+    with pytest.raises(TrainingError, match=r"rank 1 lost the others: another rank is gone \(Connection closed\);"):
+        ranks.maximum(1.0)
+    ranks.warn_others(DataError("empty"))
+    with pytest.raises(TrainingError, match="rank 1 lost the others: rank 1, empty; --ckpt_path last"):
+        ranks.maximum(1.0)

@@ -265,7 +265,7 @@ def test_the_block_size_that_auto_chose_is_kept_on_resume(fit, monkeypatch):
         ({"backbone": "no/such/folder"}, ConfigurationError, "model.backbone: 'no/such/folder'"),
         ({"ckpt_path": "last"}, CheckpointError, "no run in .*data-FLoRG"),
         ({"ckpt_path": "no/such/file"}, CheckpointError, "no checkpoint at no/such/file"),
-        ({"lr": 1e30, "local_steps": 3}, TrainingError, r"round \d: client \d diverged"),
+        ({"lr": 1e30, "local_steps": 3}, TrainingError, r"client \d diverged[^\n]*\nround \d"),
     ],
 )
 def test_bad_input_gives_one_error_and_writes_no_run(fit, tmp_path, keys, error, said):

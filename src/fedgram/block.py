@@ -5,7 +5,7 @@ every client that still trains, client after client; the loss is the sum over cl
 that the gradient of a row is that client's own, and an elementwise optimizer makes C separate trainings of it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedgram.data.tokens import TokenTable
+from fedgram.errors import located
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.state import Layout, State, merge, prefix, split, stack
@@ -48,6 +49,7 @@ def train_block(
     span: tuple[float, float] = (0.0, 1.0),
     frozen: Collection[str] = (),
     memories: Sequence[Memory | None] | None = None,
+    heed: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train the C clients of one block.
 
@@ -60,6 +62,7 @@ def train_block(
         span: where the learning rate's schedule stands when the round begins and ends.
         frozen: fields of the adapters that are held and not trained.
         memories: what each client's optimizer remembers of earlier rounds; None for one that is fresh.
+        heed: called before each local step; may raise to end the training (see `fedgram.collectives.Ranks.heed`).
     """
     trained, frozen_parts = zip(*(split(own, frozen) for own in start), strict=True)
     layout, held = Layout.of(trained[0]), stack(frozen_parts)
@@ -68,14 +71,16 @@ def train_block(
     steps = torch.tensor([len(own) for own in batches], dtype=torch.float64, device=network.device)
     losses = torch.zeros(len(batches), dtype=torch.float64, device=network.device)
     for step in range(len(batches[0])):
-        active = sum(len(own) > step for own in batches)
-        leaf = params[:active].detach().requires_grad_()
-        network.load(merge(layout.unpack(leaf), prefix(held, active)))
-        means = _mean_losses(network, table, [own[step] for own in batches[:active]])
-        (gradient,) = torch.autograd.grad(means.sum(), leaf)
-        rate = optimizer.learning_rate(span[0] + (span[1] - span[0]) * step / steps[:active])
-        optimizer.update(params[:active], gradient, {key: value[:active] for key, value in memory.items()}, rate)
-        losses[:active] += means.detach()
+        heed()
+        with located(f"local step {step + 1}"):
+            active = sum(len(own) > step for own in batches)
+            leaf = params[:active].detach().requires_grad_()
+            network.load(merge(layout.unpack(leaf), prefix(held, active)))
+            means = _mean_losses(network, table, [own[step] for own in batches[:active]])
+            (gradient,) = torch.autograd.grad(means.sum(), leaf)
+            rate = optimizer.learning_rate(span[0] + (span[1] - span[0]) * step / steps[:active])
+            optimizer.update(params[:active], gradient, {key: value[:active] for key, value in memory.items()}, rate)
+            losses[:active] += means.detach()
     states = [merge(own, new) for own, new in zip(start, layout.rows(params), strict=True)]
     return Trained(states, losses / steps, [{k: v[i] for k, v in memory.items()} for i in range(len(start))])
 

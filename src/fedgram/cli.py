@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 
-from fedgram.errors import FedgramError
+from fedgram.errors import FedgramError, explain
 
 __all__ = ["COMMANDS", "main"]
 
@@ -88,7 +88,9 @@ def main() -> None:
         cause = _cause(error)
         if cause is None or debug:
             raise
-        sys.stderr.write(f"fedgram: error: {cause}\n")
+        if cause.reported_elsewhere:
+            sys.exit(0)  # rank 0 says it, and carries the exit code
+        sys.stderr.write(f"fedgram: {cause.label}: {explain(cause)}\n")
         sys.exit(cause.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("fedgram: stopped; --ckpt_path last goes on after the last finished round\n")

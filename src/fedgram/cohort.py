@@ -17,6 +17,7 @@ __all__ = [
     "cohort_size",
     "cut_blocks",
     "deal_blocks",
+    "imbalance",
     "local_batches",
     "local_step_count",
     "mean_over_clients",
@@ -84,6 +85,16 @@ def deal_blocks(blocks: Sequence[Block], ranks: int) -> list[list[Block]]:
         hands[rank].append(block)
         loads[rank] += sum(block.steps)
     return hands
+
+
+def imbalance(hands: Sequence[Sequence[Block]]) -> float:
+    """Return the most local steps of a rank, over the mean of all ranks: 1 where they share the work equally.
+
+    >>> imbalance([[Block((0, 1), (4, 2))], [Block((2,), (2,))]])
+    1.5
+    """
+    loads = [sum(sum(block.steps) for block in hand) for hand in hands]
+    return max(loads) * len(loads) / sum(loads)
 
 
 def local_step_count(samples: int, batch_size: int, local_epochs: int | None, local_steps: int | None) -> int:

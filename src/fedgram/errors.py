@@ -4,13 +4,23 @@ Every message says what was expected, what came, and the remedy. The command lin
 ``exit_code``; anything that is not a `FedgramError` is a bug and keeps its traceback.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 
 class FedgramError(Exception):
-    """Base of the errors that a user can mend."""
+    """Base of the errors that a user can mend.
+
+    Attributes:
+        exit_code: of the command that ends with it.
+        label: what the command line calls it.
+        reported_elsewhere: whether every rank raises it, and this is not the one that is to report it.
+    """
 
     exit_code = 1
+    label = "error"
+    reported_elsewhere = False
 
 
 class ConfigurationError(FedgramError, ValueError):
@@ -27,6 +37,48 @@ class CheckpointError(FedgramError, RuntimeError):
 
 class TrainingError(FedgramError, RuntimeError):
     """Local training or aggregation that broke down, with the round, client or layer where it did."""
+
+
+class Preempted(FedgramError, RuntimeError):  # noqa: N818 (nothing is wrong)
+    """A signal asked the run to stop: it can go on, and only its unfinished round is lost.
+
+    Args:
+        message: what happened where.
+        signal: the signal's name.
+    """
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: try again."""
+    label = "stopped"
+
+    def __init__(self, message: str, signal: str) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+@contextmanager
+def located(place: str) -> Iterator[None]:
+    """Note on an error that passes where it happened; the innermost place comes first."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(place)
+        raise
+
+
+def explain(error: BaseException) -> str:
+    """Return an error's message behind the places that were noted on it, the outermost first.
+
+    >>> try:
+    ...     with located("round 3"), located("client 7"):
+    ...         raise TrainingError("out of luck")
+    ... except TrainingError as error:
+    ...     explain(error)
+    'round 3, client 7: out of luck'
+    """
+    places = ", ".join(reversed(getattr(error, "__notes__", [])))
+    kind = "" if isinstance(error, FedgramError) else f"{type(error).__name__}: "
+    return f"{places}: {kind}{error}" if places else f"{kind}{error}"
 
 
 def require_choice(setting: str, value: str, choices: Any) -> None:

@@ -34,12 +34,14 @@ def infer(
     batches = [(state, batch) for state, rows in answering for batch in _batches(table, rows, batch_size)]
     own = batches[ranks.rank :: ranks.size]
     results, loaded = [], None
-    for state, rows in own or batches[:1]:  # a rank without a batch learns the form of the outputs
-        if state is not loaded:
-            network.load_one(state)
-            loaded = state
-        with torch.inference_mode():
-            results.append(network.run(table, rows)[0])
+    with ranks.apart("evaluation"):
+        for state, rows in own or batches[:1]:  # a rank without a batch learns the form of the outputs
+            ranks.heed()
+            if state is not loaded:
+                network.load_one(state)
+                loaded = state
+            with torch.inference_mode():
+                results.append(network.run(table, rows)[0])
     ids = np.concatenate([rows for _, rows in own]).tolist() if own else []
 
     def collect(key: str) -> Tensor:

@@ -23,6 +23,7 @@ from fedgram.cohort import (
     cohort_size,
     cut_blocks,
     deal_blocks,
+    imbalance,
     local_batches,
     local_step_count,
     mean_over_clients,
@@ -30,7 +31,7 @@ from fedgram.cohort import (
 )
 from fedgram.collectives import Ranks
 from fedgram.data import FederatedData, Shards
-from fedgram.errors import TrainingError
+from fedgram.errors import located
 from fedgram.evaluation import evaluate
 from fedgram.ledger import Ledger
 from fedgram.methods import Diagnostics, Method, RoundInfo
@@ -38,7 +39,7 @@ from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.run_folder import RunFolder
 from fedgram.seeding import numpy_generator
-from fedgram.state import State, merge, state_hash, to
+from fedgram.state import State, flatten, merge, to
 from fedgram.uploads import Uploads
 
 __all__ = ["Federation", "Plan", "Round"]
@@ -78,6 +79,7 @@ class Round:
         ledger: what travelled to and from this rank's clients, and after `Federation.account` the whole cohort.
         row: the round's row of metrics.csv.
         diagnostics: figures about the aggregation.
+        moved: bytes that this rank had put into collectives before.
     """
 
     number: int
@@ -91,6 +93,7 @@ class Round:
     row: dict[str, float] = field(default_factory=dict)
     diagnostics: Diagnostics = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+    moved: int = 0
 
 
 @dataclass
@@ -139,7 +142,7 @@ class Federation:
         sizes = [len(self.shards[client]) for client in cohort]
         steps = [local_step_count(n, self.data.batch_size, plan.local_epochs, plan.local_steps) for n in sizes]
         last = {client: self.last_rounds.get(client, 0) for client in cohort}
-        return Round(number, cohort, steps, RoundInfo(number, plan.seed, last))
+        return Round(number, cohort, steps, RoundInfo(number, plan.seed, last), moved=self.ranks.moved)
 
     def _cohort(self, number: int) -> list[int]:
         plan = self.plan
@@ -150,9 +153,12 @@ class Federation:
         """Cut the cohort into blocks."""
         return cut_blocks(current.cohort, current.steps, self.plan.clients_per_block)
 
-    def deal(self, blocks: Sequence[Block]) -> list[Block]:
-        """Return this rank's blocks."""
-        return deal_blocks(blocks, self.ranks.size)[self.ranks.rank]
+    def deal(self, current: Round, blocks: Sequence[Block]) -> list[Block]:
+        """Return this rank's blocks, and note how unequal the ranks' work is."""
+        hands = deal_blocks(blocks, self.ranks.size)
+        if blocks:
+            current.row["step_imbalance"] = imbalance(hands)
+        return hands[self.ranks.rank]
 
     def download(self, current: Round, block: Block) -> list[State]:
         """Send the clients of a block their payloads, and return what they start from: those over what they hold.
@@ -169,6 +175,10 @@ class Federation:
 
     def train(self, current: Round, block: Block, start: list[State]) -> list[State]:
         """Train the clients of a block locally; what they keep is laid aside until the round counts."""
+        with located(f"client{'s' * (len(block.clients) > 1)} {', '.join(map(str, block.clients))}"):
+            return self._train(current, block, start)
+
+    def _train(self, current: Round, block: Block, start: list[State]) -> list[State]:
         batches = [
             self._batches(current, client, steps) for client, steps in zip(block.clients, block.steps, strict=True)
         ]
@@ -178,7 +188,8 @@ class Federation:
         table, frozen = self.data.split("train"), self.method.frozen_fields
         memories = [self.store.memory(client) for client in block.clients]
         self.network.share(self.state)
-        trained = train_block(self.network, self.optimizer, start, table, batches, span, frozen, memories)
+        heed = self.ranks.heed
+        trained = train_block(self.network, self.optimizer, start, table, batches, span, frozen, memories, heed)
         current.losses |= dict(zip(block.clients, trained.losses.tolist(), strict=True))
         for client, state, memory in zip(block.clients, trained.states, trained.memories, strict=True):
             current.kept[client] = to_keep(self.method.kept(state), memory if self.optimizer.keep_state else None)
@@ -202,7 +213,7 @@ class Federation:
         local_end = time.perf_counter()
         sizes = [len(self.shards[client]) for client in current.cohort]
         weights = client_weights(self.plan.client_weights, current.cohort, sizes)
-        try:
+        with located(f"round {current.number}"):
             adapters, heads = (
                 Uploads({c: payload[part] for c, payload in current.uploads.items()}, weights, self.ranks)
                 for part in ("adapter", "head")
@@ -211,9 +222,7 @@ class Federation:
             after = self.method.aggregate(before, adapters, current.info)
             self.state = {"adapter": after, "head": self.method.next_head(self.state["head"], heads)}
             self.ranks.stop_on(divergence(current.kept))
-        except TrainingError as error:
-            raise TrainingError(f"round {current.number}: {error}") from error
-        self.ranks.check_agreement(state_hash(self.state), f"server state after round {current.number}")
+        self.ranks.check_agreement(flatten(self.state), f"server state after round {current.number}")
         self.store.update(current.kept, current.cohort, self.ranks)
         server_end = time.perf_counter()
         current.diagnostics = self.method.diagnose(before, after, adapters)
@@ -273,7 +282,8 @@ class Federation:
         self.seconds_training += current.row.get("seconds_local", 0.0) + current.row.get("seconds_server", 0.0)
         self.finished = current.number
         self.last_rounds |= dict.fromkeys(current.cohort, current.number)
-        current.row = {"round": current.number, **current.row, "seconds": seconds}
+        moved = (self.ranks.moved - current.moved) / tracking.MEGABYTE
+        current.row = {"round": current.number, **current.row, "collective_megabytes": moved, "seconds": seconds}
         if self.ranks.rank:
             return
         self.folder.metrics.extend([current.row])

@@ -11,9 +11,10 @@ from typing import Any
 from fedgram.checkpoint import atomic_write
 from fedgram.errors import CheckpointError, ConfigurationError
 
-__all__ = ["RunFolder", "find_checkpoints"]
+__all__ = ["RunFolder", "find_checkpoints", "find_run_of"]
 
 _ALIASES = ("last", "best")
+_START = "slurm.json"
 
 
 class Table:
@@ -110,9 +111,18 @@ class RunFolder:
         for table in (self.metrics, self.communication, self.diagnostics):
             table.keep_until(round_number)
 
+    def remember_start(self, start: Mapping[str, Any]) -> None:
+        """Note by which job and command the run was started, for `find_run_of`."""
+        self.write_json(_START, start)
+
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file."""
         atomic_write(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """Return what a JSON file says; None if there is none."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else None
 
     def write_text(self, name: str, content: str) -> None:
         """Write a text file."""
@@ -139,6 +149,15 @@ def find_checkpoints(ckpt_path: str, root: Path, name: str) -> list[Path]:
         f"--ckpt_path {ckpt_path}: no run in {root / name} has such a checkpoint; leave ckpt_path out to start anew, "
         "or set trainer.name and trainer.default_root_dir to the run's"
     )
+
+
+def find_run_of(start: Mapping[str, Any], root: Path, name: str) -> "RunFolder | None":
+    """Return the newest run of a name that was started by this job and command; None if there is none."""
+    for number in sorted(_versions(root / name), reverse=True):
+        folder = RunFolder(root / name / f"version_{number}")
+        if folder.read_json(_START) == start:
+            return folder
+    return None
 
 
 def _versions(parent: Path) -> list[int]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +17,18 @@ from fedgram.clients import ClientStore, Models
 from fedgram.cohort import cohort_size
 from fedgram.collectives import Ranks
 from fedgram.data import FederatedData
-from fedgram.errors import CheckpointError, ConfigurationError, FedgramError
+from fedgram.errors import CheckpointError, ConfigurationError
 from fedgram.federation import Federation, Plan
+from fedgram.launch import launch
 from fedgram.memory import choose_clients_per_block
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.reporting import describe, write_partition
-from fedgram.run_folder import RunFolder, find_checkpoints
-from fedgram.state import State, flatten, tensor_hash
+from fedgram.run_folder import RunFolder, find_checkpoints, find_run_of
+from fedgram.slurm import Job, current_job
+from fedgram.state import State, flatten
 
 if TYPE_CHECKING:
     from fedgram.trainer import FederatedTrainer
@@ -72,20 +74,23 @@ def assemble(
     trainer: "FederatedTrainer", model: FederatedTask, data: FederatedData, method: Method
 ) -> tuple[ClientNetwork, Ranks]:
     """Launch the ranks, read the data, and put the method's adapters into the backbone."""
-    trainer.fabric.launch()
+    launch(trainer.fabric, trainer.num_nodes)
     if trainer.threads is not None:
         torch.set_num_threads(trainer.threads)  # after the launch, which sets a share of the cores
-    ranks = Ranks(trainer.fabric)
+    ranks = Ranks(trainer.fabric, lambda: trainer.stop_signals.received)
     trainer.run_name = trainer.name or f"{data.name}-{method.name}"
-    data.tokenizer = model.load_tokenizer()
-    ranks.stop_on(_problem_of(data.prepare_data) if ranks.rank == 0 and ranks.size > 1 else None)
-    data.setup()
-    model.configure_for(data.tokenizer, data, trainer.seed)
-    if trainer.precision in _WEIGHTS:
-        model.cast(_WEIGHTS[trainer.precision])
-    _check_lengths(model, data)
-    layers = method.install(model.loaded(), trainer.seed)  # after the weights' type is set: L, R and A₁ keep theirs
-    model.loaded().to(trainer.fabric.device)
+    with ranks.apart():
+        data.tokenizer = model.load_tokenizer()
+        if ranks.rank == 0 and ranks.size > 1:
+            data.prepare_data()
+    with ranks.apart():
+        data.setup()
+        model.configure_for(data.tokenizer, data, trainer.seed)
+        if trainer.precision in _WEIGHTS:
+            model.cast(_WEIGHTS[trainer.precision])
+        _check_lengths(model, data)
+        layers = method.install(model.loaded(), trainer.seed)  # after the weights' type is set: L, R and A₁ keep theirs
+        model.loaded().to(trainer.fabric.device)
     dtype = torch.float64 if trainer.precision == "64-true" else torch.float32
     pad_id = int(data.tokenizer.pad_token_id)
     device, autocast = trainer.fabric.device, trainer.fabric.autocast
@@ -115,15 +120,6 @@ def _first_position(network: nn.Module) -> int:
     return int(padding[0]) + 1 if padding else 0
 
 
-def _problem_of(work: Callable[[], None]) -> str | None:
-    """Return what went wrong in work that one rank does for all, so that all can stop."""
-    try:
-        work()
-    except FedgramError as error:
-        return str(error)
-    return None
-
-
 def begin(
     trainer: "FederatedTrainer",
     model: FederatedTask,
@@ -134,36 +130,35 @@ def begin(
 ) -> Federation:
     """Set a federation up, at its start or where a checkpoint stands; nothing is written before that worked."""
     network, ranks = assemble(trainer, model, data, method)
-    shards, start = data.shards(trainer.clients, trainer.seed), network.initial_state()
+    with ranks.apart():
+        shards, start = data.shards(trainer.clients, trainer.seed), network.initial_state()
+        path, checkpoint = _checkpoint_to_go_on_from(trainer, ckpt_path)
+        clients_per_block = _clients_per_block(trainer, network, start, data, checkpoint)
     _check_start(ranks, network, start)
-    path, checkpoint = _checkpoint_to_go_on_from(trainer, ckpt_path)
-    chosen = {
-        "clients_per_block": ranks.broadcast(_clients_per_block(trainer, network, start, data, checkpoint)),
-        "threads": _threads(trainer, checkpoint),
-    }
+    chosen = {"clients_per_block": ranks.broadcast(clients_per_block), "threads": _threads(trainer, checkpoint)}
     plan = Plan(**{key: chosen.get(key, getattr(trainer, key)) for key in Plan.__dataclass_fields__})
     settings = _settings(trainer, plan, model, data, method, optimizer)
-    if path is not None and checkpoint is not None:
-        compare_settings(path, checkpoint.settings, settings)
-    folder = RunFolder(Path(ranks.broadcast(str(_folder(trainer, ranks, path).path))))
-    trainer.folder, trainer.plan = folder, plan
-    loggers = _loggers(trainer, folder) if ranks.rank == 0 else []
+    with ranks.apart():
+        if path is not None and checkpoint is not None:
+            compare_settings(path, checkpoint.settings, settings)
+        own = _folder(trainer, ranks, path)
+    trainer.folder, trainer.plan = RunFolder(Path(ranks.broadcast(str(own.path)))), plan
+    loggers = _loggers(trainer, trainer.folder) if ranks.rank == 0 else []
     federation = Federation(
-        plan, settings, ranks, network, data, shards, method, optimizer, folder, loggers, held=start, state=start
+        plan, settings, ranks, network, data, shards, method, optimizer, trainer.folder, loggers, start, start
     )
     if checkpoint is not None:
         federation.resume(checkpoint)
-    if ranks.rank == 0:
-        _open_folder(federation)
+    with ranks.apart():
+        if ranks.rank == 0:
+            _open_folder(federation)
     return federation
 
 
 def _check_start(ranks: Ranks, network: ClientNetwork, start: State) -> None:
     """Stop if ranks start from different tensors, as decompositions on unlike machines may give them."""
-    if ranks.size == 1:
-        return
     bases = {f"{n}|{b}": t for n, layer in network.layers.items() for b, t in layer.named_buffers(recurse=False)}
-    ranks.check_agreement(tensor_hash(flatten(start) | bases), "what training starts from")
+    ranks.check_agreement(flatten(start) | bases, "what training starts from")
 
 
 def _checkpoint_to_go_on_from(
@@ -171,7 +166,10 @@ def _checkpoint_to_go_on_from(
 ) -> tuple[Path, Checkpoint] | tuple[None, None]:
     """Return the checkpoint that a run goes on from, with its path; nothing for a new run."""
     if ckpt_path is None:
-        return None, None
+        begun = _run_of_requeued_job(trainer)
+        if begun is None or not begun.round_checkpoints():
+            return None, None
+        ckpt_path = str(begun.path)
     if Path(ckpt_path).stem == "best":
         raise ConfigurationError("a run goes on where it stands, with --ckpt_path last; best is for validate and test")
     path, checkpoint = load_first(find_checkpoints(ckpt_path, trainer.default_root_dir, trainer.run_name))
@@ -182,12 +180,28 @@ def _checkpoint_to_go_on_from(
     return path, checkpoint
 
 
+def _run_of_requeued_job(trainer: "FederatedTrainer") -> RunFolder | None:
+    """Return the run that this SLURM job began before it was requeued, if it was and did."""
+    job = current_job()
+    if job is None or not job.restarts:
+        return None
+    return find_run_of(_start_of(job), trainer.default_root_dir, trainer.run_name)
+
+
+def _start_of(job: Job) -> dict[str, Any]:
+    """Return what tells the runs of a job apart, which may be several: how each was called."""
+    return {"job": job.name, "arguments": sys.argv[1:]}
+
+
 def _open_folder(federation: Federation) -> None:
     """Say where the run is written and what was chosen for it, drop rounds that did not count, show the partition."""
     folder, plan = federation.folder, federation.plan
     what = "a new run" if federation.finished < 0 else f"goes on after round {federation.finished}"
     log.info("%s: %s; clients_per_block %d, threads %d", folder.path, what, plan.clients_per_block, plan.threads)
     folder.rewind(federation.finished)
+    job = current_job()
+    if job is not None:
+        folder.remember_start(_start_of(job))
     figure = write_partition(folder.path, federation.data, federation.shards)
     tracking.log_figure(federation.loggers, "partition", figure)
 

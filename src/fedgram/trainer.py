@@ -1,29 +1,38 @@
 """The round: sample, cut into blocks, download, train, upload, aggregate, account, evaluate, log, checkpoint."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
+from lightning.fabric.strategies.strategy import Strategy
 
 from fedgram import tracking
 from fedgram.callbacks import Callback, ProgressBar
+from fedgram.checkpoint import load_first
 from fedgram.clients import Models, PersonalEvaluation
 from fedgram.cohort import ClientWeights, cohort_size
 from fedgram.data import FederatedData
-from fedgram.errors import ConfigurationError, require_choice
+from fedgram.errors import ConfigurationError, Preempted, require_choice
 from fedgram.evaluation import evaluate, infer
 from fedgram.federation import Federation, Plan
+from fedgram.launch import devices_per_node, nodes
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.optim import AdamW, ClientOptimizer
 from fedgram.reporting import summarise, write_predictions
 from fedgram.run_folder import RunFolder
 from fedgram.setup import assemble, begin, trained_models
+from fedgram.slurm import StopSignals, current_job, requeue
 from fedgram.state import State
 
 __all__ = ["FederatedTrainer"]
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["32-true", "64-true", "bf16-true", "bf16-mixed"]
 
@@ -52,15 +61,19 @@ class FederatedTrainer:
         seed: of all that is random. Equal seeds and settings give equal bits.
         threads: CPU threads of each rank; by default what torch chooses.
         accelerator: as Lightning Fabric has it: cpu, gpu, auto and so on.
-        devices: as Fabric has it: how many devices, or which. Every device is a rank that trains its own blocks.
-        num_nodes: as Fabric has it.
-        strategy: as Fabric has it.
+        devices: as Fabric has it: how many devices, or which. Every device is a rank that trains its own blocks. "auto"
+            takes as many as srun or torchrun started tasks on a node; without them one CPU, or all GPUs.
+        num_nodes: how many nodes; "auto" asks srun or torchrun, and is one without them.
+        strategy: as Fabric has it; a DDPStrategy may say how long a rank waits for the others (timeout).
         precision: of the backbone; adapters and head are always float32, or float64 with 64-true.
         loggers: Lightning loggers; true is TensorBoard in the run's folder, false is none.
         callbacks: hooks into the run, see fedgram.callbacks.Callback.
         progress_bar: show progress on the terminal.
         default_root_dir: where runs are kept.
         name: the run's name, by default task-method; its folder is default_root_dir/name/version_N.
+        preempt_signal: a signal that announces the end, as `sbatch --signal=USR1@120` has SLURM send it. At it, and at
+            SIGTERM, the run finishes its local step, drops the unfinished round, and ends with exit code 75.
+        requeue: at preempt_signal, put the SLURM job back into the queue; once requeued, it goes on with its run.
 
     Attributes:
         folder: the run's folder, for callbacks, once `fit` has begun; likewise
@@ -88,14 +101,16 @@ class FederatedTrainer:
         threads: int | None = None,
         accelerator: str = "auto",
         devices: int | str | list[int] = "auto",
-        num_nodes: int = 1,
-        strategy: str = "auto",
+        num_nodes: int | Literal["auto"] = "auto",
+        strategy: str | Strategy = "auto",
         precision: Precision = "32-true",
         loggers: Logger | list[Logger] | bool = True,
         callbacks: list[Callback] | None = None,
         progress_bar: bool = True,
         default_root_dir: str = "runs",
         name: str | None = None,
+        preempt_signal: str | None = "SIGUSR1",
+        requeue: bool = False,
     ) -> None:
         self.rounds = rounds
         self.clients = clients
@@ -114,17 +129,21 @@ class FederatedTrainer:
         self.loggers = loggers
         self.default_root_dir = Path(default_root_dir).expanduser()
         self.name = name
+        self.preempt_signal = preempt_signal
+        self.requeue = requeue
+        self.stop_signals = StopSignals(preempt_signal)
         self.run_name = name or ""
         self.folder: RunFolder | None = None
         self.plan: Plan | None = None
         self.federation: Federation | None = None
         self._check()
         self.callbacks = [*(callbacks or []), *([ProgressBar()] if progress_bar else [])]
+        self.num_nodes = nodes(num_nodes)
         self.fabric = Fabric(
             accelerator=accelerator,
             strategy=strategy,
-            devices=devices,
-            num_nodes=num_nodes,
+            devices=devices_per_node(devices),
+            num_nodes=self.num_nodes,
             precision=precision,
             callbacks=self.callbacks,
         )
@@ -184,27 +203,27 @@ class FederatedTrainer:
         Returns:
             What summary.json says.
         """
-        self.federation = federation = begin(self, model, datamodule, method, optimizer or AdamW(), ckpt_path)
-        self.fabric.call("on_fit_start", trainer=self, first_round=max(1, federation.finished + 1))
-        try:
-            for number in range(federation.finished + 1, self.rounds + 1):
-                current = federation.sample(number)  # nobody in round 0, which is the evaluation before training
-                blocks = federation.deal(federation.cut(current))
-                self.fabric.call("on_round_start", trainer=self, round_number=number, clients=_count(blocks))
-                for block in blocks:
-                    start = federation.download(current, block)
-                    trained = federation.train(current, block, start)
-                    federation.upload(current, block, trained)
-                    self.fabric.call("on_block_end", trainer=self, clients=len(block.clients))
-                federation.aggregate(current)
-                federation.account(current)
-                federation.evaluate(current)
-                federation.log(current)
-                federation.checkpoint()
-                self.fabric.call("on_round_end", trainer=self, row=current.row)
-        finally:
-            self.fabric.call("on_fit_end", trainer=self)
-        return self._finish(federation)
+        with self.stop_signals:
+            self.federation = federation = begin(self, model, datamodule, method, optimizer or AdamW(), ckpt_path)
+            with self._ending_together(federation):
+                for number in range(federation.finished + 1, self.rounds + 1):
+                    current = federation.sample(number)  # nobody in round 0, which is the evaluation before training
+                    blocks = federation.deal(current, federation.cut(current))
+                    with federation.ranks.apart(f"round {number}"):
+                        self.fabric.call("on_round_start", trainer=self, round_number=number, clients=_count(blocks))
+                        for block in blocks:
+                            start = federation.download(current, block)
+                            trained = federation.train(current, block, start)
+                            federation.upload(current, block, trained)
+                            self.fabric.call("on_block_end", trainer=self, clients=len(block.clients))
+                    federation.aggregate(current)
+                    federation.account(current)
+                    federation.evaluate(current)
+                    with federation.ranks.apart(f"round {number}"):
+                        federation.log(current)
+                        federation.checkpoint()
+                        self.fabric.call("on_round_end", trainer=self, row=current.row)
+            return self._finish(federation)
 
     def validate(
         self, model: FederatedTask, datamodule: FederatedData, method: Method, ckpt_path: str | None = None
@@ -280,6 +299,32 @@ class FederatedTrainer:
             raise ConfigurationError(f"the {split} split has no labels to compare with; use fedgram predict")
         models = trained_models(self, network, datamodule, method, ckpt_path)
         return evaluate(network, models, datamodule, split, ranks, self.personal_evaluation)
+
+    @contextmanager
+    def _ending_together(self, federation: Federation) -> Iterator[None]:
+        """Tell callbacks when training begins and ends, other ranks of an error here, and SLURM of an early end."""
+        try:
+            self.fabric.call("on_fit_start", trainer=self, first_round=max(1, federation.finished + 1))
+            yield
+        except Preempted as stop:
+            self._give_way(federation, stop)
+            raise
+        except Exception as error:
+            federation.ranks.warn_others(error)
+            raise
+        finally:
+            self.fabric.call("on_fit_end", trainer=self)
+
+    def _give_way(self, federation: Federation, stop: Preempted) -> None:
+        """Say where the run stands, and put its job back into the queue if that was asked for."""
+        if federation.ranks.rank:
+            return
+        standing = federation.folder.round_checkpoints()
+        where = f"after round {load_first(standing)[1].round}" if standing else "at its start"
+        log.info("%s; %s stands %s, and goes on there with --ckpt_path last", stop, federation.folder.path, where)
+        job = current_job()
+        if self.requeue and stop.signal == self.preempt_signal and job is not None:
+            requeue(job)
 
     def _finish(self, federation: Federation) -> dict[str, Any]:
         """Write summary.json and the hyperparameters."""

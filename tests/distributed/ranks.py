@@ -17,7 +17,7 @@ from fedgram.uploads import Uploads
 
 OWNERS = {2: [1, 1, 0, 1, 1, 0, 1], 3: [2, 2, 0, 2, 0, 2, 2]}
 """Which rank has which of the clients 0 to 6; the second of three has none."""
-SHA = "5a" * 32
+STATE = {"q": torch.zeros(2, 3), "v": torch.ones(2)}
 
 
 def term(client):
@@ -49,16 +49,17 @@ def talk(ranks, own):
         "gather": ranks.gather(torch.tensor(own, dtype=torch.int64), [3, 1, 0, 2, 6, 5, 4], own),
         "traffic": ranks.merge(ledger).rows(),
         "maximum": ranks.maximum(float(max(own, default=-1))),
-        "agreed": error_of(lambda: ranks.check_agreement(SHA, "state")),
+        "agreed": error_of(lambda: ranks.check_agreement(STATE, "state")),
     }
 
 
 def quarrel(ranks, own):
     """Return the errors that every rank must see when one of them is in trouble."""
     last = ranks.size - 1
+    other = {"v": torch.tensor([1.0, 1.5])}
     sick = {c: {"q": {"A": term(c) * (math.nan if c == 2 else 1)}} for c in own}
     return {
-        "disagree": error_of(lambda: ranks.check_agreement("5b" * 32 if ranks.rank == last else SHA, "state")),
+        "disagree": error_of(lambda: ranks.check_agreement(STATE | other if ranks.rank == last else STATE, "state")),
         "diverged": error_of(lambda: Uploads(sick, dict.fromkeys(range(7), 1 / 7), ranks)),
         "infinite": error_of(
             lambda: ranks.sum(lambda: (term(c) / (0 if c == 4 else 1) for c in own), 7, torch.zeros(3, 5))

@@ -52,7 +52,7 @@ def test_every_rank_sees_the_bits_of_one_process(seen):
 def test_the_trouble_of_one_rank_stops_all_with_one_message(seen):
     last = len(seen) - 1
     for own in seen:
-        assert own["disagree"].startswith(f"state: ranks [{last}] differ from rank 0")
+        assert own["disagree"].startswith(f"state: rank {last} differs from rank 0 in 1 of 2 tensors, the first is v;")
         assert own["diverged"].startswith("client 2 diverged: A of q holds nan or inf")
         assert "not finite" in own["infinite"]
         assert own["problem"] == "full disk"
