@@ -313,7 +313,7 @@ def test_a_collective_that_breaks_says_that_another_rank_is_gone():
             raise RuntimeError("Connection closed\nmore")
 
     ranks = Ranks(Broken(1, [None] * 2, None))
-    with pytest.raises(TrainingError, match=r"rank 1 lost the others: another rank is gone \(Connection closed\);"):
+    with pytest.raises(TrainingError, match="rank 1 lost the others: another rank is gone;"):
         ranks.maximum(1.0)
     ranks.warn_others(DataError("empty"))
     with pytest.raises(TrainingError, match="rank 1 lost the others: rank 1, empty; --ckpt_path last"):

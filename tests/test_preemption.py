@@ -191,7 +191,7 @@ def test_an_error_in_local_training_says_where(fit, monkeypatch):  # noqa: F811
     monkeypatch.setattr(FLoRG, "upload", broken)
     with pytest.raises(TrainingError) as caught:
         fit(clients_per_block=2)
-    assert explain(caught.value) == "round 2: out of luck"
+    assert explain(caught.value) == "round 2, client 3: out of luck"
 
 
 def test_an_error_in_a_local_step_says_which(fit, monkeypatch):  # noqa: F811

@@ -81,6 +81,7 @@ def main() -> None:
     log = logging.getLogger("fedgram")
     log.handlers, log.level = [logging.StreamHandler()], logging.INFO  # and the root logger is left to its owner
     warnings.filterwarnings("ignore", message=".*all_gather is deprecated")  # Fabric's own call
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where a rank is gone, torch warns in stacks of C++
     sys.path.append(os.getcwd())  # noqa: PTH109 (a method of your own may lie beside your config)
     try:
         _dispatch(arguments)

@@ -246,7 +246,7 @@ class Ranks:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            first = self._alarm.heard(at_once=True) or f"another rank is gone ({str(error).splitlines()[0]})"
+            first = self._alarm.heard(at_once=True) or "another rank is gone"
             raise TrainingError(
                 f"rank {self.rank} lost the others: {first}; --ckpt_path last goes on after the last finished round"
             ) from error

@@ -167,7 +167,8 @@ class Federation:
         """
         starts, held = [], self.method.without_shared(self.held)
         for client in block.clients:
-            payload = self.method.payload_down(self.state, client, current.info)
+            with located(f"client {client}"):
+                payload = self.method.payload_down(self.state, client, current.info)
             current.ledger.record("down", payload)
             own = merge(held, to(self.store.state(client), self.network.device))
             starts.append(merge(own, self.method.without_shared(payload)))
@@ -202,7 +203,8 @@ class Federation:
     def upload(self, current: Round, block: Block, trained: list[State]) -> None:
         """Send the server what the clients of a block have trained."""
         for client, own in zip(block.clients, trained, strict=True):
-            payload = self.method.payload_up(own, client, current.info)
+            with located(f"client {client}"):
+                payload = self.method.payload_up(own, client, current.info)
             current.ledger.record("up", payload)
             current.uploads[client] = payload
 
