@@ -12,6 +12,7 @@ from fedgram.cohort import (
     cohort_size,
     cut_blocks,
     deal_blocks,
+    imbalance,
     local_batches,
     local_step_count,
     mean_over_clients,
@@ -84,6 +85,8 @@ def test_deal_gives_every_block_to_one_rank_and_balances_the_steps(steps, size, 
     )
     loads = [sum(sum(block.steps) for block in hand) for hand in hands]
     longest = max(sum(block.steps) for block in blocks)
+    assert max(loads) - min(loads) <= longest
+    assert imbalance(hands) == pytest.approx(max(loads) / np.mean(loads))
     # Graham (1969): the rank that ends last got its last block when it had at most the mean load.
     assert max(loads) <= sum(loads) / ranks + longest * (1 - 1 / ranks) + 1e-9
     shuffled = list(blocks)

@@ -75,6 +75,8 @@ def test_the_run_folder_holds_what_a_run_is_judged_by(fit, tmp_path):
         "drift",
         "rank_of_q",
     } <= set(metrics[1])
+    assert [row["step_imbalance"] for row in metrics] == ["", "1.0", "1.0", "1.0"]
+    assert [row["collective_megabytes"] for row in metrics] == ["0.0"] * 4
     assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert summary["final"]["accuracy"] == float(metrics[-1]["accuracy"])
     assert summary["initial"]["accuracy"] == float(metrics[0]["accuracy"])
