@@ -5,6 +5,7 @@ They are started by Fabric (``--trainer.devices 2``), by ``torchrun``, or by SLU
 
 import ctypes
 import os
+import re
 import signal
 import sys
 from typing import Literal
@@ -14,28 +15,47 @@ from lightning.fabric import Fabric
 
 from fedgram.errors import ConfigurationError
 
-__all__ = ["devices_per_node", "launch", "nodes"]
+__all__ = ["devices_per_node", "follow_srun", "launch", "nodes"]
 
 _PR_SET_PDEATHSIG = 1
 """prctl's code for: send me a signal when my parent dies (Linux)."""
 
+_PORTS, _PORTS_FROM, _PORTS_BETWEEN_STEPS = 10_000, 15_000, 1009
+"""Ranks meet on 15000 and the last four digits of SLURM's job, as Fabric has it; the steps of a job lie far apart."""
+
+
+def follow_srun() -> None:
+    """Have the environment tell Fabric what ``srun`` started, where it tells of the job and not of this step of it.
+
+    A step may have fewer tasks than its job; ``--ntasks`` alone leaves out what Fabric reads; the steps of a job would
+    all meet on one port; and the jobs of ``salloc`` and ``srun bash`` are called "interactive" and "bash", where Fabric
+    would make every task a run of its own.
+
+    Raises:
+        ConfigurationError: there are several tasks, and ``srun`` did not start this process, or started unlike numbers
+            on the nodes.
+    """
+    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    if "SLURM_STEP_ID" in os.environ and not _by_torchrun():
+        if tasks > 1 and not _by_srun() and "SLURM_PTY_PORT" not in os.environ:
+            os.environ["SLURM_JOB_NAME"] = "fedgram"
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(_tasks_per_node())
+        number = int(os.environ["SLURM_JOB_ID"]) + _PORTS_BETWEEN_STEPS * int(os.environ["SLURM_STEP_ID"])
+        os.environ.setdefault("MASTER_PORT", str(_PORTS_FROM + number % _PORTS))
+    elif tasks > 1 and _by_srun():
+        raise _refusal(f"the SLURM job has {tasks} tasks, but fedgram was not started by srun; write srun fedgram ...")
+
 
 def nodes(asked: int | Literal["auto"]) -> int:
     """Return how many nodes a run has: as asked, or as the launcher that started this process says."""
-    if asked != "auto":
-        return asked
-    if _by_torchrun():
-        return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
-    return int(os.environ.get("SLURM_NNODES", "1")) if _by_srun() else 1
+    started = _started()
+    return asked if asked != "auto" else started[0] if started else 1
 
 
 def devices_per_node(asked: int | str | list[int]) -> int | str | list[int]:
     """Return how many devices of a node a run has: as asked, or one for each process that the launcher started."""
-    if asked != "auto":
-        return asked
-    if _by_torchrun():
-        return int(os.environ["LOCAL_WORLD_SIZE"])
-    return int(os.environ["SLURM_NTASKS_PER_NODE"]) if _by_srun() and "SLURM_NTASKS_PER_NODE" in os.environ else asked
+    started = _started()
+    return started[1] if asked == "auto" and started else asked
 
 
 def launch(fabric: Fabric, num_nodes: int) -> None:
@@ -46,32 +66,51 @@ def launch(fabric: Fabric, num_nodes: int) -> None:
             fedgram for two devices; each would take its share of the data, and nobody the other.
     """
     _end_with_parent()
-    _check_launcher()
+    devices = int(getattr(fabric.strategy, "num_processes", 1))
+    there = _started() or (num_nodes, devices)
+    if there != (num_nodes, devices):
+        raise _refusal(
+            f"trainer.num_nodes is {num_nodes} and trainer.devices asks for {devices} a node, but {there[0]} nodes "
+            f"with {there[1]} tasks on each were started; leave both at auto, or have srun (--nodes, "
+            "--ntasks-per-node) or torchrun (--nnodes, --nproc-per-node) start as many"
+        )
     fabric.launch()
-    asked = int(getattr(fabric.strategy, "num_processes", 1)) * num_nodes
-    started = dist.get_world_size() if dist.is_initialized() else 1
-    if asked != started or started != _processes(started):
+    connected = dist.get_world_size() if dist.is_initialized() else 1
+    if connected != num_nodes * devices:
         raise ConfigurationError(
-            f"trainer.devices and trainer.num_nodes ask for {asked} ranks, {_processes(started)} processes were "
-            f"started, and {started} are connected: give as many devices as there are tasks on a node "
-            "(srun with --ntasks-per-node, torchrun with --nproc-per-node), or leave both at auto"
+            f"trainer.num_nodes is {num_nodes} and trainer.devices asks for {devices} a node, but {connected} "
+            "processes are connected; several nodes are for srun or torchrun to start"
         )
 
 
-def _check_launcher() -> None:
-    """Refuse a job of several tasks that was not started by ``srun``: it would wait for the others for ever."""
-    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
-    if _by_srun() and tasks > 1 and "SLURM_STEP_ID" not in os.environ:
-        raise ConfigurationError(
-            f"the SLURM job has {tasks} tasks, but fedgram was not started by srun; write srun fedgram ..."
+def _tasks_per_node() -> int:
+    """Return how many tasks this step of a job has on every node."""
+    layout = os.environ.get(
+        "SLURM_STEP_TASKS_PER_NODE", "1"
+    )  # 2(x3): 2 on each of 3 nodes; 2,1: 2 on one, 1 on another
+    same = re.fullmatch(r"(\d+)(\(x\d+\))?", layout)
+    if same is None:
+        raise _refusal(
+            f"srun started {layout} tasks on its nodes, and fedgram needs as many on each: give --ntasks-per-node"
         )
+    return int(same[1])
 
 
-def _processes(default: int) -> int:
-    """Return how many processes the launcher started."""
+def _refusal(message: str) -> ConfigurationError:
+    """Return an error that every process raises alike before they are connected; the first one is to report it."""
+    error = ConfigurationError(message)
+    error.reported_elsewhere = os.environ.get("RANK" if _by_torchrun() else "SLURM_PROCID", "0") != "0"
+    return error
+
+
+def _started() -> tuple[int, int] | None:
+    """Return on how many nodes the launcher started how many processes each; nothing where there is no launcher."""
     if _by_torchrun():
-        return int(os.environ["WORLD_SIZE"])
-    return int(os.environ["SLURM_NTASKS"]) if _by_srun() else default
+        each = int(os.environ["LOCAL_WORLD_SIZE"])
+        return int(os.environ["WORLD_SIZE"]) // each, each
+    if _by_srun():
+        return int(os.environ.get("SLURM_NNODES", "1")), int(os.environ.get("SLURM_NTASKS_PER_NODE", "1"))
+    return None
 
 
 def _by_torchrun() -> bool:

@@ -20,7 +20,7 @@ from fedgram.data import FederatedData
 from fedgram.errors import ConfigurationError, Preempted, require_choice
 from fedgram.evaluation import evaluate, infer
 from fedgram.federation import Federation, Plan
-from fedgram.launch import devices_per_node, nodes
+from fedgram.launch import devices_per_node, follow_srun, nodes
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.optim import AdamW, ClientOptimizer
@@ -138,6 +138,7 @@ class FederatedTrainer:
         self.federation: Federation | None = None
         self._check()
         self.callbacks = [*(callbacks or []), *([ProgressBar()] if progress_bar else [])]
+        follow_srun()
         self.num_nodes = nodes(num_nodes)
         self.fabric = Fabric(
             accelerator=accelerator,
