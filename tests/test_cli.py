@@ -2,6 +2,7 @@
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -282,3 +283,12 @@ def test_a_truncated_checkpoint_is_one_line_and_stays(fedgram, config):
     assert err.count("is damaged") == 2  # a warning of the newest, and the error
     assert "Traceback" not in err
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
+
+
+def test_slurms_early_signal_does_not_kill_a_program_that_just_starts(monkeypatch):
+    starts = "import os, signal; from fedgram.cli import main; main(); os.kill(os.getpid(), signal.SIGUSR1)"
+    command = [sys.executable, "-c", starts, "--version"]
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGUSR1
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0

@@ -4,6 +4,8 @@ import os
 import select
 import signal
 import socket
+import time
+from pathlib import Path
 
 from fedgram.callbacks import Callback
 
@@ -31,6 +33,16 @@ class _InRound(Callback):
             self.over = True
             (trainer.folder.path / f"reached-{trainer.fabric.global_rank}").touch()
             self.act(trainer)
+
+
+class StartSlowly(Callback):
+    """Holds every rank up when its callbacks are made, long before training."""
+
+    def __init__(self):
+        Path(f"starting-{os.environ['SLURM_PROCID']}").touch()
+        deadline = time.monotonic() + SECONDS
+        while not Path("signalled").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
 
 
 class WaitForSignal(_InRound):

@@ -137,6 +137,15 @@ def test_the_early_signal_requeues_a_job_which_goes_on_by_itself(cluster, folder
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
 
 
+def test_the_early_signal_does_not_kill_a_job_that_is_just_starting(cluster, folder, submit, undisturbed):
+    job = submit("one_node.sbatch", "early", "--trainer.callbacks+=slurm.hooks.StartSlowly")
+    cluster.until(lambda: len(list(folder.glob("starting-*"))) == 2, 90, "early to start")
+    cluster.run("scancel", "--signal=USR1", job)
+    (folder / "signalled").touch()
+    assert cluster.wait(job)["JobState"] == "COMPLETED", said(folder, job)
+    assert summary_of(folder / "runs" / "early" / "version_0")["state_hash"] == undisturbed
+
+
 def test_a_job_that_gives_way_to_another_goes_on_after_it(cluster, folder, submit, reached, undisturbed):
     alone = ["--ntasks-per-node=1", "--exclusive"]
     job = submit("several_nodes.sbatch", "ousted", "--trainer.callbacks+=slurm.hooks.WaitForSignal", sbatch=alone)
