@@ -30,11 +30,11 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def environment():
-    """That in which fedgram is installed, and in which jobs find the callbacks of `slurm.hooks`."""
+def environment(cluster):
+    """SLURM's, where the fedgram of these tests is on the path, and jobs find the callbacks of `slurm.hooks`."""
     paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": programs, "PYTHONPATH": os.pathsep.join(paths)}
+    programs = os.pathsep.join([str(Path(sys.executable).parent), cluster.environment["PATH"]])
+    return {**cluster.environment, "PATH": programs, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,7 @@ def submit(cluster, folder, environment):
 
     def submit(script, name, *arguments, sbatch=(), **variables):
         fedgram = ["--config", "config.yaml", "--trainer.name", name, *arguments]
-        job_environment = {**cluster.environment, **environment, **variables}
-        return cluster.submit(*sbatch, str(SCRIPTS / script), *fedgram, cwd=folder, env=job_environment)
+        return cluster.submit(*sbatch, str(SCRIPTS / script), *fedgram, cwd=folder, env={**environment, **variables})
 
     return submit
 
@@ -208,3 +207,20 @@ def test_an_array_with_more_tasks_than_runs_says_so(cluster, folder, submit):
     job = submit("array.sbatch", "beyond", sbatch=["--array=2"], METHODS="FLoRG", SEEDS="0 1")
     assert cluster.wait(f"{job}_2")["JobState"] == "FAILED"
     assert said(folder, f"{job}_2") == "--array must be 0-1; 2 has no method\n"
+
+
+def test_fits_of_several_ranks_run_side_by_side_in_one_job(cluster, folder, environment):
+    fit = "srun --exact -K --ntasks=2 fedgram fit --config config.yaml --trainer.name steps --trainer.seed"
+    script = f"for seed in 0 1; do {fit} $seed & done; wait"
+    options = ["--nodes=1", "--ntasks=4", "--output=slurm-%j.out"]
+    job = cluster.submit(*options, "--wrap", script, cwd=folder, env=environment)
+    assert cluster.wait(job)["JobState"] == "COMPLETED", said(folder, job)
+    runs = [summary_of(run) for run in (folder / "runs" / "steps").iterdir()]
+    assert sorted((run["settings"]["trainer.seed"], run["ranks"]) for run in runs) == [(0, 2), (1, 2)]
+
+
+def test_srun_in_an_interactive_job_is_one_run(cluster, folder, environment):
+    fit = ["srun", "-K", "fedgram", "fit", "--config", "config.yaml", "--trainer.name", "interactive"]
+    cluster.run("salloc", "--ntasks=2", *fit, cwd=folder, env=environment)
+    (run,) = (folder / "runs" / "interactive").iterdir()
+    assert summary_of(run)["ranks"] == 2
