@@ -142,7 +142,7 @@ class Cluster:
 
     def run(self, *command: str, **options: Any) -> str:
         """Run a command of SLURM's and return what it says."""
-        options = {"env": self.environment, "timeout": 60, **options}
+        options = {"env": self.environment, "timeout": 300, **options}
         result = subprocess.run(command, capture_output=True, text=True, check=False, **options)
         if result.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {result.returncode}: {result.stderr}")
@@ -157,7 +157,7 @@ class Cluster:
         fields = self.run("scontrol", "show", "job", "-o", job).split()
         return dict(field.split("=", 1) for field in fields if "=" in field)
 
-    def wait(self, job: str, seconds: float = 120) -> dict[str, str]:
+    def wait(self, job: str, seconds: float = 300) -> dict[str, str]:
         """Wait until a job is over, and return what SLURM knows about it."""
         return self.until(lambda: self._ended(job), seconds, f"job {job} to end")
 

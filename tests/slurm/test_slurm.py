@@ -93,7 +93,7 @@ def reached(cluster, folder):
             found = list((folder / "runs" / name).glob("*/reached-*"))
             return found if len(found) == ranks else None
 
-        run = cluster.until(files, 90, f"{name} to be in round 2")[0].parent
+        run = cluster.until(files, 180, f"{name} to be in round 2")[0].parent
         assert rounds_of(run) == [0, 1]
         return run
 
@@ -138,7 +138,7 @@ def test_the_early_signal_requeues_a_job_which_goes_on_by_itself(cluster, folder
 
 def test_the_early_signal_does_not_kill_a_job_that_is_just_starting(cluster, folder, submit, undisturbed):
     job = submit("one_node.sbatch", "early", "--trainer.callbacks+=slurm.hooks.StartSlowly")
-    cluster.until(lambda: len(list(folder.glob("starting-*"))) == 2, 90, "early to start")
+    cluster.until(lambda: len(list(folder.glob("starting-*"))) == 2, 180, "early to start")
     cluster.run("scancel", "--signal=USR1", job)
     (folder / "signalled").touch()
     assert cluster.wait(job)["JobState"] == "COMPLETED", said(folder, job)
