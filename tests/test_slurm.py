@@ -54,6 +54,12 @@ def test_where_slurm_refuses_a_warning_says_why(scontrol, caplog):
     assert "job 17 is not requeued: scontrol says 'Requested operation is presently disabled'" in caplog.text
 
 
+def test_a_job_that_is_in_the_queue_already_is_no_trouble(scontrol, caplog):
+    scontrol("echo 'Job is pending execution for job 17' >&2; exit 1")
+    assert requeue(Job("17"))
+    assert "not requeued" not in caplog.text
+
+
 def test_where_there_is_no_scontrol_a_warning_says_so(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not requeue(Job("17"))

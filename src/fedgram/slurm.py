@@ -59,6 +59,9 @@ def requeue(job: Job) -> bool:
         )
     except (OSError, subprocess.SubprocessError) as error:
         said = str(getattr(error, "stderr", None) or error).strip()
+        if "pending" in said:
+            log.info("job %s is in the queue again already", job.name)  # another run in it was faster
+            return True
         log.warning("job %s is not requeued: scontrol says %r; submit it again", job.name, said)
         return False
     log.info("job %s goes back into the queue", job.name)
