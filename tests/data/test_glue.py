@@ -25,10 +25,9 @@ NAMED = {"validation_matched": "validation", "test_matched": "test"}
 
 
 @pytest.fixture
-def make(tmp_path, tokenizer):
+def make(make_data):
     def make(task, path, **settings):
-        data = GLUE(task, str(path), cache_dir=str(tmp_path / "cache"), **settings)
-        data.tokenizer = tokenizer
+        data = make_data(GLUE, task, str(path), **settings)
         data.setup()
         return data
 

@@ -10,25 +10,8 @@ from tiny_squad import columns, write_split, write_squad
 
 
 @pytest.fixture
-def make(tmp_path, tokenizer):
-    def make(path, **settings):
-        settings = {"max_length": 24, "doc_stride": 5, "cache_dir": str(tmp_path / "cache")} | settings
-        data = SQuAD(str(path), **settings)
-        data.tokenizer = tokenizer
-        return data
-
-    return make
-
-
-@pytest.fixture
-def loaded(make):
-    def loaded(path, **settings):
-        data = make(path, **settings)
-        data.prepare_data()
-        data.setup()
-        return data
-
-    return loaded
+def make(make_data):
+    return lambda path, **settings: make_data(SQuAD, str(path), **{"max_length": 24, "doc_stride": 5} | settings)
 
 
 def question(**changes):

@@ -36,24 +36,8 @@ def write(path: Path, columns: dict) -> Path:
 
 
 @pytest.fixture
-def make(tmp_path, tokenizer):
-    def make(path, **settings):
-        data = TextClassificationData(str(path), cache_dir=str(tmp_path / "cache"), **settings)
-        data.tokenizer = tokenizer
-        return data
-
-    return make
-
-
-@pytest.fixture
-def loaded(make):
-    def loaded(path, **settings):
-        data = make(path, **settings)
-        data.prepare_data()
-        data.setup()
-        return data
-
-    return loaded
+def make(make_data):
+    return lambda path, **settings: make_data(TextClassificationData, str(path), **settings)
 
 
 def texts_of(data, split):

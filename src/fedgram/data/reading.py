@@ -13,6 +13,7 @@ from fedgram.errors import ConfigurationError, DataError
 __all__ = [
     "SPLITS",
     "RawSplit",
+    "check_columns",
     "check_texts",
     "is_local",
     "may_be_unlabelled",
@@ -224,17 +225,32 @@ def raw_split(dataset: Any, text: Sequence[str], label: str, split: str) -> RawS
     """
     labelled = label in dataset.column_names
     needed = [*text] if may_be_unlabelled(split) else [*text, label]
+    check_columns(dataset, needed, split, "rename them, or set text and label to columns among them")
+    names = getattr(dataset.features[label], "names", None) if labelled else None
+    texts = tuple(check_texts(dataset[column][:], column, split) for column in text)
+    return RawSplit(texts, list(dataset[label][:]) if labelled else None, None if names is None else tuple(names))
+
+
+def check_columns(dataset: Any, needed: Sequence[str], split: str, remedy: str) -> None:
+    """Refuse a split without samples, or without columns that it must have.
+
+    Args:
+        dataset: the split, a ``datasets.Dataset``.
+        needed: the names of the columns.
+        split: its name, for messages.
+        remedy: what to do where columns are missing.
+
+    Raises:
+        DataError: if there is no sample, or no such column.
+    """
     missing = [column for column in needed if column not in dataset.column_names]
     if missing:
         raise DataError(
             f"the {split} split has no column {', '.join(map(repr, missing))}; it has"
-            f" {', '.join(map(repr, dataset.column_names))}: rename them, or set text and label to columns among them"
+            f" {', '.join(map(repr, dataset.column_names))}: {remedy}"
         )
     if not len(dataset):
         raise DataError(f"the {split} split is empty; give it samples, or leave it out")
-    names = getattr(dataset.features[label], "names", None) if labelled else None
-    texts = tuple(check_texts(dataset[column][:], column, split) for column in text)
-    return RawSplit(texts, list(dataset[label][:]) if labelled else None, None if names is None else tuple(names))
 
 
 def check_texts(values: list[Any], column: str, split: str) -> list[str]:

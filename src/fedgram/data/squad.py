@@ -13,7 +13,7 @@ import numpy as np
 
 from fedgram.data.base import FederatedData, positive
 from fedgram.data.partition import IID, Partition
-from fedgram.data.reading import check_texts, read_source
+from fedgram.data.reading import check_columns, check_texts, read_source
 from fedgram.data.tokens import TokenTable, cached, tokenizer_state
 from fedgram.data.windows import cut_windows
 from fedgram.errors import ConfigurationError, DataError
@@ -147,14 +147,7 @@ class SQuAD(FederatedData):
 def _questions(source: Any, split: str) -> Questions:
     """Take the columns out of a ``datasets.Dataset``."""
     needed = ["id", *_TEXT] if split == "test" else ["id", *_TEXT, "answers"]
-    missing = [column for column in needed if column not in source.column_names]
-    if missing:
-        raise DataError(
-            f"the {split} split has no column {', '.join(map(repr, missing))}; it has"
-            f" {', '.join(map(repr, source.column_names))}: give it the columns id, context, question and answers"
-        )
-    if not len(source):
-        raise DataError(f"the {split} split is empty; give it questions, or leave it out")
+    check_columns(source, needed, split, "give it the columns id, context, question and answers")
     contexts, questions = (check_texts(source[column][:], column, split) for column in _TEXT)
     for row, question in enumerate(questions):
         if not question.strip():
