@@ -508,6 +508,14 @@ def test_validate_test_and_predict_use_a_checkpoint(fit, tiny_backbone, tiny_dat
         )
 
 
+def test_a_run_may_be_judged_by_other_metrics(fit, tiny_backbone, tiny_data, tmp_path):
+    fit(rounds=1)
+    data = TextClassificationData(str(tiny_data), cache_dir=str(tmp_path / "cache"))
+    trainer = FederatedTrainer(accelerator="cpu", default_root_dir=str(tmp_path / "runs"))
+    task = TextClassification(tiny_backbone, metrics=["matthews_correlation"])
+    assert set(trainer.validate(task, data, FLoRG(rank=2), "last")) == {"loss", "matthews_correlation"}
+
+
 def test_an_unlabelled_split_gives_predictions_and_no_scores(fit, tiny_backbone, tiny_data, tmp_path):
     fit(rounds=1)
     texts = (tiny_data / "test.csv").read_text().splitlines()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedgram.checkpoint import atomic_write
 from fedgram.data import FederatedData, Shards, partition_picture
 from fedgram.memory import peak_megabytes
+from fedgram.models import FederatedTask
 from fedgram.state import tensor_hash
 
 if TYPE_CHECKING:
@@ -24,13 +25,16 @@ __all__ = ["describe", "summarise", "write_partition", "write_predictions"]
 
 
 def describe(thing: object, prefix: str) -> dict[str, Any]:
-    """Return the class of an object and its public attributes of plain types, under dotted keys: its settings.
+    """Return the class of an object and its settings of plain types, under dotted keys.
+
+    The settings are its public attributes; of a task, which has others besides, those that it says itself.
 
     >>> from fedgram.data import Dirichlet
     >>> describe(Dirichlet(rho=0.5), "partition")
     {'partition': 'Dirichlet', 'partition.rho': 0.5, 'partition.min_samples': 1}
     """
-    settings = {f"{prefix}.{k}": v for k, v in vars(thing).items() if _is_plain(v) and not k.startswith("_")}
+    known = thing.settings if isinstance(thing, FederatedTask) else vars(thing)
+    settings = {f"{prefix}.{k}": v for k, v in known.items() if _is_plain(v) and not k.startswith("_")}
     return {prefix: type(thing).__name__, **settings}
 
 

@@ -53,9 +53,7 @@ def trained_models(
     path, checkpoint = load_first(find_checkpoints(ckpt_path, trainer.default_root_dir, trainer.run_name))
     present = {
         **describe(method, "method"),
-        "model.backbone": network.task.backbone,
-        "model.tokenizer": network.task.tokenizer,
-        "model.pretrained": network.task.pretrained,
+        **describe(network.task, "model"),
         "trainer.seed": trainer.seed,
     }
     if method.personal:  # whose samples are whose
@@ -245,10 +243,7 @@ def _settings(
     return {
         **kept,
         "trainer.precision": trainer.precision,
-        "model": type(model).__name__,
-        "model.backbone": model.backbone,
-        "model.tokenizer": model.tokenizer,
-        "model.pretrained": model.pretrained,
+        **describe(model, "model"),
         "model.dtype": str(model.weights_dtype),
         "model.monitor": model.monitor,
         "data.batch_size": data.batch_size,

@@ -12,7 +12,7 @@ from fedgram import SGD, FederatedTrainer, FedIT, FLoRG
 from fedgram.block import train_block
 from fedgram.collectives import Ranks
 from fedgram.data import Quickstart, SQuAD
-from fedgram.errors import ConfigurationError
+from fedgram.errors import CheckpointError, ConfigurationError
 from fedgram.evaluation import evaluate, infer
 from fedgram.models import QuestionAnswering
 from fedgram.network import ClientNetwork
@@ -264,3 +264,26 @@ def test_fit_validate_and_predict(tmp_path, tiny_backbone, trainer, clients_per_
     for row, context in zip(rows, data.examples("test").contexts, strict=True):
         assert row["answer"] in context
         assert 0 < float(row["probability"]) <= 1
+
+
+def test_settings_of_the_task_are_the_runs_and_its_evaluations(tmp_path, tiny_backbone, trainer):
+    data, method = make_data(write_squad(tmp_path / "squad")), FLoRG(rank=2)
+    summary = trainer().fit(QuestionAnswering(tiny_backbone, n_best=3), data, method)
+    assert summary["settings"]["model"] == "QuestionAnswering"
+    assert (summary["settings"]["model.n_best"], summary["settings"]["model.max_answer_length"]) == (3, 30)
+    other = QuestionAnswering(tiny_backbone, n_best=3, max_answer_length=2)
+    differs = r"model\.max_answer_length: 30 there, 2 here"
+    with pytest.raises(CheckpointError, match=differs):
+        trainer().validate(other, data, method, "last")
+    with pytest.raises(CheckpointError, match=differs):
+        trainer().fit(other, data, method, ckpt_path="last")
+
+
+def test_a_subclass_adds_its_own_settings():
+    class Careful(QuestionAnswering):
+        def __init__(self, *args, patience=2, **common):
+            super().__init__(*args, **common)
+            self.patience, self.found = patience, 0
+
+    expected = {"backbone": "b", "pretrained": True, "tokenizer": "t", "n_best": 5, "max_answer_length": 30}
+    assert Careful("b", n_best=5, tokenizer="t").settings == expected | {"patience": 2}

@@ -1,5 +1,6 @@
 """What a task is to the trainer: a backbone with a head, a loss per sample, and metrics."""
 
+import inspect
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ class FederatedTask(pl.LightningModule, ABC):
         ConfigurationError: a shape that should be pretrained, or have or be a tokenizer.
 
     Attributes:
+        reported: the constructor's arguments that only choose what is reported: they may differ from start to start.
         network: the backbone with its head, frozen and without dropout, once `configure_for` was called.
         auto_class: the name of Transformers' class that puts the task's head on any backbone.
         monitor: the name of the metric by which checkpoints are compared, known once `configure_for` was called.
@@ -47,6 +49,7 @@ class FederatedTask(pl.LightningModule, ABC):
     """
 
     auto_class: ClassVar[str]
+    reported: ClassVar[frozenset[str]] = frozenset()
     monitor: str
     monitor_mode: Literal["max", "min"] = "max"
 
@@ -64,6 +67,16 @@ class FederatedTask(pl.LightningModule, ABC):
         self.pretrained = pretrained
         self.tokenizer = tokenizer
         self.network: nn.Module | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the task's answers: the constructor's arguments, as the task keeps them under their own names.
+
+        Subclasses' arguments are among them without further ado; what Lightning or the data has set is not.
+        """
+        tasks = [kind for kind in type(self).__mro__ if issubclass(kind, FederatedTask)]
+        names = {name for kind in tasks for name in inspect.signature(kind).parameters} - self.reported
+        return {name: value for name, value in vars(self).items() if name in names}
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """Return the tokenizer, with the end-of-text token for padding where it came without a pad token.

@@ -32,6 +32,7 @@ class TextClassification(FederatedTask):
     """
 
     auto_class = "AutoModelForSequenceClassification"
+    reported = frozenset({"metrics"})
 
     def __init__(self, *args: Any, metrics: list[str] | None = None, **common: Any) -> None:
         super().__init__(*args, **common)
