@@ -1,9 +1,11 @@
-import os
+import json
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedgram.checkpoint import Checkpoint, atomic_write, compare_settings, load, save
+from fedgram.checkpoint import Checkpoint, compare_settings, fingerprint, load, save
 from fedgram.errors import CheckpointError
 from fedgram.state import flatten, state_hash
 
@@ -21,7 +23,16 @@ def make_checkpoint(state=None):
             },
             "head": {"out": {"weight": torch.tensor([float("nan"), -0.0, 5e-324, 1e38], dtype=torch.float64)}},
         }
-    return Checkpoint(state, 7, SETTINGS, {"seconds": 0.1, "metrics": {"accuracy": 0.5}, "totals": [{"bytes": 2**40}]})
+    progress = {"seconds": 0.1, "metrics": {"accuracy": 0.5}, "totals": [{"bytes": 2**40}]}
+    return Checkpoint(state, 7, SETTINGS, progress, {4: {"head|out|bias": torch.ones(2)}})
+
+
+@pytest.fixture(scope="session")
+def saved_file(tmp_path_factory):
+    """A checkpoint in a file, and its bytes."""
+    path = tmp_path_factory.mktemp("checkpoint") / "last.safetensors"
+    save(path, make_checkpoint())
+    return path, path.read_bytes()
 
 
 def test_a_checkpoint_comes_back_bit_by_bit(tmp_path):
@@ -32,6 +43,7 @@ def test_a_checkpoint_comes_back_bit_by_bit(tmp_path):
     assert loaded.state["adapter"]["a.value"]["half"].dtype == torch.bfloat16
     assert loaded.state["adapter"]["a.value"]["step"].shape == ()
     assert (loaded.round, loaded.settings, loaded.progress) == (7, SETTINGS, saved.progress)
+    assert {client: list(kept) for client, kept in loaded.clients.items()} == {4: ["head|out|bias"]}
 
 
 def test_an_empty_part_comes_back(tmp_path):
@@ -47,21 +59,6 @@ def test_saving_again_replaces_the_file_and_leaves_no_other(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, broken):
-    path = tmp_path / "file"
-    atomic_write(path, b"old")
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os if broken == "fsync" else type(path), broken, fail)
-    with pytest.raises(OSError, match="disk full"):
-        atomic_write(path, b"new and longer")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_a_missing_checkpoint_is_an_error_with_a_remedy(tmp_path):
     with pytest.raises(CheckpointError, match=r"there is no checkpoint at .*--ckpt_path"):
         load(tmp_path / "last.safetensors")
@@ -69,23 +66,62 @@ def test_a_missing_checkpoint_is_an_error_with_a_remedy(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("kept", [0, 4, 100, -1])
-def test_a_truncated_checkpoint_is_an_error(tmp_path, kept):
-    path = tmp_path / "last.safetensors"
-    save(path, make_checkpoint())
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match="is damaged"):
-        load(path)
+@given(data=st.data())
+def test_no_byte_may_be_another(saved_file, data):
+    """Whatever it belongs to: tensors, round, settings, progress, clients, the digest itself, or mere padding."""
+    path, content = saved_file
+    position = data.draw(st.integers(0, len(content) - 1))
+    altered = bytearray(content)
+    altered[position] ^= data.draw(st.integers(1, 255))
+    assert_refused(path.with_name("altered"), bytes(altered))
 
 
-def test_altered_tensors_are_an_error(tmp_path):
-    path = tmp_path / "last.safetensors"
-    save(path, make_checkpoint())
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+@given(data=st.data())
+def test_no_byte_may_be_missing_or_too_many(saved_file, data):
+    path, content = saved_file
+    cut = content[: data.draw(st.integers(0, len(content) - 1))]
+    assert_refused(path.with_name("cut"), cut)
+    assert_refused(path.with_name("longer"), content + data.draw(st.binary(min_size=1, max_size=9)))
+
+
+def assert_refused(path, content):
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="was altered"):
+    with pytest.raises(CheckpointError, match=r"is damaged|was altered|no checkpoint of this version"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("found", "instead"),
+    [
+        (rb"\"round\": 7", rb"\"round\": 6"),
+        (rb"trainer.seed", rb"trainer.feed"),
+        (rb"accuracy", rb"adequacy"),
+        (b"client 4|", b"client 5|"),
+    ],
+)
+def test_altered_facts_are_an_error(saved_file, found, instead):
+    path, content = saved_file
+    assert content.count(found) == 1
+    altered = path.with_name("facts")
+    altered.write_bytes(content.replace(found, instead))
+    with pytest.raises(CheckpointError, match="was altered"):
+        load(altered)
+
+
+def test_a_checkpoint_of_the_former_format_is_an_error_that_says_so(tmp_path):
+    from safetensors.torch import save_file
+
+    facts = {"format": "1", "round": 1, "settings": {}, "progress": {}, "state_hash": "0" * 64}
+    save_file({"adapter|q|A": torch.ones(2)}, tmp_path / "old", metadata={"fedgram": json.dumps(facts)})
+    with pytest.raises(CheckpointError, match=r"reads format '2'; got '1': go on with the version that wrote it"):
+        load(tmp_path / "old")
+
+
+def test_a_file_holds_the_fingerprint_of_its_settings(saved_file):
+    path, content = saved_file
+    assert fingerprint(load(path).settings) == fingerprint(SETTINGS)
+    assert content.count(fingerprint(SETTINGS).encode()) == 1
+    assert fingerprint(dict(reversed(SETTINGS.items()))) == fingerprint(SETTINGS) != fingerprint({})
 
 
 @pytest.mark.parametrize("key", ["bert.encoder.weight", "other|layer|A", "adapter|q|A"])

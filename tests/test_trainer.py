@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import platform
 import re
@@ -25,7 +26,7 @@ from fedgram import (
     TextClassificationData,
 )
 from fedgram.callbacks import Callback
-from fedgram.checkpoint import load, save
+from fedgram.checkpoint import fingerprint, load, save
 from fedgram.errors import CheckpointError, ConfigurationError, DataError, FedgramError, TrainingError
 from fedgram.run_folder import RunFolder
 
@@ -86,6 +87,7 @@ def test_the_run_folder_holds_what_a_run_is_judged_by(fit, tmp_path):
     assert summary["data_fingerprint"] == summary["settings"]["data.fingerprint"]
     assert len(summary["data_fingerprint"]) == 64
     assert summary["git_commit"] is None or re.fullmatch("[0-9a-f]{40}", summary["git_commit"])
+    assert summary["settings_fingerprint"] == fingerprint(load(trainer.folder.checkpoint("last")).settings)
     assert summary["state_hash"] == _hash_of(trainer.folder.checkpoint("last"))
     assert (folder / "partition.png").stat().st_size > 1000
     partition = rows(folder, "partition.csv")
@@ -276,6 +278,24 @@ def test_bad_input_gives_one_error_and_writes_no_run(fit, tmp_path, keys, error,
     assert isinstance(caught.value, FedgramError)
     if error is not TrainingError:
         assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_a_run_that_goes_on_on_another_kind_of_device_says_that_its_bits_may_differ(fit, caplog):
+    _, trainer = fit(rounds=1)
+    own = trainer.federation.devices
+    fit(rounds=2, ckpt_path="last")
+    assert "kind of device" not in caplog.text
+    last = trainer.folder.checkpoint("last")
+    behind = load(last)
+    assert behind.progress["devices"] == own
+    doctored = behind.progress | {"devices": ["NVIDIA H200"]}
+    save(last, dataclasses.replace(behind, progress=doctored))
+    for rounds in (3, 4):  # the second time it has been on both
+        caplog.clear()
+        summary, _ = fit(rounds=rounds, ckpt_path="last")
+        (warning,) = [r for r in caplog.records if "equal bits are promised on one kind of device only" in r.message]
+        assert f"NVIDIA H200 and {own[0]}" in warning.message
+        assert summary["devices"] == ["NVIDIA H200", *own]
 
 
 def test_a_run_does_not_go_back(fit):

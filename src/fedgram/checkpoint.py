@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file with the server's tensors and, as JSON, where the run stands."""
 
+import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from fedgram.errors import CheckpointError
-from fedgram.state import State, flatten, tensor_hash, unflatten
+from fedgram.files import atomic_write
+from fedgram.state import State, flatten, unflatten
 
-__all__ = ["Checkpoint", "atomic_write", "compare_settings", "load", "load_first", "save"]
+__all__ = ["Checkpoint", "compare_settings", "fingerprint", "load", "load_first", "save"]
 
 log = logging.getLogger(__name__)
 
-_FORMAT = "1"
+_FORMAT = "2"
 _CLIENT = "client "
+_UNSIGNED = "0" * 64
+"""Stands in the place of a file's digest while that is computed."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +56,44 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     flat = {key: tensor.cpu() for key, tensor in checkpoint.tensors().items()}
     facts = {
         "format": _FORMAT,
+        "digest": _UNSIGNED,
         "round": checkpoint.round,
         "settings": checkpoint.settings,
+        "fingerprint": fingerprint(checkpoint.settings),
         "progress": checkpoint.progress,
-        "state_hash": tensor_hash(flat),
     }
     # Cloned, as safetensors refuses tensors that share memory.
     tensors = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in flat.items()}
-    atomic_write(path, to_bytes(tensors, metadata={"fedgram": json.dumps(facts)}))
+    content = memoryview(to_bytes(tensors, metadata={"fedgram": json.dumps(facts)}))
+    place = bytes(content[: _header_end(content)]).index(_UNSIGNED.encode())
+    digest = hashlib.sha256(content).hexdigest()
+    atomic_write(path, content[:place], digest.encode(), content[place + len(digest) :])
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """Return the SHA-256 over a run's settings: equal for runs that may go on from each other's checkpoints."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _header_end(content: bytes | memoryview) -> int:
+    """Return where the header of a safetensors file ends; its length is in the first 8 bytes."""
+    return 8 + int.from_bytes(content[:8], "little")
+
+
+def _digest(path: Path, stated: str) -> str:
+    """Return the SHA-256 over a whole file, as it was before the digest that it states was put into its header."""
+    with path.open("rb") as file:
+        length = file.read(8)
+        header = file.read(_header_end(length) - 8)
+        digest = hashlib.sha256(length + header.replace(stated.encode(), _UNSIGNED.encode(), 1))
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint and check it against its own hash.
+    """Read a checkpoint and check it, tensors and all else, against the digest that it states.
 
     Raises:
-        CheckpointError: the file is missing, truncated, altered, or no checkpoint of fedgram's.
+        CheckpointError: the file is missing, truncated, altered, of another version, or no checkpoint of fedgram's.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -76,15 +102,27 @@ def load(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {}).get("fedgram", "{}"))
+            _check(path, facts)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged ({error}); use an older one or start again") from error
-    if facts.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} is no checkpoint of this version of fedgram (format {facts.get('format')!r})")
-    if tensor_hash(tensors) != facts["state_hash"]:
-        raise CheckpointError(f"the checkpoint {path} was altered: its tensors do not have the hash that it states")
     state = unflatten({key: tensor for key, tensor in tensors.items() if not key.startswith(_CLIENT)})
     return Checkpoint(state, int(facts["round"]), facts["settings"], facts["progress"], _clients_of(tensors))
+
+
+def _check(path: Path, facts: Any) -> None:
+    """Refuse a file of another format, and one that is not what was written."""
+    found = facts.get("format") if isinstance(facts, dict) else None
+    if found != _FORMAT:
+        raise CheckpointError(
+            f"{path} is no checkpoint of this version of fedgram, which reads format {_FORMAT!r}; got {found!r}: go on "
+            "with the version that wrote it, or start the run again"
+        )
+    if _digest(path, str(facts.get("digest"))) != facts.get("digest"):
+        raise CheckpointError(
+            f"the checkpoint {path} was altered: it does not have the digest that it states; use an older one or start "
+            "again"
+        )
 
 
 def load_first(paths: Sequence[Path]) -> tuple[Path, Checkpoint]:
@@ -129,17 +167,3 @@ def compare_settings(path: Path, saved: dict[str, Any], present: dict[str, Any])
         raise CheckpointError(
             f"the checkpoint {path} is of another run ({'; '.join(different)}); use the settings it has"
         )
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, force it to the disk and rename it: a reader sees the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -37,6 +37,7 @@ from fedgram.ledger import Ledger
 from fedgram.methods import Diagnostics, Method, RoundInfo
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
+from fedgram.reporting import device_kind
 from fedgram.run_folder import RunFolder
 from fedgram.seeding import numpy_generator
 from fedgram.state import State, flatten, merge, to
@@ -112,6 +113,7 @@ class Federation:
         initial: the evaluation before training.
         metrics: the last evaluation.
         best: the evaluation with the best monitored metric, with its round.
+        devices: the kinds of devices that the run has had so far, in the order of their first use.
     """
 
     plan: Plan
@@ -135,6 +137,10 @@ class Federation:
     initial: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
+    devices: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.devices = [device_kind(self.network.device)]
 
     def sample(self, number: int) -> Round:
         """Draw the cohort of a round; round 0 has none."""
@@ -331,6 +337,7 @@ class Federation:
             "initial": self.initial,
             "metrics": self.metrics,
             "best": self.best,
+            "devices": self.devices,
         }
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -346,6 +353,7 @@ class Federation:
         self.initial = checkpoint.progress["initial"]
         self.metrics = checkpoint.progress["metrics"]
         self.best = checkpoint.progress["best"]
+        self.devices = list(dict.fromkeys([*checkpoint.progress["devices"], *self.devices]))
 
 
 def _is_loss(key: str) -> bool:

@@ -9,8 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedgram.checkpoint import atomic_write
+from fedgram.checkpoint import fingerprint
 from fedgram.data import FederatedData, Shards, partition_picture
+from fedgram.files import atomic_write
 from fedgram.memory import peak_megabytes
 from fedgram.models import FederatedTask
 from fedgram.state import tensor_hash
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from fedgram.federation import Federation
 
-__all__ = ["describe", "summarise", "write_partition", "write_predictions"]
+__all__ = ["describe", "device_kind", "summarise", "write_partition", "write_predictions"]
 
 
 def describe(thing: object, prefix: str) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def summarise(federation: "Federation") -> dict[str, Any]:
         "seconds": federation.seconds,
         "seconds_training": federation.seconds_training,
         "peak_megabytes": peak_megabytes(federation.network.device),
-        "device": _device_name(federation.network.device),
+        "devices": federation.devices,
         "ranks": federation.ranks.size,
         "collective_bytes_of_rank_0": federation.ranks.moved,
         "versions": {
@@ -91,15 +92,19 @@ def summarise(federation: "Federation") -> dict[str, Any]:
         },
         "git_commit": _git_commit(),
         "settings": federation.settings,
+        "settings_fingerprint": fingerprint(federation.settings),
         "data_fingerprint": federation.data.fingerprint(),
         "state_hash": tensor_hash(federation.standing().tensors()),
     }
 
 
-def _device_name(device: "torch.device") -> str:
+def device_kind(device: "torch.device") -> str:
+    """Return the kind of a device, within which equal bits are promised: a GPU's model, a CPU's instructions."""
     import torch
 
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _git_commit() -> str | None:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedgram.checkpoint import atomic_write
 from fedgram.errors import CheckpointError, ConfigurationError
+from fedgram.files import atomic_write, remove_leftovers
 
 __all__ = ["RunFolder", "find_checkpoints", "find_run_of"]
 
@@ -103,7 +103,11 @@ class RunFolder:
             path.unlink()
 
     def rewind(self, round_number: int) -> None:
-        """Drop what was written about rounds after one, their checkpoints, and the summary, which is of the end."""
+        """Drop what was written about rounds after one, their checkpoints, and the summary, which is of the end.
+
+        What a kill has left half written goes as well.
+        """
+        remove_leftovers([self.path, self.path / "checkpoints"])
         for path in self.round_checkpoints():
             if path > self.round_checkpoint(round_number):
                 path.unlink()

@@ -196,6 +196,11 @@ def _open_folder(federation: Federation) -> None:
     folder, plan = federation.folder, federation.plan
     what = "a new run" if federation.finished < 0 else f"goes on after round {federation.finished}"
     log.info("%s: %s; clients_per_block %d, threads %d", folder.path, what, plan.clients_per_block, plan.threads)
+    if len(federation.devices) > 1:
+        log.warning(
+            "this run has been on %s: equal bits are promised on one kind of device only",
+            " and ".join(federation.devices),
+        )
     folder.rewind(federation.finished)
     job = current_job()
     if job is not None:
