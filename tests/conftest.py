@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 WORDS = ["good", "fine", "great", "lovely", "bad", "poor", "awful", "dull", "the", "film", "plot", "cast", "was", "is"]
 
@@ -61,6 +62,26 @@ def tiny_data(tmp_path: Path) -> Path:
         rows = "\n".join(f"{text},{label}" for text, label in zip(texts, labels, strict=True))
         (folder / f"{split}.csv").write_text(f"text,label\n{rows}\n")
     return folder
+
+
+@pytest.fixture
+def config(tiny_backbone: str, tiny_data: Path, tmp_path: Path) -> Path:
+    """A config of a small run on the tiny data."""
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "method": {"class_path": "FLoRG", "init_args": {"rank": 2}},
+                "model": {"class_path": "TextClassification", "init_args": {"backbone": tiny_backbone}},
+                "data": {
+                    "class_path": "TextClassificationData",
+                    "init_args": {"path": str(tiny_data), "batch_size": 3, "cache_dir": str(tmp_path / "cache")},
+                },
+                "trainer": {"rounds": 2, "clients": 4, "local_steps": 2, "accelerator": "cpu", "loggers": False},
+            }
+        )
+    )
+    return path
 
 
 @pytest.fixture

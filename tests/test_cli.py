@@ -13,25 +13,6 @@ import yaml
 from fedgram.cli import COMMANDS
 
 
-@pytest.fixture
-def config(tiny_backbone, tiny_data, tmp_path) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "method": {"class_path": "FLoRG", "init_args": {"rank": 2}},
-                "model": {"class_path": "TextClassification", "init_args": {"backbone": tiny_backbone}},
-                "data": {
-                    "class_path": "TextClassificationData",
-                    "init_args": {"path": str(tiny_data), "batch_size": 3, "cache_dir": str(tmp_path / "cache")},
-                },
-                "trainer": {"rounds": 2, "clients": 4, "local_steps": 2, "accelerator": "cpu", "loggers": False},
-            }
-        )
-    )
-    return path
-
-
 def summary(run: str = "data-FLoRG", version: int = 0) -> dict:
     return json.loads(Path("runs", run, f"version_{version}", "summary.json").read_text())
 

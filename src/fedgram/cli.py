@@ -15,6 +15,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "fit": "fine-tune a model across clients",
+    "prepare": "download, tokenise and check what fit needs, where there is a network",
     "validate": "evaluate a run's model on the validation split",
     "test": "evaluate a run's model on the test split",
     "predict": "write a run's predictions to a CSV file",
@@ -41,6 +42,7 @@ examples:
   fedgram fit --config configs/quickstart.yaml --method FedIT --trainer.rounds 5
   fedgram fit --config configs/quickstart.yaml --print_config
   fedgram fit --config configs/quickstart.yaml --ckpt_path last     go on with the newest run
+  fedgram prepare --config configs/roberta_qnli.yaml               on the login node of a cluster
   fedgram test --config configs/quickstart.yaml --ckpt_path best
   fedgram compare runs
   tensorboard --logdir runs

@@ -1,5 +1,7 @@
 """fedgram's commands, as a LightningCLI over `FederatedTrainer`: configs, overrides, --print_config, class help."""
 
+import shlex
+import sys
 from typing import Any
 
 import yaml
@@ -60,7 +62,7 @@ class FedgramCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return dict.fromkeys(("fit", "validate", "test", "predict"), _GIVEN)
+        return dict.fromkeys(("fit", "prepare", "validate", "test", "predict"), _GIVEN)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add none: the seed is the trainer's."""
@@ -89,6 +91,14 @@ class FedgramCLI(LightningCLI):
             if self.trainer.loggers is True:
                 console.print(f"curves: tensorboard --logdir {self.trainer.default_root_dir}", soft_wrap=True)
 
+    def prepare(self, **kwargs: Any) -> None:
+        """Say what was found, and how to go on."""
+        arguments = sys.argv[1:]
+        arguments[arguments.index("prepare")] = "fit"
+        text = f"{self.trainer.prepare(**kwargs)}\nready, without a network:\n"
+        text += f"  HF_HUB_OFFLINE=1 {shlex.join(['fedgram', *arguments])}"
+        Console().print(text, soft_wrap=True, markup=False, highlight=False)
+
     def validate(self, **kwargs: Any) -> None:
         """Print the metrics of the validation split."""
         self._print_metrics(self.trainer.validate(**kwargs))
@@ -111,7 +121,7 @@ class FedgramCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         kwargs["method"] = self._get(self.config_init, "method")
-        if subcommand == "fit":
+        if subcommand in ("fit", "prepare"):
             kwargs["optimizer"] = self._get(self.config_init, "optimizer")
         return kwargs
 

@@ -3,6 +3,8 @@
 import hashlib
 import logging
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +35,7 @@ from fedgram.state import State, flatten
 if TYPE_CHECKING:
     from fedgram.trainer import FederatedTrainer
 
-__all__ = ["assemble", "begin", "trained_models"]
+__all__ = ["assemble", "begin", "build", "trained_models"]
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +73,24 @@ def trained_models(
 def assemble(
     trainer: "FederatedTrainer", model: FederatedTask, data: FederatedData, method: Method
 ) -> tuple[ClientNetwork, Ranks]:
-    """Launch the ranks, read the data, and put the method's adapters into the backbone."""
+    """Launch the ranks, and make the network on each."""
     launch(trainer.fabric, trainer.num_nodes)
     if trainer.threads is not None:
         torch.set_num_threads(trainer.threads)  # after the launch, which sets a share of the cores
     ranks = Ranks(trainer.fabric, lambda: trainer.stop_signals.received)
     trainer.run_name = trainer.name or f"{data.name}-{method.name}"
+    return build(trainer, ranks, model, data, method, trainer.fabric.autocast), ranks
+
+
+def build(
+    trainer: "FederatedTrainer",
+    ranks: Ranks,
+    model: FederatedTask,
+    data: FederatedData,
+    method: Method,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> ClientNetwork:
+    """Read the data, and put the method's adapters into the backbone."""
     with ranks.apart():
         data.tokenizer = model.load_tokenizer()
         if ranks.rank == 0 and ranks.size > 1:
@@ -88,11 +102,10 @@ def assemble(
             model.cast(_WEIGHTS[trainer.precision])
         _check_lengths(model, data)
         layers = method.install(model.loaded(), trainer.seed)  # after the weights' type is set: L, R and A₁ keep theirs
-        model.loaded().to(trainer.fabric.device)
+        model.loaded().to(ranks.device)
     dtype = torch.float64 if trainer.precision == "64-true" else torch.float32
     pad_id = int(data.tokenizer.pad_token_id)
-    device, autocast = trainer.fabric.device, trainer.fabric.autocast
-    return ClientNetwork(model, layers, device, dtype, autocast, pad_id, method.shared_fields), ranks
+    return ClientNetwork(model, layers, ranks.device, dtype, autocast, pad_id, method.shared_fields)
 
 
 def _check_lengths(model: FederatedTask, data: FederatedData) -> None:

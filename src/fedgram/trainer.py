@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from fedgram.launch import devices_per_node, follow_srun, nodes
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.optim import AdamW, ClientOptimizer
+from fedgram.preparation import Preparation, prepare
 from fedgram.reporting import summarise, write_predictions
 from fedgram.run_folder import RunFolder
 from fedgram.setup import assemble, begin, trained_models
@@ -140,14 +142,17 @@ class FederatedTrainer:
         self.callbacks = [*(callbacks or []), *([ProgressBar()] if progress_bar else [])]
         follow_srun()
         self.num_nodes = nodes(num_nodes)
-        self.fabric = Fabric(
-            accelerator=accelerator,
-            strategy=strategy,
-            devices=devices_per_node(devices),
-            num_nodes=self.num_nodes,
-            precision=precision,
-            callbacks=self.callbacks,
-        )
+        self._hardware: dict[str, Any] = {
+            "accelerator": accelerator,
+            "strategy": strategy,
+            "devices": devices_per_node(devices),
+            "num_nodes": self.num_nodes,
+        }
+
+    @cached_property
+    def fabric(self) -> Fabric:
+        """The devices and ranks; made when they are asked for, since `prepare` is to do without them."""
+        return Fabric(**self._hardware, precision=self.precision, callbacks=self.callbacks)
 
     def _check(self) -> None:
         at_least_one = (
@@ -225,6 +230,31 @@ class FederatedTrainer:
                         federation.checkpoint()
                         self.fabric.call("on_round_end", trainer=self, row=current.row)
             return self._finish(federation)
+
+    def prepare(
+        self,
+        model: FederatedTask,
+        datamodule: FederatedData,
+        method: Method,
+        optimizer: ClientOptimizer | None = None,
+        ckpt_path: str | None = None,
+    ) -> Preparation:
+        """Fetch, tokenise and check what fit needs, so that it then runs without a network.
+
+        It does what `fit` does before its first round, in this process and on the CPU, whatever devices and ranks are
+        asked for, and without a run's folder. A wrong setting is an error here, not in a job that has waited for hours.
+
+        Args:
+            model: the task: a backbone with a head, its loss and metrics.
+            datamodule: the data and how it is split among the clients.
+            method: the federated method.
+            optimizer: the clients' optimizer, for which there is nothing to fetch.
+            ckpt_path: left to fit, whose arguments these are.
+
+        Returns:
+            What was found, and where it is.
+        """
+        return prepare(self, model, datamodule, method)
 
     def validate(
         self, model: FederatedTask, datamodule: FederatedData, method: Method, ckpt_path: str | None = None

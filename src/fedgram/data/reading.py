@@ -3,12 +3,13 @@
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedgram.errors import ConfigurationError, DataError
+from fedgram.hub import remedy
 
 __all__ = [
     "SPLITS",
@@ -186,20 +187,36 @@ def read_hub(name: str, config_name: str | None = None, splits: Mapping[str, Seq
     Raises:
         DataError: if the data set, its configuration or the network is missing.
     """
-    from datasets import load_dataset
+    from datasets import config, load_dataset
 
     wanted = f"{name!r}" + (f" ({config_name})" if config_name else "")
+    from_cache = remedy(config.HF_DATASETS_CACHE)
     try:
-        found = load_dataset(name, config_name)
+        with _quiet() if from_cache else nullcontext():
+            found = load_dataset(name, config_name)
     except Exception as error:
+        needed = from_cache or "see to its name, config_name and the network"
         raise DataError(
-            f"cannot load the data set {wanted} from the hub: {_reason(error)};"
-            " see to its name, config_name and the network, or give a local file or folder"
+            f"cannot load the data set {wanted} from the hub: {_reason(error)}; {needed},"
+            " or give a local file or folder"
         ) from error
     if "train" not in found:
         raise DataError(f"the data set {wanted} has no train split, only {', '.join(found)}; save it as local files")
     present = {split: [name for name in names if name in found] for split, names in splits.items()}
     return {split: found[names[0]] for split, names in present.items() if names}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep off the terminal that the cache is used where nothing else can be."""
+    from datasets import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _reason(error: Exception) -> str:

