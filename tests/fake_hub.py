@@ -47,99 +47,83 @@ class _Handler(BaseHTTPRequestHandler):
     server: FakeHub
     protocol_version = "HTTP/1.1"
 
-    def do_HEAD(self):
-        self._answer()
-
     def do_GET(self):
-        self._answer()
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        url = urlsplit(self.path)
+        path = unquote(url.path).strip("/")
+        self.server.requests.append(f"{self.command} /{path}")
+        if path.startswith("api/"):
+            self._describe(path.split("/")[1:], parse_qs(url.query), body)
+        elif "/resolve/" in path:
+            name, _, rest = path.partition("/resolve/")
+            self._send_file(name if name.startswith("datasets/") else f"models/{name}", rest.partition("/")[2])
+        else:
+            self._send(200, b"a hub")
+
+    def do_HEAD(self):
+        self.do_GET()
 
     def do_POST(self):
-        self._answer()
+        self.do_GET()
 
     def log_message(self, *_):
         """Keep the terminal clean."""
 
-    def _answer(self):
-        length = int(self.headers.get("Content-Length") or 0)
-        self.body = self.rfile.read(length)
-        url = urlsplit(self.path)
-        self.query = parse_qs(url.query)
-        path = unquote(url.path).strip("/")
-        self.server.requests.append(f"{self.command} /{path}")
-        if path.startswith("api/"):
-            self._api(path.removeprefix("api/"))
-        elif "/resolve/" in path:
-            self._file(path)
-        else:
-            self._send(200, b"a hub", {})
-
-    def _file(self, path):
-        name, _, rest = path.partition("/resolve/")
-        file = self._repository(name if name.startswith("datasets/") else f"models/{name}") / rest.partition("/")[2]
+    def _send_file(self, repository, name):
+        file = self.server.root / repository / name
         if not file.is_file():
-            known = "EntryNotFound" if file.parent.is_dir() else "RepoNotFound"
-            self._send(404, b"", {"X-Error-Code": known, "X-Error-Message": known, "X-Repo-Commit": COMMIT})
+            self._refuse("EntryNotFound" if (self.server.root / repository).is_dir() else "RepoNotFound")
             return
         content = file.read_bytes()
         headers = {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        start = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")
-        if "Range" in self.headers:
-            first, last = int(start[0] or 0), int(start[1]) if start[1] else len(content) - 1
-            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-            self._send(206, content[first : last + 1], headers)
-        else:
-            self._send(200, content, headers)
-
-    def _api(self, path):
-        kind, owner, name, *rest = [*path.split("/"), "", "", ""][: max(3, path.count("/") + 1)]
-        folder = self._repository(f"{kind}/{owner}/{name}")
-        if not folder.is_dir():
-            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+        if "Range" not in self.headers:
+            self._send(200, content, **headers)
             return
-        files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        what = rest[0] if rest else "revision"
-        if what == "revision":
-            siblings = [{"rfilename": file} for file in files]
-            facts = {"id": f"{owner}/{name}", "sha": COMMIT, "siblings": siblings, "private": False, "gated": False}
-            facts |= {
-                "disabled": False,
-                "downloads": 0,
-                "likes": 0,
-                "tags": [],
-                "lastModified": "2024-01-01T00:00:00.000Z",
-            }
-            self._json(facts)
+        first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+        first, last = int(first), int(last or len(content) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        self._send(206, content[first : last + 1], **headers)
+
+    def _describe(self, path, query, body):
+        """Answer ``<kind>/<owner>/<name>[/<what>...]``."""
+        folder, (what, *rest) = self.server.root.joinpath(*path[:3]), path[3:] or ["revision"]
+        if len(path) < 3 or not folder.is_dir():
+            self._refuse("RepoNotFound")
+        elif what == "revision":
+            self._send_json(_facts(folder, "/".join(path[1:3])))
         elif what == "tree":
-            below = "/".join(rest[2:])
-            deep = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
-            self._json(_entries(folder, below, deep))
-        elif what == "paths-info":
-            asked = (
-                json.loads(self.body)["paths"] if self.body.startswith(b"{") else parse_qs(self.body.decode())["paths"]
+            below = folder.joinpath(*rest[1:])
+            found = (
+                below.rglob("*") if query.get("recursive", ["false"])[0].lower() in ("true", "1") else below.glob("*")
             )
-            self._json([_entry(folder, folder / p) for p in asked if (folder / p).exists()])
+            self._send_json([_entry(folder, path) for path in sorted(found)])
+        elif what == "paths-info":
+            asked = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
+            self._send_json([_entry(folder, folder / name) for name in asked if (folder / name).exists()])
         else:
-            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            self._refuse("EntryNotFound")
 
-    def _repository(self, name):
-        return self.server.root / name
+    def _refuse(self, code):
+        self._send(404, b"{}", **{"X-Error-Code": code, "X-Error-Message": code, "X-Repo-Commit": COMMIT})
 
-    def _json(self, content):
-        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    def _send_json(self, content):
+        self._send(200, json.dumps(content).encode(), **{"Content-Type": "application/json"})
 
-    def _send(self, status, content, headers):
+    def _send(self, status, content, **headers):
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
 
 
-def _entries(folder, below, deep):
-    found = (folder / below).rglob("*") if deep else (folder / below).glob("*")
-    return [_entry(folder, path) for path in sorted(found)]
+def _facts(folder, name):
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    siblings = [{"rfilename": file} for file in files]
+    flags = dict.fromkeys(("private", "gated", "disabled"), False)
+    when = "2024-01-01T00:00:00.000Z"
+    return {"id": name, "sha": COMMIT, "siblings": siblings, "tags": [], "lastModified": when, **flags}
 
 
 def _entry(folder, path):

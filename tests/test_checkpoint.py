@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgram.checkpoint import Checkpoint, compare_settings, fingerprint, load, save
@@ -67,6 +67,7 @@ def test_a_missing_checkpoint_is_an_error_with_a_remedy(tmp_path):
 
 
 @given(data=st.data())
+@settings(deadline=None, max_examples=300)
 def test_no_byte_may_be_another(saved_file, data):
     """Whatever it belongs to: tensors, round, settings, progress, clients, the digest itself, or mere padding."""
     path, content = saved_file
@@ -77,6 +78,7 @@ def test_no_byte_may_be_another(saved_file, data):
 
 
 @given(data=st.data())
+@settings(deadline=None)
 def test_no_byte_may_be_missing_or_too_many(saved_file, data):
     path, content = saved_file
     cut = content[: data.draw(st.integers(0, len(content) - 1))]

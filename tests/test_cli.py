@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedgram import FederatedTrainer, FLoRG, TextClassification, TextClassificationData
 from fedgram.cli import COMMANDS
 
 
@@ -44,6 +45,15 @@ def test_fit_trains_and_says_what_came_of_it(fedgram, config):
     assert "tensorboard" not in out  # the config turns loggers off
     assert summary()["rounds"] == 2
     assert "tensorboard --logdir runs" in fedgram("fit", "--config", config, "--trainer.loggers", "true")[1]
+
+
+def test_defaults_are_those_of_python(fedgram, config, tiny_backbone, tiny_data, tmp_path):
+    fedgram("fit", "--config", config)
+    data = TextClassificationData(str(tiny_data), batch_size=3, cache_dir=str(tmp_path / "cache"))
+    trainer = FederatedTrainer(rounds=2, clients=4, local_steps=2, accelerator="cpu", loggers=False)
+    by_python = trainer.fit(TextClassification(tiny_backbone), data, FLoRG(rank=2))
+    assert by_python["settings_fingerprint"] == summary()["settings_fingerprint"]
+    assert by_python["state_hash"] == summary()["state_hash"]
 
 
 def test_short_class_names_and_overrides(fedgram, config):

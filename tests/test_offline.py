@@ -39,6 +39,7 @@ def machine(tmp_path):
     """Runs fedgram in a process of its own, with a home and caches of its own; returns exit code, stdout and stderr."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     own = {"HF_HOME": str(tmp_path / "hf"), "FEDGRAM_CACHE": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}
+    own["PYTHONWARNINGS"] = "ignore"  # Lightning's, where it finds SLURM installed
 
     def run(*arguments, **environment):
         result = subprocess.run(

@@ -26,7 +26,9 @@ def test_links_lead_somewhere():
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"fedgram fit (?!.*(help|median_lora))", c)])
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if re.match(r"fedgram (fit|prepare) (?!.*(help|median_lora))", c)]
+)
 def test_commands_parse(command, monkeypatch, capsys):
     arguments = shlex.split(command.replace("\\\n", " "), comments=True)
     monkeypatch.chdir(ROOT)

@@ -14,7 +14,7 @@ from fedgram.compare import comparison
 from fedgram.data import FederatedData
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
-from fedgram.optim import ClientOptimizer
+from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
 from fedgram.trainer import FederatedTrainer
 from fedgram.usage import FedgramParser
 
@@ -72,7 +72,9 @@ class FedgramCLI(LightningCLI):
         parser.add_subclass_arguments(FederatedTask, "model", required=True, help="The task and its backbone.")
         parser.add_subclass_arguments(FederatedData, "data", required=True, help="The data and its partition.")
         parser.add_subclass_arguments(ClientOptimizer, "optimizer", help="The clients' optimizer.")
-        parser.set_defaults({"optimizer": {"class_path": "fedgram.optim.AdamW"}})
+        parser.set_defaults(
+            {"optimizer": {"class_path": f"{DEFAULT_OPTIMIZER.__module__}.{DEFAULT_OPTIMIZER.__name__}"}}
+        )
         parser.add_class_arguments(FederatedTrainer, "trainer", instantiate=False, sub_configs=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> FederatedTrainer:  # type: ignore[override]

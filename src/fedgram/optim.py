@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedgram.errors import ConfigurationError
 
-__all__ = ["SGD", "AdamW", "ClientOptimizer", "Schedule", "Span", "clip_"]
+__all__ = ["DEFAULT_OPTIMIZER", "SGD", "AdamW", "ClientOptimizer", "Schedule", "Span", "clip_"]
 
 Schedule = Literal["constant", "linear", "cosine"]
 """How the learning rate goes after its warm-up."""
@@ -264,6 +264,10 @@ class SGD(ClientOptimizer):
             buffer = state["momentum_buffer"].mul_(self.momentum).add_(direction)
             direction = direction.add(buffer, alpha=self.momentum) if self.nesterov else buffer
         params.sub_(direction * _column(lr, params))
+
+
+DEFAULT_OPTIMIZER = AdamW
+"""The clients' optimizer where none is named, in Python as on the command line."""
 
 
 def _column(values: Float[Tensor, " C"], like: Tensor) -> Float[Tensor, "C 1"]:

@@ -24,7 +24,7 @@ from fedgram.federation import Federation, Plan
 from fedgram.launch import devices_per_node, follow_srun, nodes
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
-from fedgram.optim import AdamW, ClientOptimizer
+from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
 from fedgram.preparation import Preparation, prepare
 from fedgram.reporting import summarise, write_predictions
 from fedgram.run_folder import RunFolder
@@ -210,7 +210,9 @@ class FederatedTrainer:
             What summary.json says.
         """
         with self.stop_signals:
-            self.federation = federation = begin(self, model, datamodule, method, optimizer or AdamW(), ckpt_path)
+            self.federation = federation = begin(
+                self, model, datamodule, method, optimizer or DEFAULT_OPTIMIZER(), ckpt_path
+            )
             with self._ending_together(federation):
                 for number in range(federation.finished + 1, self.rounds + 1):
                     current = federation.sample(number)  # nobody in round 0, which is the evaluation before training
