@@ -67,8 +67,11 @@ def test_the_line_to_go_on_with_is_that_of_fit(fedgram, config):
 
 
 def test_neither_an_accelerator_nor_ranks_are_needed(fedgram, config, monkeypatch):
-    for name, value in {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_JOB_ID": "1"}.items():
-        monkeypatch.setenv(name, value)  # in a job, and not started by srun
+    for name in ("SLURM_STEP_ID", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_NNODES": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert "was not started by srun" in fedgram("fit", "--config", config)[2]
     asked = ["--trainer.accelerator", "gpu", "--trainer.devices", 8, "--trainer.num_nodes", 4]
     code, out, _ = fedgram("prepare", "--config", config, *asked)
     assert code == 0

@@ -140,19 +140,29 @@ class FederatedTrainer:
         self.federation: Federation | None = None
         self._check()
         self.callbacks = [*(callbacks or []), *([ProgressBar()] if progress_bar else [])]
+        self.accelerator = accelerator
+        self.devices = devices
+        self.strategy = strategy
+        self._asked_nodes = num_nodes
+
+    @cached_property
+    def num_nodes(self) -> int:
+        """How many nodes the run has."""
         follow_srun()
-        self.num_nodes = nodes(num_nodes)
-        self._hardware: dict[str, Any] = {
-            "accelerator": accelerator,
-            "strategy": strategy,
-            "devices": devices_per_node(devices),
-            "num_nodes": self.num_nodes,
-        }
+        return nodes(self._asked_nodes)
 
     @cached_property
     def fabric(self) -> Fabric:
-        """The devices and ranks; made when they are asked for, since `prepare` is to do without them."""
-        return Fabric(**self._hardware, precision=self.precision, callbacks=self.callbacks)
+        """The run's devices and ranks, looked for when they are needed: `prepare` does without them."""
+        num_nodes = self.num_nodes  # before the devices, as it follows srun
+        return Fabric(
+            accelerator=self.accelerator,
+            strategy=self.strategy,
+            devices=devices_per_node(self.devices),
+            num_nodes=num_nodes,
+            precision=self.precision,
+            callbacks=self.callbacks,
+        )
 
     def _check(self) -> None:
         at_least_one = (
