@@ -42,7 +42,7 @@ examples:
   fedgram fit --config configs/quickstart.yaml --method FedIT --trainer.rounds 5
   fedgram fit --config configs/quickstart.yaml --print_config
   fedgram fit --config configs/quickstart.yaml --ckpt_path last     go on with the newest run
-  fedgram prepare --config configs/roberta_qnli.yaml               on the login node of a cluster
+  fedgram prepare --config configs/roberta_qnli.yaml                on the login node of a cluster
   fedgram test --config configs/quickstart.yaml --ckpt_path best
   fedgram compare runs
   tensorboard --logdir runs
