@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,9 +54,17 @@ def sentences(count: int, seed: int = 0) -> tuple[list[str], list[int]]:
 
 
 @pytest.fixture
-def tiny_data(tmp_path: Path) -> Path:
-    """A folder with train.csv (60 rows), validation.csv and test.csv (16 rows each)."""
+def tiny_data(tiny_sentences: Path, tmp_path: Path) -> Path:
+    """A copy of the sentences, which a test may change."""
     folder = tmp_path / "data"
+    shutil.copytree(tiny_sentences, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.csv (60 rows), validation.csv and test.csv (16 rows each), which no test changes."""
+    folder = tmp_path_factory.mktemp("sentences") / "data"
     folder.mkdir()
     for split, count in {"train": 60, "validation": 16, "test": 16}.items():
         texts, labels = sentences(count, seed=count)

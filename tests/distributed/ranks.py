@@ -1,14 +1,11 @@
-"""What every rank of `test_collectives` does; run as a program it writes what each one saw.
-
-python -m distributed.ranks SIZE FOLDER
-"""
+"""What every rank of `test_collectives` says to the others."""
 
 import math
 import os
-import sys
 from pathlib import Path
 
 import torch
+from lightning.fabric import Fabric
 
 from fedgram.collectives import Ranks
 from fedgram.errors import TrainingError
@@ -69,16 +66,11 @@ def quarrel(ranks, own):
     }
 
 
-def work(fabric, folder):
+def write_what_is_seen(folder):
+    """Talk and quarrel, and leave what came of it in a file."""
+    fabric = Fabric(accelerator="cpu", devices=int(os.environ["WORLD_SIZE"]))
+    fabric.launch()
     ranks = Ranks(fabric)
     own = [c for c, owner in enumerate(OWNERS[ranks.size]) if owner == ranks.rank]
     seen = {"rank": ranks.rank, "size": ranks.size, **talk(ranks, own), **quarrel(ranks, own)}
-    torch.save(seen, folder / f"{ranks.rank}.pt")
-
-
-if __name__ == "__main__":
-    from lightning.fabric import Fabric
-
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    # Forked from a process that has computed nothing yet, so that torch is imported once.
-    Fabric(accelerator="cpu", devices=int(sys.argv[1]), strategy="ddp_fork").launch(work, Path(sys.argv[2]))
+    torch.save(seen, Path(folder) / f"{ranks.rank}.pt")

@@ -1,39 +1,17 @@
 """The collectives between real processes, over gloo on the loopback device."""
 
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from distributed.ranks import OWNERS, talk
 from fedgram.collectives import Ranks
 
-SECONDS = 90
-"""Far more than the 5 that it takes: a rank that waits for another for ever must not hang the tests."""
-
 
 @pytest.fixture(scope="module", params=[2, 3])
-def seen(request, tmp_path_factory):
+def seen(request, nursery, tmp_path_factory):
     """What every rank saw."""
     folder = tmp_path_factory.mktemp(f"{request.param}-ranks")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "distributed.ranks", str(request.param), str(folder)],
-        cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        text=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"the ranks still wait for each other: {process.communicate()[0]}")
-    assert process.returncode == 0, output
+    nursery.run(request.param, "distributed.ranks:write_what_is_seen", folder=str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 
