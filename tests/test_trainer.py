@@ -1,4 +1,3 @@
-import csv
 import dataclasses
 import json
 import platform
@@ -29,6 +28,7 @@ from fedgram.callbacks import Callback
 from fedgram.checkpoint import fingerprint, load, save
 from fedgram.errors import CheckpointError, ConfigurationError, DataError, FedgramError, TrainingError
 from fedgram.run_folder import RunFolder
+from tables import rows, without_times
 
 
 @pytest.fixture
@@ -48,15 +48,6 @@ def fit(tiny_backbone, tiny_data, tmp_path):
         return summary, trainer
 
     return run
-
-
-def rows(folder: Path, name: str = "metrics.csv") -> list[dict[str, str]]:
-    with (folder / name).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def without_times(table: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in table]
 
 
 def test_the_run_folder_holds_what_a_run_is_judged_by(fit, tmp_path):

@@ -1,0 +1,176 @@
+"""Whole fits of every method, as each rank of a nursery does them.
+
+Seven clients of unequal sizes, of which five take part in a round, in blocks of two, two and one: a fourth rank has no
+work. The layers that are adapted are 16 to 16, 16 to 24 and 24 to 16.
+"""
+
+import json
+import os
+import signal
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from fedgram import (
+    SGD,
+    AdamW,
+    Dirichlet,
+    FeDeRA,
+    FederatedTrainer,
+    FedExLoRA,
+    FedIT,
+    FedSALoRA,
+    FFALoRA,
+    FLoRG,
+    QuestionAnswering,
+    SQuAD,
+    TextClassification,
+    TextClassificationData,
+)
+from fedgram.collectives import Ranks
+from fedgram.methods import Method
+from fedgram.optim import ClientOptimizer
+
+ADAMW = partial(AdamW, lr=0.02)
+KEEPING_ADAMW = partial(AdamW, lr=0.02, schedule="cosine", span="run", keep_state=True)
+KEEPING_SGD = partial(SGD, lr=0.1, momentum=0.9, keep_state=True)
+TARGETS = ["0.attention.self.query", "1.intermediate.dense", "1.output.dense"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to fit.
+
+    Attributes:
+        method: makes the method.
+        optimizer: makes the optimizer.
+        questions: fit questions and answers instead of sentences.
+        trainer: settings of the trainer.
+    """
+
+    method: Callable[[], Method]
+    optimizer: Callable[[], ClientOptimizer] = ADAMW
+    questions: bool = False
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+
+
+def case(method, rank=2, optimizer=ADAMW, questions=False, trainer=None, **settings):
+    make = partial(method, rank=rank, target_modules=TARGETS, **settings)
+    return Case(make, optimizer, questions, trainer or {})
+
+
+CASES = {
+    "FLoRG-polar": case(FLoRG),
+    "FLoRG-polar-by-Gram-matrices": case(FLoRG, rank=7),  # the stack of five clients is larger than Q
+    "FLoRG-polar-keep_state": case(FLoRG, optimizer=KEEPING_ADAMW, basis="svd"),
+    "FLoRG-eigh": case(FLoRG, solver="eigh", basis="identity"),
+    "FLoRG-top_r": case(FLoRG, projection="top_r", basis="kaiming"),
+    "FLoRG-top_r_aligned": case(FLoRG, projection="top_r_aligned", head="local"),
+    "FLoRG-none": case(FLoRG, projection="none", solver="eigh"),
+    "FLoRG-average": case(FLoRG, projection="average", head="frozen"),
+    "FedIT": case(FedIT),
+    "FedIT-keep_state": case(FedIT, optimizer=KEEPING_SGD, trainer={"precision": "bf16-true"}),
+    "FedIT-questions": case(FedIT, questions=True),
+    "FeDeRA-init": case(FeDeRA),
+    "FeDeRA-round": case(FeDeRA, when="round"),
+    "FFALoRA": case(FFALoRA),
+    "FFALoRA-averaged": case(FFALoRA, head="averaged", trainer={"precision": "64-true"}),
+    "FFALoRA-local": case(FFALoRA, head="local", trainer={"personal_evaluation": "all"}),
+    "FedSALoRA": case(FedSALoRA),
+    "FedSALoRA-averaged": case(FedSALoRA, head="averaged", trainer={"evaluate_every": 3}),
+    "FedSALoRA-keep_state": case(FedSALoRA, head="frozen", optimizer=KEEPING_ADAMW),
+    "FedExLoRA-dense": case(FedExLoRA),
+    "FedExLoRA-factored": case(FedExLoRA, rank=1, residual="factored"),
+}
+
+
+def fit(name, root, material, cache=None, ckpt_path=None, **settings):
+    """Fit one case.
+
+    Args:
+        name: of the case.
+        root: the folder of its runs.
+        material: the folders of backbone, sentences and questions.
+        cache: where tokens are kept.
+        ckpt_path: what to go on with.
+        settings: of the trainer.
+
+    Returns:
+        The summary.
+    """
+    case = CASES[name]
+    kept = {"partition": Dirichlet(0.5), "batch_size": 3, "cache_dir": cache or material["cache"]}
+    if case.questions:
+        task, data = QuestionAnswering(material["backbone"]), SQuAD(material["questions"], 48, 8, **kept)
+    else:
+        task = TextClassification(material["backbone"])
+        data = TextClassificationData(material["sentences"], eval_batch_size=4, **kept)
+    settings = {"rounds": 3, "evaluate_every": 2, "threads": 1} | dict(case.trainer) | settings
+    trainer = FederatedTrainer(
+        clients=7,
+        participation=5,
+        clients_per_block=2,
+        client_weights="samples",
+        accelerator="cpu",
+        loggers=False,
+        progress_bar=False,
+        default_root_dir=root,
+        name="run",
+        **settings,
+    )
+    return trainer.fit(task, data, case.method(), case.optimizer(), ckpt_path)
+
+
+def fit_all(names, root, **arguments):
+    """Fit one case after another in the same ranks; each rank writes what came of it, also if it is an error."""
+    Figure.savefig = lambda *_, **__: None  # a picture takes longer than a fit
+    for name in names:
+        folder = Path(root) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            seen = fit(name, str(folder), **arguments)
+        except Exception:  # noqa: BLE001 (the test tells of it)
+            seen = {"error": traceback.format_exc()}
+        (folder / f"rank_{os.environ['RANK']}.json").write_text(json.dumps(seen))
+
+
+def fit_all_with_plain_sums(**arguments):
+    """Fit with sums of floats, each rank its own and then over the ranks: what must be seen to differ."""
+    Ranks.sum = _plain_sum
+    fit_all(**arguments)
+
+
+def _plain_sum(ranks, terms, count, like):
+    total = torch.zeros_like(like, dtype=torch.float32)
+    for term in terms():
+        total += term.float()
+    if ranks.size > 1:
+        torch.distributed.all_reduce(total)
+    return total.double()
+
+
+def fit_or_go_on(root, **arguments):
+    """Fit, or go on where a run stands that was killed."""
+    stands = any(Path(root).glob("run/*/checkpoints/round_*.safetensors"))
+    fit(root=root, ckpt_path="last" if stands else None, **arguments)
+
+
+def die_while_writing(file, time, **arguments):
+    """Fit, and be killed when a new version of a file is there but not yet under its name, for the given time."""
+    replace, seen = os.replace, []
+
+    def replace_or_die(source, target):
+        if Path(target).name == file:
+            seen.append(target)
+            if len(seen) == time:
+                os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = replace_or_die
+    fit_or_go_on(**arguments)

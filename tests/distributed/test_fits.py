@@ -1,0 +1,107 @@
+"""Every method on one, two, three and four ranks over gloo: the same bits."""
+
+import inspect
+import json
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import pytest
+
+import fedgram.methods
+from distributed.fits import CASES
+from fedgram.checkpoint import load
+from fedgram.cohort import cut_blocks, deal_blocks
+from fedgram.methods import Method
+from tables import rows, without_ranks
+
+
+@pytest.fixture(scope="module")
+def fits(nursery, material, once):
+    """Fits all cases on some ranks, and returns the folder with a folder of each case."""
+
+    def run(size):
+        with once(f"fits-on-{size}") as (folder, is_there):
+            if not is_there:
+                arguments = {"names": list(CASES), "root": str(folder), "material": material}
+                nursery.run(size, "distributed.fits:fit_all", **arguments)
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(fits):
+    return fits(1)
+
+
+@pytest.fixture(scope="module", params=[2, 3, 4])
+def together(fits, request):
+    return request.param, fits(request.param)
+
+
+def summaries(folder, size):
+    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(size)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_rank_ends_with_the_bits_of_one_process(alone, together, name):
+    size, folder = together
+    (expected,) = summaries(alone / name, 1)
+    assert "error" not in expected, expected["error"]
+    assert expected["ranks"] == 1
+    for summary in summaries(folder / name, size):
+        assert "error" not in summary, summary["error"]
+        assert summary["ranks"] == size
+        for key in ("state_hash", "initial", "final", "best", "bytes_up", "bytes_down", "parameters_up"):
+            assert summary[key] == expected[key], key
+    for table in ("metrics.csv", "communication.csv", "diagnostics.csv", "partition.csv"):
+        runs = [without_ranks(rows(root / name / "run" / "version_0", table)) for root in (alone, folder)]
+        assert runs[0] == runs[1], table
+
+
+def methods():
+    found = [thing for thing in vars(fedgram.methods).values() if inspect.isclass(thing) and issubclass(thing, Method)]
+    return [method for method in found if not inspect.isabstract(method)]
+
+
+@pytest.mark.parametrize("method", methods())
+def test_every_method_and_every_choice_of_its_own_is_among_the_cases(method):
+    """A new method, or a new choice of one, needs a case."""
+    made = [case.method() for case in CASES.values()]
+    own = [vars(one) for one in made if type(one) is method]
+    assert own
+    hints = get_type_hints(vars(method)["__init__"]) if "__init__" in vars(method) else {}
+    for setting in (name for name, hint in hints.items() if get_origin(hint) is Literal):
+        assert {one[setting] for one in own} == set(get_args(hints[setting])), setting
+
+
+def test_the_cases_are_such_that_ranks_could_differ(alone):
+    summary, folder = summaries(alone / "FedIT", 1)[0], alone / "FedIT" / "run" / "version_0"
+    sizes = {row["samples"] for row in rows(folder, "partition.csv")}
+    assert len(sizes) > 3
+    assert (summary["settings"]["trainer.participation"], summary["settings"]["trainer.clients"]) == (5, 7)
+    blocks = cut_blocks(range(5), [1] * 5, summary["settings"]["trainer.clients_per_block"])
+    assert [len(block.clients) for block in blocks] == [2, 2, 1]
+    assert deal_blocks(blocks, 4)[3] == []
+    state = load(folder / "checkpoints" / "best.safetensors").state["adapter"]
+    shapes = {(layer["A"].shape[1], layer["B"].shape[0]) for layer in state.values()}
+    assert shapes == {(16, 16), (16, 24), (24, 16)}
+
+
+@pytest.mark.parametrize("name", ["FedIT", "FLoRG-eigh"])
+def test_sums_of_floats_would_not_give_the_same_bits(nursery, material, tmp_path, name):
+    """What the tests above would see if sums over ranks were not exact."""
+    hashes = {}
+    for size in (1, 3):
+        root = tmp_path / str(size)
+        arguments = {"names": [name], "root": str(root), "material": material}
+        nursery.run(size, "distributed.fits:fit_all_with_plain_sums", **arguments)
+        seen = summaries(root / name, size)
+        assert all("error" not in summary for summary in seen), seen
+        (hashes[size],) = {summary["state_hash"] for summary in seen}
+    assert hashes[1] != hashes[3]
+
+
+def test_threads_are_those_of_each_rank(nursery, material, tmp_path):
+    arguments = {"names": ["FedIT"], "root": str(tmp_path), "material": material, "rounds": 1, "threads": 2}
+    nursery.run(2, "distributed.fits:fit_all", **arguments)
+    assert [seen["settings"]["trainer.threads"] for seen in summaries(tmp_path / "FedIT", 2)] == [2, 2]
