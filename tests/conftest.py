@@ -9,12 +9,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
-WORDS = ["good", "fine", "great", "lovely", "bad", "poor", "awful", "dull", "the", "film", "plot", "cast", "was", "is"]
+from tiny_text import WORDS, sentences
 
 
 @pytest.fixture(scope="session")
@@ -38,19 +37,6 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
         torch.manual_seed(0)
         BertModel(config).save_pretrained(folder)
     return str(folder)
-
-
-def sentences(count: int, seed: int = 0) -> tuple[list[str], list[int]]:
-    """Return sentences of 3 to 10 words whose label is whether a good word is in them."""
-    generator = np.random.default_rng(seed)
-    texts, labels = [], []
-    for index in range(count):
-        label = index % 2
-        words = list(generator.choice(WORDS[8:], generator.integers(2, 10)))
-        words.insert(int(generator.integers(len(words))), WORDS[generator.integers(4) + 4 * (1 - label)])
-        texts.append(" ".join(words))
-        labels.append(label)
-    return texts, labels
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-WORDS = ["good", "fine", "great", "lovely", "bad", "poor", "awful", "dull", "the", "film", "plot", "cast", "was", "is"]
+from tiny_text import WORDS
 
 
 class Family(NamedTuple):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import sentences
 from slurm.cluster import Cluster, obstacle
+from tiny_text import sentences
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "slurm"
 TESTS = Path(__file__).parents[1]
