@@ -56,6 +56,7 @@ class Plan:
     local_epochs: int | None
     local_steps: int | None
     clients_per_block: int
+    packing: bool
     client_weights: ClientWeights
     evaluate_every: int
     evaluate_at_start: bool

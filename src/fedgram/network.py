@@ -11,6 +11,7 @@ from torch import Tensor
 from fedgram.adapters import ClientLayer
 from fedgram.data.tokens import TokenTable
 from fedgram.models.base import FederatedTask, Outputs
+from fedgram.packing import Packing, packed
 from fedgram.state import PARTS, State
 
 __all__ = ["ClientNetwork"]
@@ -28,6 +29,7 @@ class ClientNetwork:
         autocast: makes the context of a forward pass.
         pad_id: the token that pads.
         shared: the adapters' fields that all clients hold in common.
+        packs: whether the backbone's layers compute on real tokens only (see `fedgram.packing`).
     """
 
     task: FederatedTask
@@ -37,6 +39,7 @@ class ClientNetwork:
     autocast: Callable[[], AbstractContextManager]
     pad_id: int
     shared: frozenset[str] = frozenset()
+    packs: bool = False
 
     def initial_state(self) -> State:
         """Return what the server starts with, without client axis, on the device."""
@@ -74,5 +77,11 @@ class ClientNetwork:
         """Return what the network says of some samples, C clients in C equal parts, and their labels."""
         batch = {k: v.to(self.device, non_blocking=True) for k, v in table.batch(rows, self.pad_id).items()}
         labels = batch.pop("labels")
-        with self.autocast():
+        packing = Packing.of(batch["attention_mask"], self._clients) if self.packs else None
+        with self.autocast(), packed(packing):
             return self.task.outputs(batch), labels
+
+    @property
+    def _clients(self) -> int:
+        """How many clients are loaded."""
+        return next(len(t) for layer in self.layers.values() for t in layer.clients.values())

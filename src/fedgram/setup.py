@@ -9,16 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning.fabric.loggers.logger import Logger
 from torch import nn
 
-from fedgram import tracking
+from fedgram import packing, tracking
 from fedgram.checkpoint import Checkpoint, compare_settings, load_first
 from fedgram.clients import ClientStore, Models
 from fedgram.cohort import cohort_size
 from fedgram.collectives import Ranks
 from fedgram.data import FederatedData
+from fedgram.data.tokens import TokenTable
 from fedgram.errors import CheckpointError, ConfigurationError
 from fedgram.federation import Federation, Plan
 from fedgram.launch import launch
@@ -105,7 +107,40 @@ def build(
         model.loaded().to(ranks.device)
     dtype = torch.float64 if trainer.precision == "64-true" else torch.float32
     pad_id = int(data.tokenizer.pad_token_id)
-    return ClientNetwork(model, layers, ranks.device, dtype, autocast, pad_id, method.shared_fields)
+    network = ClientNetwork(model, layers, ranks.device, dtype, autocast, pad_id, method.shared_fields)
+    with ranks.apart():
+        network.packs = trainer.packing and _can_pack(network, data.split("train"), _rounding(model, trainer.precision))
+    return network
+
+
+def _rounding(model: FederatedTask, precision: str) -> float:
+    """Return by which share of the largest a number may be off that a backbone of this precision computes."""
+    if precision.startswith("bf16") or model.weights_dtype.itemsize < 4:
+        return 5e-2
+    return 1e-9 if precision == "64-true" else 1e-3
+
+
+def _can_pack(network: ClientNetwork, table: TokenTable, tolerance: float) -> bool:
+    """Say whether the backbone says the same of real tokens only, on a CPU, and make it ready for that.
+
+    On GPUs attention over samples of many lengths has other kernels.
+    """
+    if network.device.type != "cpu" or not packing.install(network.task.loaded()):
+        return False
+    by_length = np.argsort(table.lengths, kind="stable")
+    rows = by_length[[0, -1]]
+    network.load_one(network.initial_state())
+    with torch.inference_mode():
+        padded, _ = network.run(table, rows)
+        network.packs = True
+        packed, _ = network.run(table, rows)
+    return all(_agree(padded[key], packed[key], tolerance) for key in padded)
+
+
+def _agree(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
+    """Say whether two tensors differ by no more than rounding; padding may be -inf in both."""
+    largest = one[one.isfinite()].abs().max()
+    return torch.allclose(one.double(), other.double(), rtol=0, atol=tolerance * float(largest))
 
 
 def _check_lengths(model: FederatedTask, data: FederatedData) -> None:

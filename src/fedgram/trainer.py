@@ -51,6 +51,7 @@ class FederatedTrainer:
         local_steps: optimizer steps of a client in a round, instead of local_epochs.
         clients_per_block: clients trained together in one batched pass; "auto" chooses by memory and is written down,
             since it can change the last bits. 1 is the plain loop over clients.
+        packing: on a CPU, have the backbone's layers compute on real tokens only and not on padding, if it can.
         client_weights: how the server weighs clients: "uniform", or by their number of "samples".
         personal_evaluation: on what the models of clients are judged, where a method has each client keep a part of its
             own. "own" has each answer its client's share of the split, dealt as the training data is, and scores all
@@ -94,6 +95,7 @@ class FederatedTrainer:
         local_epochs: int | None = None,
         local_steps: int | None = None,
         clients_per_block: int | Literal["auto"] = "auto",
+        packing: bool = True,
         client_weights: ClientWeights = "uniform",
         personal_evaluation: PersonalEvaluation = "own",
         evaluate_every: int = 1,
@@ -120,6 +122,7 @@ class FederatedTrainer:
         self.local_epochs = local_epochs
         self.local_steps = local_steps
         self.clients_per_block = clients_per_block
+        self.packing = packing
         self.client_weights: ClientWeights = client_weights
         self.personal_evaluation: PersonalEvaluation = personal_evaluation
         self.evaluate_every = evaluate_every

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedgram import packing
 from fedgram.adapters import find_targets, head_linears
 from fedgram.adapters.inject import base_name, linear_layers
 from fedgram.block import train_block
@@ -207,8 +208,11 @@ def clients_of(network, table, steps):
 @pytest.mark.parametrize("method", [FedIT(rank=2), FLoRG(rank=2, init_std=0.3)], ids=["FedIT", "FLoRG"])
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_block_trains_every_client_as_if_it_were_alone(folders, family, kind, method):
+@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
+def test_a_block_trains_every_client_as_if_it_were_alone(folders, family, kind, method, packs):
     task, tokenizer = build(kind, folders[family])
+    if packs:
+        assert packing.install(task.loaded())
     layers = method.install(task.loaded(), seed=0)
     device, pad_id = torch.device("cpu"), tokenizer.pad_token_id
     network = ClientNetwork(task, layers, device, torch.float64, contextlib.nullcontext, pad_id)
@@ -217,7 +221,9 @@ def test_a_block_trains_every_client_as_if_it_were_alone(folders, family, kind, 
     optimizer = AdamW(lr=0.01, max_grad_norm=1.0) if kind is TextClassification else SGD(lr=0.1, momentum=0.9)
     table = tokens(kind, tokenizer)
     start, batches = clients_of(network, table, [4, 3, 1])
+    network.packs = packs
     together = train_block(network, optimizer, start, table, batches)
+    network.packs = False
     for client, trained in enumerate(together.states):
         alone = train_block(network, optimizer, [start[client]], table, [batches[client]])
         torch.testing.assert_close(together.losses[client], alone.losses[0], rtol=0, atol=1e-10)

@@ -6,7 +6,7 @@ at once. Symbols: C clients, n tokens of one client, r rank, ``d_in`` and ``d_ou
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedgram.errors import ConfigurationError
+from fedgram.packing import present
 from fedgram.state import Layer
 
 __all__ = ["Adapter", "ClientLayer", "add_low_rank", "frozen_weight", "layer_sizes"]
@@ -49,6 +50,9 @@ def add_low_rank(
     Raises:
         ConfigurationError: the rows can't be cut into as many parts as there are clients.
     """
+    packing = present()
+    if packing is not None:
+        return _add_to_packed(y, x, down, up, scale, packing.per_client)
     clients = down.shape[0]
     if x.shape[0] % clients:
         raise ConfigurationError(
@@ -60,6 +64,20 @@ def add_low_rank(
     if y.dtype != down.dtype:
         return y + (scale * torch.bmm(hidden, up)).reshape(y.shape).to(y.dtype)
     return torch.baddbmm(y.reshape(clients, -1, y.shape[-1]), hidden, up, alpha=scale).reshape(y.shape)
+
+
+def _add_to_packed(
+    y: Float[Tensor, "1 N d_out"],
+    x: Float[Tensor, "1 N d_in"],
+    down: Float[Tensor, "C r d_in"],
+    up: Float[Tensor, "C r d_out"],
+    scale: float,
+    sizes: Sequence[int],
+) -> Float[Tensor, "1 N d_out"]:
+    """Do the same where the tokens of clients, of which each has its own number, follow one another."""
+    parts = zip(x.to(down.dtype).split(list(sizes), dim=1), down, up, strict=True)
+    added = torch.cat([(tokens @ d.mT) @ u for tokens, d, u in parts], dim=1)
+    return torch.add(y, added.to(y.dtype), alpha=scale)
 
 
 class ClientLayer(nn.Module, ABC):

@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fedgram.setup
+from fedgram import FedExLoRA, FedIT, FFALoRA, FLoRG
+from fedgram.adapters.base import add_low_rank
+from fedgram.checkpoint import load
+from fedgram.packing import Packing, install, packed, present
+from fedgram.state import flatten
+from test_block import make_network
+from test_trainer import fit  # noqa: F401
+
+
+def mask_of(lengths, width):
+    return (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.data())
+def test_unpacking_undoes_packing_and_leaves_zeros_for_padding(clients, each, data):
+    lengths = data.draw(st.lists(st.integers(1, 7), min_size=clients * each, max_size=clients * each))
+    width = max(lengths) + data.draw(st.integers(0, 2))
+    mask = mask_of(lengths, width)
+    rows = torch.randn(len(lengths), width, 3, generator=torch.Generator().manual_seed(0))
+    packing = Packing.of(mask, clients)
+    tokens = packing.pack(rows)
+    assert tokens.shape == (1, sum(lengths), 3)
+    assert packing.lengths == lengths
+    assert packing.per_client == [sum(lengths[c * each : (c + 1) * each]) for c in range(clients)]
+    assert torch.equal(tokens[0, : lengths[0]], rows[0, : lengths[0]])
+    assert torch.equal(packing.unpack(tokens), rows * mask.unsqueeze(-1))
+
+
+def test_what_all_samples_have_in_common_is_given_to_each():
+    packing = Packing.of(mask_of([2, 4, 1], 4), 1)
+    positions = torch.arange(4.0).reshape(1, 4, 1)
+    assert packing.pack(positions).flatten().tolist() == [0, 1, 0, 1, 2, 3, 0]
+
+
+def test_a_batch_of_one_sample_is_packed_by_its_own_tokens():
+    packing = Packing.of(mask_of([2], 4), 1)
+    assert packing.pack(torch.arange(4.0).reshape(1, 4, 1)).flatten().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_every_client_multiplies_its_own_tokens(dtype):
+    random = torch.Generator().manual_seed(0)
+    sizes, d_in, d_out = [3, 5, 1], 7, 4
+    x, y = (torch.randn(1, 9, d, generator=random, dtype=torch.float64).to(dtype) for d in (d_in, d_out))
+    down, up = (torch.randn(3, 2, d, generator=random, dtype=torch.float64) for d in (d_in, d_out))
+    layers = nn.ModuleList([Probe(lambda hidden: add_low_rank(y, x, down, up, 0.5))])
+    network = Stack(layers)
+    padded = network.run(sizes)
+    start = 0
+    for client, size in enumerate(sizes):
+        own = x[0, start : start + size].double() @ (0.5 * down[client].mT @ up[client]) + y[0, start : start + size]
+        seen = padded[client, :size]
+        torch.testing.assert_close(seen, own.to(dtype), rtol=0, atol=1e-12 if dtype == torch.float64 else 0.1)
+        start += size
+
+
+class Probe(nn.Module):
+    """A layer that computes a function of what it gets."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, hidden_states):
+        return self.function(hidden_states)
+
+
+class Stack(nn.Module):
+    """What `install` needs of a network."""
+
+    _supports_attention_backend = True
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+        self.config = type("Config", (), {"num_hidden_layers": len(layers), "_attn_implementation": "sdpa"})()
+        assert install(self)
+
+    def run(self, lengths):
+        hidden = torch.zeros(len(lengths), max(lengths), 4, dtype=torch.float64)
+        with packed(Packing.of(mask_of(lengths, max(lengths)), len(lengths))):
+            for layer in self.layers:
+                hidden = layer(hidden)
+        return hidden
+
+
+def test_only_the_layers_see_packed_tokens():
+    seen = []
+    look = Probe(lambda hidden: seen.append((tuple(hidden.shape), present() is not None)) or hidden)
+    network = Stack(nn.ModuleList([look, look]))
+    assert network.run([2, 5]).shape == (2, 5, 4)
+    assert seen == [((1, 7, 4), True)] * 2
+    assert present() is None
+    network.layers[0](torch.zeros(2, 5, 4))
+    assert seen[-1] == ((2, 5, 4), False)
+
+
+def test_a_layer_that_raises_leaves_no_packing_behind():
+    network = Stack(nn.ModuleList([Probe(lambda hidden: hidden), Probe(lambda hidden: hidden[5])]))
+    with pytest.raises(IndexError):
+        network.run([2, 3])
+    assert present() is None
+
+
+def test_a_network_whose_layers_are_not_known_is_left_alone():
+    network = nn.Module()
+    network.config = type("Config", (), {"num_hidden_layers": 2, "_attn_implementation": "eager"})()
+    network._supports_attention_backend = True
+    network.layers = nn.ModuleList([nn.Linear(2, 2), nn.ReLU()])
+    assert not install(network)
+    assert network.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("method", [FLoRG(rank=2), FedIT(rank=2), FFALoRA(rank=2), FedExLoRA(rank=2)])
+def test_packing_is_a_matter_of_speed(fit, method):  # noqa: F811
+    states = []
+    for packing in (True, False):
+        _, trainer = fit(method=method, packing=packing, precision="64-true", local_steps=None, rounds=2)
+        assert trainer.federation.network.packs is packing
+        states.append(flatten(load(trainer.folder.checkpoint("last")).state))
+    for key, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][key], rtol=0, atol=1e-10)
+
+
+def test_packing_computes_less(tiny_backbone, tiny_data):
+    """The layers see as many rows as there are real tokens, fillers' one each among them."""
+    network, data = make_network(tiny_backbone, tiny_data, FedIT(rank=2))
+    assert install(network.task.loaded())
+    network.packs, rows = True, np.array([0, 1, -1, 2, 3, 4])
+    seen = []
+    query = network.task.loaded().bert.encoder.layer[1].attention.self.key
+    query.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape[:2])))
+    state = network.initial_state()
+    network.load({part: {n: {f: torch.stack([t, t]) for f, t in layer.items()} for n, layer in layers.items()}
+                  for part, layers in state.items()})  # fmt: skip
+    network.run(data.split("train"), rows)
+    lengths = data.split("train").lengths[[0, 1, 2, 3, 4]]
+    assert seen == [(1, int(lengths.sum()) + 1)]
+
+
+def test_a_backbone_that_says_something_else_of_packed_tokens_is_not_packed(fit, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(fedgram.setup, "_agree", lambda one, other, tolerance: False)
+    _, trainer = fit(rounds=1)
+    assert not trainer.federation.network.packs
