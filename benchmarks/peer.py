@@ -75,6 +75,36 @@ def make_data(arguments: argparse.Namespace, common: ModuleType) -> Any:
     return Peers(128, arguments.batch_size, 64, InTurn(), None)
 
 
+def start_as_peers(layers: Any) -> None:
+    """Start from the numbers that the peers start from, drawn in their order."""
+    import torch
+
+    generator = torch.Generator().manual_seed(common.SEED + 3)
+    for layer in layers.values():
+        if layer.part == "adapter":
+            A = layer.start["A"]
+            layer.start["A"] = torch.randn(A.shape, generator=generator) / A.shape[-1] ** 0.5
+        else:
+            weight = layer.base.weight
+            weight.data = (0.02 * torch.randn(weight.shape, generator=generator)).to(weight.dtype)
+            layer.base.bias.data.zero_()
+
+
+def named_as_peers(state: Any) -> dict[str, Any]:
+    """Return the server's tensors under the names that PEFT gives them."""
+    adapters = {
+        f"base_model.model.{name}.lora_{field}.default.weight": tensor
+        for name, layer in state["adapter"].items()
+        for field, tensor in layer.items()
+    }
+    heads = {
+        f"base_model.model.{name}.modules_to_save.default.{field}": tensor
+        for name, layer in state["head"].items()
+        for field, tensor in layer.items()
+    }
+    return adapters | heads
+
+
 def main() -> None:
     """Measure some rounds and report them as a peer does."""
     arguments = parse()
@@ -92,6 +122,14 @@ def main() -> None:
         def on_round_end(self, trainer: Any, row: Any) -> None:
             if row["round"]:
                 common.tick(ends)
+
+    class LikePeers(FedIT):
+        """FedIT with the peers' start."""
+
+        def install(self, network: Any, seed: int) -> Any:
+            layers = super().install(network, seed)
+            start_as_peers(layers)
+            return layers
 
     fedgram.federation.local_batches = in_order
     with tempfile.TemporaryDirectory() as folder:
@@ -114,10 +152,12 @@ def main() -> None:
         trainer.fit(
             TextClassification(arguments.model),
             make_data(arguments, common),
-            FedIT(rank=4, alpha=16, target_modules=["query", "value"]),
+            LikePeers(rank=4, alpha=16, target_modules=["query", "value"]),
             AdamW(lr=common.LR, weight_decay=0.01),
         )
         chosen = {"clients_per_block": trainer.plan.clients_per_block, "precision": arguments.precision}
+    tensors = named_as_peers(trainer.federation.state)
+    common.dump_state(arguments.dump_state, list(tensors), list(tensors.values()))
     common.report("fedgram", arguments, started, ends, watch.stop(), **chosen)
 
 
