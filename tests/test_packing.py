@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -145,6 +147,35 @@ def test_packing_computes_less(tiny_backbone, tiny_data):
     network.run(data.split("train"), rows)
     lengths = data.split("train").lengths[[0, 1, 2, 3, 4]]
     assert seen == [(1, int(lengths.sum()) + 1)]
+
+
+@pytest.mark.parametrize(("rows", "packs"), [([0, 0, 0], False), ([0, 0, -1], True)])
+def test_a_batch_that_is_nearly_full_is_not_packed(tiny_backbone, tiny_data, rows, packs):
+    network, data = make_network(tiny_backbone, tiny_data, FedIT(rank=2))
+    assert install(network.task.loaded())
+    network.packs, seen = True, []
+    network.task.loaded().bert.encoder.layer[0].register_forward_pre_hook(lambda *_: seen.append(present() is not None))
+    network.load_one(network.initial_state())
+    network.run(data.split("train"), np.array(rows))
+    assert seen == [packs]
+
+
+def test_the_check_of_a_backbone_compares_packed_with_padded(tiny_backbone, tiny_data):
+    network, data = make_network(tiny_backbone, tiny_data, FedIT(rank=2))
+    seen = []
+    network.task.loaded().bert.encoder.layer[0].register_forward_pre_hook(lambda *_: seen.append(present() is not None))
+    assert fedgram.setup._can_pack(network, data.split("train"), 1e-9)
+    assert seen == [False, True]
+
+
+def test_an_old_version_of_transformers_is_left_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers.masking_utils", None)
+    network = Stack.__new__(Stack)
+    nn.Module.__init__(network)
+    network.layers = nn.ModuleList([nn.Identity()])
+    network.config = type("Config", (), {"num_hidden_layers": 1, "_attn_implementation": "sdpa"})()
+    assert not install(network)
+    assert network.config._attn_implementation == "sdpa"
 
 
 def test_a_backbone_that_says_something_else_of_packed_tokens_is_not_packed(fit, monkeypatch):  # noqa: F811

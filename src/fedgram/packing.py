@@ -87,7 +87,8 @@ def install(network: nn.Module) -> bool:
     layers = _layers(network)
     if layers is None or not getattr(network, "_supports_attention_backend", False):
         return False
-    _register_attention()
+    if not _register_attention():
+        return False
     for module in network.modules():  # a base model that was loaded by itself has a configuration of its own
         config: Any = getattr(module, "config", None)
         if config is not None:
@@ -136,15 +137,20 @@ def _leave(_layer: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
     return packing.unpack(output)
 
 
-def _register_attention() -> None:
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+def _register_attention() -> bool:
+    """Add the attention within samples to those of Transformers, and say whether its version lets one."""
+    try:
+        from transformers import AttentionInterface
+        from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    except ImportError:  # before 4.53
+        return False
 
     def mask(*args: Any, **kwargs: Any) -> Tensor | None:
         return sdpa_mask(*args, **kwargs) if _planned.get() is None else None
 
     AttentionInterface.register(_NAME, _attention)
     AttentionMaskInterface.register(_NAME, mask)
+    return True
 
 
 def _attention(

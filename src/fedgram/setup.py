@@ -127,8 +127,7 @@ def _can_pack(network: ClientNetwork, table: TokenTable, tolerance: float) -> bo
     """
     if network.device.type != "cpu" or not packing.install(network.task.loaded()):
         return False
-    by_length = np.argsort(table.lengths, kind="stable")
-    rows = by_length[[0, -1]]
+    rows = np.append(np.argsort(table.lengths, kind="stable")[[0, -1]], -1)  # with a filler, so that there is padding
     network.load_one(network.initial_state())
     with torch.inference_mode():
         padded, _ = network.run(table, rows)
