@@ -81,7 +81,10 @@ def assemble(
         torch.set_num_threads(trainer.threads)  # after the launch, which sets a share of the cores
     ranks = Ranks(trainer.fabric, lambda: trainer.stop_signals.received)
     trainer.run_name = trainer.name or f"{data.name}-{method.name}"
-    return build(trainer, ranks, model, data, method, trainer.fabric.autocast), ranks
+    network = build(trainer, ranks, model, data, method, trainer.fabric.autocast)
+    with ranks.apart():
+        network.packs = trainer.packing and _can_pack(network, data.split("train"), _rounding(model, trainer.precision))
+    return network, ranks
 
 
 def build(
@@ -107,10 +110,7 @@ def build(
         model.loaded().to(ranks.device)
     dtype = torch.float64 if trainer.precision == "64-true" else torch.float32
     pad_id = int(data.tokenizer.pad_token_id)
-    network = ClientNetwork(model, layers, ranks.device, dtype, autocast, pad_id, method.shared_fields)
-    with ranks.apart():
-        network.packs = trainer.packing and _can_pack(network, data.split("train"), _rounding(model, trainer.precision))
-    return network
+    return ClientNetwork(model, layers, ranks.device, dtype, autocast, pad_id, method.shared_fields)
 
 
 def _rounding(model: FederatedTask, precision: str) -> float:
