@@ -80,13 +80,12 @@ class ClientNetwork:
         """Return what the network says of some samples, C clients in C equal parts, and their labels."""
         batch = {k: v.to(self.device, non_blocking=True) for k, v in table.batch(rows, self.pad_id).items()}
         labels = batch.pop("labels")
-        mask = batch["attention_mask"]
-        is_wasteful = float(mask.sum()) < _FULL * mask.numel()
-        packing = Packing.of(mask, self._clients) if self.packs and is_wasteful else None
-        with self.autocast(), packed(packing):
+        with self.autocast(), packed(self._packing(batch["attention_mask"])):
             return self.task.outputs(batch), labels
 
-    @property
-    def _clients(self) -> int:
-        """How many clients are loaded."""
-        return next(len(t) for layer in self.layers.values() for t in layer.clients.values())
+    def _packing(self, mask: Tensor) -> Packing | None:
+        """Return how a batch is packed; None where it is not. Nothing is asked of a device that does not pack."""
+        if not self.packs or float(mask.sum()) >= _FULL * mask.numel():
+            return None
+        clients = next(len(t) for layer in self.layers.values() for t in layer.clients.values())
+        return Packing.of(mask, clients)

@@ -242,7 +242,10 @@ def _open_folder(federation: Federation) -> None:
     """Say where the run is written and what was chosen for it, drop rounds that did not count, show the partition."""
     folder, plan = federation.folder, federation.plan
     what = "a new run" if federation.finished < 0 else f"goes on after round {federation.finished}"
-    log.info("%s: %s; clients_per_block %d, threads %d", folder.path, what, plan.clients_per_block, plan.threads)
+    rows = "real tokens only" if federation.network.packs else "padded batches"
+    log.info(
+        "%s: %s; clients_per_block %d, threads %d, %s", folder.path, what, plan.clients_per_block, plan.threads, rows
+    )
     if len(federation.devices) > 1:
         log.warning(
             "this run has been on %s: equal bits are promised on one kind of device only",
