@@ -59,13 +59,11 @@ def test_a_block_fills_half_of_the_free_memory(ready, monkeypatch, free, expecte
     assert choose_clients_per_block(network, state, table, 3, cohort=20) == expected
 
 
-@pytest.mark.parametrize(("packs", "busy"), [(False, 512), (True, 1024)])
 @pytest.mark.parametrize(("batch_size", "cohort"), [(3, 20), (3, 1000), (60, 20), (20, 20)])
-def test_on_a_cpu_a_block_has_no_more_tokens_than_keep_it_busy(ready, monkeypatch, batch_size, cohort, packs, busy):
+def test_on_a_cpu_a_block_has_no_more_tokens_than_keep_it_busy(ready, batch_size, cohort):
     network, state, table = ready
-    monkeypatch.setattr(network, "packs", packs)
     tokens = batch_size * table.lengths.mean()
-    expected = max(1, min(round(busy / tokens), -(-cohort // 4)))
+    expected = max(1, min(round(512 / tokens), -(-cohort // 4)))
     assert choose_clients_per_block(network, state, table, batch_size, cohort) == expected
 
 

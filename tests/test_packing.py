@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import fedgram.setup
 from fedgram import FedExLoRA, FedIT, FFALoRA, FLoRG
-from fedgram.adapters.base import add_low_rank
+from fedgram.adapters.base import _PackedLowRank, add_low_rank
 from fedgram.checkpoint import load
 from fedgram.packing import Packing, install, packed, present
 from fedgram.state import flatten
@@ -30,9 +29,12 @@ def test_unpacking_undoes_packing_and_leaves_zeros_for_padding(clients, each, da
     rows = torch.randn(len(lengths), width, 3, generator=torch.Generator().manual_seed(0))
     packing = Packing.of(mask, clients)
     tokens = packing.pack(rows)
-    assert tokens.shape == (1, sum(lengths), 3)
-    assert packing.lengths == lengths
-    assert packing.per_client == [sum(lengths[c * each : (c + 1) * each]) for c in range(clients)]
+    fillers = -sum(lengths) % 32
+    assert tokens.shape == (1, sum(lengths) + fillers, 3)
+    assert packing.samples == lengths
+    assert packing.lengths == lengths + [fillers] * (fillers > 0)
+    own = [sum(lengths[c * each : (c + 1) * each]) for c in range(clients)]
+    assert packing.per_client == [*own[:-1], own[-1] + fillers]
     assert torch.equal(tokens[0, : lengths[0]], rows[0, : lengths[0]])
     assert torch.equal(packing.unpack(tokens), rows * mask.unsqueeze(-1))
 
@@ -40,19 +42,28 @@ def test_unpacking_undoes_packing_and_leaves_zeros_for_padding(clients, each, da
 def test_what_all_samples_have_in_common_is_given_to_each():
     packing = Packing.of(mask_of([2, 4, 1], 4), 1)
     positions = torch.arange(4.0).reshape(1, 4, 1)
-    assert packing.pack(positions).flatten().tolist() == [0, 1, 0, 1, 2, 3, 0]
+    assert packing.pack(positions).flatten().tolist() == [0, 1, 0, 1, 2, 3, 0] + 25 * [0]
 
 
 def test_a_batch_of_one_sample_is_packed_by_its_own_tokens():
     packing = Packing.of(mask_of([2], 4), 1)
-    assert packing.pack(torch.arange(4.0).reshape(1, 4, 1)).flatten().tolist() == [0, 1]
+    assert packing.pack(torch.arange(4.0).reshape(1, 4, 1)).flatten().tolist() == [0, 1] + 30 * [0]
+
+
+def test_the_first_tokens_are_a_batch_of_one_column():
+    packing = Packing.of(mask_of([2, 4, 1, 3], 4), 2)
+    assert packing.starts().tolist() == [0, 2, 6, 7]
+    first = packing.of_starts()
+    tokens = torch.arange(4.0).reshape(1, 4, 1)
+    assert torch.equal(first.unpack(tokens), tokens.transpose(0, 1))
+    assert (first.lengths, first.per_client) == ([1] * 4, [2, 2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_every_client_multiplies_its_own_tokens(dtype):
     random = torch.Generator().manual_seed(0)
-    sizes, d_in, d_out = [3, 5, 1], 7, 4
-    x, y = (torch.randn(1, 9, d, generator=random, dtype=torch.float64).to(dtype) for d in (d_in, d_out))
+    sizes, tokens, d_in, d_out = [3, 5, 1], 32, 7, 4
+    x, y = (torch.randn(1, tokens, d, generator=random, dtype=torch.float64).to(dtype) for d in (d_in, d_out))
     down, up = (torch.randn(3, 2, d, generator=random, dtype=torch.float64) for d in (d_in, d_out))
     layers = nn.ModuleList([Probe(lambda hidden: add_low_rank(y, x, down, up, 0.5))])
     network = Stack(layers)
@@ -60,9 +71,24 @@ def test_every_client_multiplies_its_own_tokens(dtype):
     start = 0
     for client, size in enumerate(sizes):
         own = x[0, start : start + size].double() @ (0.5 * down[client].mT @ up[client]) + y[0, start : start + size]
-        seen = padded[client, :size]
-        torch.testing.assert_close(seen, own.to(dtype), rtol=0, atol=1e-12 if dtype == torch.float64 else 0.1)
+        torch.testing.assert_close(
+            padded[client, :size], own.to(dtype), rtol=0, atol=1e-12 if dtype == torch.float64 else 0.1
+        )
         start += size
+
+
+@pytest.mark.parametrize("needed", [(True, True, True, True), (True, False, True, True), (False, True, False, True)])
+def test_the_gradients_of_packed_clients_are_those_of_differences(needed):
+    random = torch.Generator().manual_seed(0)
+    shapes = [(9, 4), (9, 7), (3, 2, 7), (3, 2, 4)]
+    tensors = [torch.randn(*shape, generator=random, dtype=torch.float64) for shape in shapes]
+    for tensor, need in zip(tensors, needed, strict=True):
+        tensor.requires_grad_(need)
+
+    def add(*given):
+        return _PackedLowRank.apply(*given, 0.7, [3, 5, 1])
+
+    assert torch.autograd.gradcheck(add, tensors)
 
 
 class Probe(nn.Module):
@@ -100,7 +126,7 @@ def test_only_the_layers_see_packed_tokens():
     look = Probe(lambda hidden: seen.append((tuple(hidden.shape), present() is not None)) or hidden)
     network = Stack(nn.ModuleList([look, look]))
     assert network.run([2, 5]).shape == (2, 5, 4)
-    assert seen == [((1, 7, 4), True)] * 2
+    assert seen == [((1, 32, 4), True)] * 2
     assert present() is None
     network.layers[0](torch.zeros(2, 5, 4))
     assert seen[-1] == ((2, 5, 4), False)
@@ -134,7 +160,7 @@ def test_packing_is_a_matter_of_speed(fit, method):  # noqa: F811
 
 
 def test_packing_computes_less(tiny_backbone, tiny_data):
-    """The layers see as many rows as there are real tokens, fillers' one each among them."""
+    """The layers see as many rows as there are real tokens, of which a filler sample has one, and a few fillers."""
     network, data = make_network(tiny_backbone, tiny_data, FedIT(rank=2))
     assert install(network.task.loaded())
     network.packs, rows = True, np.array([0, 1, -1, 2, 3, 4])
@@ -146,7 +172,8 @@ def test_packing_computes_less(tiny_backbone, tiny_data):
                   for part, layers in state.items()})  # fmt: skip
     network.run(data.split("train"), rows)
     lengths = data.split("train").lengths[[0, 1, 2, 3, 4]]
-    assert seen == [(1, int(lengths.sum()) + 1)]
+    assert seen == [(1, -(-(int(lengths.sum()) + 1) // 32) * 32)]
+    assert seen[0][1] < 6 * lengths.max()
 
 
 @pytest.mark.parametrize(("rows", "packs"), [([0, 0, 0], False), ([0, 0, -1], True)])
@@ -160,14 +187,6 @@ def test_a_batch_that_is_nearly_full_is_not_packed(tiny_backbone, tiny_data, row
     assert seen == [packs]
 
 
-def test_the_check_of_a_backbone_compares_packed_with_padded(tiny_backbone, tiny_data):
-    network, data = make_network(tiny_backbone, tiny_data, FedIT(rank=2))
-    seen = []
-    network.task.loaded().bert.encoder.layer[0].register_forward_pre_hook(lambda *_: seen.append(present() is not None))
-    assert fedgram.setup._can_pack(network, data.split("train"), 1e-9)
-    assert seen == [False, True]
-
-
 def test_an_old_version_of_transformers_is_left_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers.masking_utils", None)
     network = Stack.__new__(Stack)
@@ -176,9 +195,3 @@ def test_an_old_version_of_transformers_is_left_alone(monkeypatch):
     network.config = type("Config", (), {"num_hidden_layers": 1, "_attn_implementation": "sdpa"})()
     assert not install(network)
     assert network.config._attn_implementation == "sdpa"
-
-
-def test_a_backbone_that_says_something_else_of_packed_tokens_is_not_packed(fit, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(fedgram.setup, "_agree", lambda one, other, tolerance: False)
-    _, trainer = fit(rounds=1)
-    assert not trainer.federation.network.packs

@@ -17,8 +17,7 @@ __all__ = ["choose_clients_per_block", "peak_megabytes"]
 _SHARE = 0.5
 """Share of the free memory that a block may fill: the rest is for kernels' workspaces and evaluation."""
 _CPU_TOKENS = 512
-_CPU_TOKENS_PACKED = 1024
-"""On a CPU a batch of this many tokens keeps the cores busy; where it is not packed, a larger one only adds padding."""
+"""On a CPU a batch of this many tokens keeps the cores busy; a larger one gains a few per cent, and costs memory."""
 _BLOCKS = 4
 """A round has at least this many blocks, as far as it has clients, so that as many ranks have work."""
 _COPIES = 4
@@ -65,8 +64,7 @@ def choose_clients_per_block(
     per_client = saved_bytes(network, state, table, longest) + _COPIES * 4 * parameters
     by_memory = int(_SHARE * _free_bytes(network.device) // per_client)
     if network.device.type == "cpu":
-        tokens = _CPU_TOKENS_PACKED if network.packs else _CPU_TOKENS
-        by_memory = min(by_memory, round(tokens / (batch_size * float(table.lengths.mean()))))
+        by_memory = min(by_memory, round(_CPU_TOKENS / (batch_size * float(table.lengths.mean()))))
     return max(1, min(by_memory, math.ceil(cohort / _BLOCKS)))
 
 

@@ -6,19 +6,24 @@ again. Within, all is done token by token but attention, which looks at each sam
 Nothing else of a model is touched, so that heads, poolings and losses see what they always see.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-__all__ = ["Packing", "install", "packed", "present"]
+from fedgram import attention
 
-_NAME = "fedgram"
-"""Of the attention function, among those that Transformers' models can be told to use."""
+__all__ = ["Packing", "end", "install", "packed", "present", "showing", "stack_of_layers", "with_hidden"]
+
+_MULTIPLE = 32
+"""Fillers make the number of tokens a multiple of this: oneDNN prepares its kernels anew for every number."""
 _planned: ContextVar["Packing | None"] = ContextVar("planned", default=None)
 """What the first layer of a network is to do."""
 _present: ContextVar["Packing | None"] = ContextVar("present", default=None)
@@ -31,13 +36,15 @@ class Packing:
 
     Attributes:
         shape: (n, T).
-        places: (N,) where each real token lies in the flattened batch.
-        lengths: how many real tokens each sample has.
-        per_client: how many each client has; their samples follow one another.
+        places: (N,) where each token lies in the flattened batch: the real ones, and fillers, which stand at its start.
+        real: how many of them are real.
+        lengths: how many each sample has; the fillers are one more sample.
+        per_client: how many each client has; their samples follow one another, and the last has the fillers.
     """
 
     shape: tuple[int, int]
     places: Tensor
+    real: int
     lengths: list[int]
     per_client: list[int]
 
@@ -50,9 +57,13 @@ class Packing:
             clients: C.
         """
         lengths = mask.sum(dim=1)
-        per_client = lengths.reshape(clients, -1).sum(dim=1)
+        per_client = lengths.reshape(clients, -1).sum(dim=1).tolist()
         places = mask.reshape(-1).nonzero().squeeze(1)
-        return cls((mask.shape[0], mask.shape[1]), places, lengths.tolist(), per_client.tolist())
+        real, fillers = len(places), -len(places) % _MULTIPLE
+        places = functional.pad(places, (0, fillers))
+        per_client[-1] += fillers
+        samples = lengths.tolist() + [fillers] * bool(fillers)
+        return cls((mask.shape[0], mask.shape[1]), places, real, samples, per_client)
 
     def pack(self, rows: Tensor) -> Tensor:
         """Return the real tokens of (n, T, ...) as (1, N, ...); (1, T, ...) is what all samples have in common."""
@@ -60,15 +71,47 @@ class Packing:
             return rows.index_select(1, self.places % self.shape[1])
         return rows.reshape(-1, *rows.shape[2:]).index_select(0, self.places).unsqueeze(0)
 
+    @property
+    def samples(self) -> list[int]:
+        """How many tokens each of the n samples has, fillers left out."""
+        return self.lengths[: self.shape[0]]
+
+    def starts(self) -> Tensor:
+        """Return where among the packed tokens the n samples begin: (n,)."""
+        return torch.tensor([0, *accumulate(self.samples[:-1])], device=self.places.device)
+
+    def of_starts(self) -> "Packing":
+        """Return the packing of the first token of each sample alone, as a batch of one column."""
+        count = self.shape[0]
+        each = count // len(self.per_client)
+        places = torch.arange(count, device=self.places.device)
+        return Packing((count, 1), places, count, [1] * count, [each] * len(self.per_client))
+
     def unpack(self, tokens: Tensor) -> Tensor:
         """Undo `pack`: (1, N, d) becomes (n, T, d), with zeros for padding."""
         padded = tokens.new_zeros(self.shape[0] * self.shape[1], tokens.shape[-1])
-        return padded.index_copy(0, self.places, tokens[0]).reshape(*self.shape, -1)
+        return padded.index_copy(0, self.places[: self.real], tokens[0, : self.real]).reshape(*self.shape, -1)
 
 
 def present() -> Packing | None:
     """Return the packing of the batch that is on its way through the layers of a network; None outside of them."""
     return _present.get()
+
+
+@contextmanager
+def showing(packing: Packing) -> Iterator[None]:
+    """Let layers see another packing than the present one for a while."""
+    token = _present.set(packing)
+    try:
+        yield
+    finally:
+        _present.reset(token)
+
+
+def end() -> None:
+    """Let what the layers get from now on be padded."""
+    _present.set(None)
+    attention.rule.set(None)
 
 
 @contextmanager
@@ -79,20 +122,14 @@ def packed(packing: Packing | None) -> Iterator[None]:
         yield
     finally:
         _planned.reset(token)
-        _present.set(None)  # also where a layer has raised
+        end()  # also where a layer has raised
 
 
 def install(network: nn.Module) -> bool:
     """Make a network of Transformers ready for `packed`, and say whether it could be: not all models allow it."""
-    layers = _layers(network)
-    if layers is None or not getattr(network, "_supports_attention_backend", False):
+    layers = stack_of_layers(network)
+    if layers is None or not attention.install(network):
         return False
-    if not _register_attention():
-        return False
-    for module in network.modules():  # a base model that was loaded by itself has a configuration of its own
-        config: Any = getattr(module, "config", None)
-        if config is not None:
-            config._attn_implementation = _NAME
     for layer in layers:
         layer.register_forward_pre_hook(_enter_layer, with_kwargs=True)
     layers[0].register_forward_pre_hook(_enter, with_kwargs=True, prepend=True)
@@ -100,7 +137,7 @@ def install(network: nn.Module) -> bool:
     return True
 
 
-def _layers(network: nn.Module) -> nn.ModuleList | None:
+def stack_of_layers(network: nn.Module) -> nn.ModuleList | None:
     """Return the layers that a network consists of, one after the other."""
     count = getattr(network.config, "num_hidden_layers", None)
     stacks = [m for m in network.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
@@ -113,6 +150,7 @@ def _enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
     if packing is None:
         return args, kwargs
     _present.set(packing)
+    attention.rule.set(partial(attention.within_samples, packing.lengths, packing.lengths))
     if args:
         return (packing.pack(args[0]), *args[1:]), kwargs
     return args, kwargs | {"hidden_states": packing.pack(kwargs["hidden_states"])}
@@ -131,40 +169,10 @@ def _leave(_layer: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
     packing = _present.get()
     if packing is None:
         return output
-    _present.set(None)
-    if isinstance(output, tuple):
-        return (packing.unpack(output[0]), *output[1:])
-    return packing.unpack(output)
+    end()
+    return with_hidden(output, packing.unpack)
 
 
-def _register_attention() -> bool:
-    """Add the attention within samples to those of Transformers, and say whether its version lets one."""
-    try:
-        from transformers import AttentionInterface
-        from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-    except ImportError:  # before 4.53
-        return False
-
-    def mask(*args: Any, **kwargs: Any) -> Tensor | None:
-        return sdpa_mask(*args, **kwargs) if _planned.get() is None else None
-
-    AttentionInterface.register(_NAME, _attention)
-    AttentionMaskInterface.register(_NAME, mask)
-    return True
-
-
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    """Attend within each sample: (1, heads, N, d) to (1, N, heads, d)."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    packing = _present.get()
-    if packing is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    # In single precision: the kernels for half precision are several times slower on a CPU, above all backwards.
-    parts = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (query, key, value))
-    samples = zip(*(part.split(packing.lengths, dim=2) for part in parts), strict=True)
-    with torch.autocast(query.device.type, enabled=False):
-        attended = [sdpa_attention_forward(module, *sample, None, **options)[0] for sample in samples]
-        return torch.cat(attended, dim=1).to(query.dtype), None
+def with_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return what a layer returns, a tensor or a tuple that begins with it, with the tensor changed."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)

@@ -9,18 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from lightning.fabric.loggers.logger import Logger
 from torch import nn
 
-from fedgram import packing, tracking
+from fedgram import frozen, tracking
+from fedgram.adapters.inject import linear_layers
 from fedgram.checkpoint import Checkpoint, compare_settings, load_first
 from fedgram.clients import ClientStore, Models
 from fedgram.cohort import cohort_size
 from fedgram.collectives import Ranks
 from fedgram.data import FederatedData
-from fedgram.data.tokens import TokenTable
 from fedgram.errors import CheckpointError, ConfigurationError
 from fedgram.federation import Federation, Plan
 from fedgram.launch import launch
@@ -31,6 +30,7 @@ from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.reporting import describe, write_partition
 from fedgram.run_folder import RunFolder, find_checkpoints, find_run_of
+from fedgram.shortcuts import shorten
 from fedgram.slurm import Job, current_job
 from fedgram.state import State, flatten
 
@@ -83,7 +83,8 @@ def assemble(
     trainer.run_name = trainer.name or f"{data.name}-{method.name}"
     network = build(trainer, ranks, model, data, method, trainer.fabric.autocast)
     with ranks.apart():
-        network.packs = trainer.packing and _can_pack(network, data.split("train"), _rounding(model, trainer.precision))
+        if trainer.packing:
+            shorten(network, data.split("train"), trainer.precision)
     return network, ranks
 
 
@@ -106,40 +107,12 @@ def build(
         if trainer.precision in _WEIGHTS:
             model.cast(_WEIGHTS[trainer.precision])
         _check_lengths(model, data)
+        frozen.install(linear_layers(model.loaded()).values())
         layers = method.install(model.loaded(), trainer.seed)  # after the weights' type is set: L, R and A₁ keep theirs
         model.loaded().to(ranks.device)
     dtype = torch.float64 if trainer.precision == "64-true" else torch.float32
     pad_id = int(data.tokenizer.pad_token_id)
     return ClientNetwork(model, layers, ranks.device, dtype, autocast, pad_id, method.shared_fields)
-
-
-def _rounding(model: FederatedTask, precision: str) -> float:
-    """Return by which share of the largest a number may be off that a backbone of this precision computes."""
-    if precision.startswith("bf16") or model.weights_dtype.itemsize < 4:
-        return 5e-2
-    return 1e-9 if precision == "64-true" else 1e-3
-
-
-def _can_pack(network: ClientNetwork, table: TokenTable, tolerance: float) -> bool:
-    """Say whether the backbone says the same of real tokens only, on a CPU, and make it ready for that.
-
-    On GPUs attention over samples of many lengths has other kernels.
-    """
-    if network.device.type != "cpu" or not packing.install(network.task.loaded()):
-        return False
-    rows = np.append(np.argsort(table.lengths, kind="stable")[[0, -1]], -1)  # with a filler, so that there is padding
-    network.load_one(network.initial_state())
-    with torch.inference_mode():
-        padded, _ = network.run(table, rows)
-        network.packs = True
-        packed, _ = network.run(table, rows)
-    return all(_agree(padded[key], packed[key], tolerance) for key in padded)
-
-
-def _agree(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
-    """Say whether two tensors differ by no more than rounding; padding may be -inf in both."""
-    largest = one[one.isfinite()].abs().max()
-    return torch.allclose(one.double(), other.double(), rtol=0, atol=tolerance * float(largest))
 
 
 def _check_lengths(model: FederatedTask, data: FederatedData) -> None:

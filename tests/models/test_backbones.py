@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedgram import packing
+from fedgram import first_token
 from fedgram.adapters import find_targets, head_linears
 from fedgram.adapters.inject import base_name, linear_layers
 from fedgram.block import train_block
@@ -20,6 +20,7 @@ from fedgram.models.loading import cast
 from fedgram.network import ClientNetwork
 from fedgram.optim import SGD, AdamW
 from fedgram.setup import _check_lengths
+from fedgram.shortcuts import shorten
 from fedgram.state import flatten
 from tiny_models import FAMILIES, WORDS, make_tokenizer, save_tiny
 
@@ -208,28 +209,36 @@ def clients_of(network, table, steps):
 @pytest.mark.parametrize("method", [FedIT(rank=2), FLoRG(rank=2, init_std=0.3)], ids=["FedIT", "FLoRG"])
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
-def test_a_block_trains_every_client_as_if_it_were_alone(folders, family, kind, method, packs):
-    task, tokenizer = build(kind, folders[family])
-    if packs:
-        assert packing.install(task.loaded())
-    layers = method.install(task.loaded(), seed=0)
-    device, pad_id = torch.device("cpu"), tokenizer.pad_token_id
-    network = ClientNetwork(task, layers, device, torch.float64, contextlib.nullcontext, pad_id)
+@pytest.mark.parametrize("shortcuts", ["none", "padded", "packed"])
+def test_a_block_trains_every_client_as_if_it_were_alone(folders, family, kind, method, shortcuts):
+    plain, network = (clients_network(kind, folders[family], method) for _ in range(2))
     # The softmax over positions is blind to the span head's bias, so its gradient is 0 but for rounding, which AdamW
     # would blow up to a step.
     optimizer = AdamW(lr=0.01, max_grad_norm=1.0) if kind is TextClassification else SGD(lr=0.1, momentum=0.9)
-    table = tokens(kind, tokenizer)
-    start, batches = clients_of(network, table, [4, 3, 1])
-    network.packs = packs
+    table = tokens(kind, build(kind, folders[family])[1])
+    start, batches = clients_of(plain, table, [4, 3, 1])
+    if shortcuts != "none":
+        shorten(network, table, "64-true")
+        assert network.packs
+        assert has_short_last_layer(network) == (kind is TextClassification and family not in DECODERS)
+        network.packs = shortcuts == "packed"
     together = train_block(network, optimizer, start, table, batches)
-    network.packs = False
     for client, trained in enumerate(together.states):
-        alone = train_block(network, optimizer, [start[client]], table, [batches[client]])
+        alone = train_block(plain, optimizer, [start[client]], table, [batches[client]])
         torch.testing.assert_close(together.losses[client], alone.losses[0], rtol=0, atol=1e-10)
         for key, tensor in flatten(alone.states[0]).items():
             torch.testing.assert_close(flatten(trained)[key], tensor, rtol=0, atol=1e-10)
             assert not torch.equal(tensor, flatten(start[client])[key]) or key == "head|qa_outputs|bias", key
+
+
+def clients_network(kind, folder, method):
+    task, tokenizer = build(kind, folder)
+    layers, device = method.install(task.loaded(), seed=0), torch.device("cpu")
+    return ClientNetwork(task, layers, device, torch.float64, contextlib.nullcontext, tokenizer.pad_token_id)
+
+
+def has_short_last_layer(network):
+    return any(getattr(m.forward, "func", None) is first_token._forward for m in network.task.loaded().modules())
 
 
 @pytest.mark.parametrize(("dtype", "digits"), [("bfloat16", 8), ("float16", 11)])

@@ -7,14 +7,14 @@ at once. Symbols: C clients, n tokens of one client, r rank, ``d_in`` and ``d_ou
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedgram.errors import ConfigurationError
+from fedgram.frozen import linear
 from fedgram.packing import present
 from fedgram.state import Layer
 
@@ -75,9 +75,52 @@ def _add_to_packed(
     sizes: Sequence[int],
 ) -> Float[Tensor, "1 N d_out"]:
     """Do the same where the tokens of clients, of which each has its own number, follow one another."""
-    parts = zip(x.to(down.dtype).split(list(sizes), dim=1), down, up, strict=True)
-    added = torch.cat([(tokens @ d.mT) @ u for tokens, d, u in parts], dim=1)
-    return torch.add(y, added.to(y.dtype), alpha=scale)
+    added: Tensor = _PackedLowRank.apply(y[0], x[0], down, up, scale, list(sizes))
+    return added.unsqueeze(0)
+
+
+class _PackedLowRank(torch.autograd.Function):
+    """``y + s (x downᵀ) up`` of one client after the other, in one node.
+
+    With h = x downᵀ, g = s ∂y: ∂h = g upᵀ, ∂x = ∂h down, ∂down = ∂hᵀ x, ∂up = hᵀ g.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Float[Tensor, "N d_out"],
+        x: Float[Tensor, "N d_in"],
+        down: Float[Tensor, "C r d_in"],
+        up: Float[Tensor, "C r d_out"],
+        scale: float,
+        sizes: list[int],
+    ) -> Float[Tensor, "N d_out"]:
+        out = y.to(down.dtype, copy=True)
+        hidden = out.new_empty(x.shape[0], down.shape[1])
+        parts = (rows.split(sizes) for rows in (out, x.to(down.dtype), hidden))
+        for out_c, x_c, h_c, down_c, up_c in zip(*parts, down, up, strict=True):
+            torch.mm(x_c, down_c.mT, out=h_c)
+            out_c.addmm_(h_c, up_c, alpha=scale)
+        ctx.save_for_backward(x, hidden, down, up)  # x in its own precision, which may be half of the adapter's
+        ctx.scale, ctx.sizes = scale, sizes
+        return out.to(y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, hidden, down, up = ctx.saved_tensors
+        _, of_x, of_down, of_up, *_ = ctx.needs_input_grad
+        g, wide = ctx.scale * gradients[0].to(down.dtype), x.to(down.dtype)
+        d_hidden, d_x, d_down, d_up = map(torch.empty_like, (hidden, wide, down, up))
+        parts = (rows.split(ctx.sizes) for rows in (wide, hidden, g, d_hidden, d_x))
+        for x_c, h_c, g_c, dh_c, dx_c, down_c, up_c, dd_c, du_c in zip(*parts, down, up, d_down, d_up, strict=True):
+            torch.mm(g_c, up_c.mT, out=dh_c)
+            if of_x:
+                torch.mm(dh_c, down_c, out=dx_c)
+            if of_down:
+                torch.mm(dh_c.mT, x_c, out=dd_c)
+            if of_up:
+                torch.mm(h_c.mT, g_c, out=du_c)
+        return gradients[0], d_x.to(x.dtype) if of_x else None, d_down, d_up, None, None
 
 
 class ClientLayer(nn.Module, ABC):
@@ -186,11 +229,11 @@ class Adapter(ClientLayer):
         if weight.dtype != residual.dtype or torch.is_autocast_enabled(x.device.type):
             y = self.base(x)
             with torch.autocast(x.device.type, enabled=False):
-                return y + functional.linear(x.to(residual.dtype), residual).to(y.dtype)
+                return y + linear(x.to(residual.dtype), residual, None).to(y.dtype)
         if self._weight is None:
             with torch.inference_mode(False):  # it outlives an evaluation
                 self._weight = (weight if isinstance(self.base, nn.Linear) else weight.mT) + residual
-        return functional.linear(x, self._weight, getattr(self.base, "bias", None))
+        return linear(x, self._weight, getattr(self.base, "bias", None))
 
     def forward(self, x: Float[Tensor, "rows ... d_in"]) -> Float[Tensor, "rows ... d_out"]:
         y = self.frozen(x)
