@@ -1,11 +1,15 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from fedgram.block import train_block
 from fedgram.collectives import Ranks
 from fedgram.evaluation import evaluate, infer
-from fedgram.methods import FLoRG
+from fedgram.methods import FedExLoRA, FLoRG
+from fedgram.optim import AdamW
 from fedgram.state import flatten, unflatten
 from test_block import make_network
 from thread_ranks import on_ranks
@@ -47,7 +51,8 @@ def test_every_rank_gets_the_bits_of_one_process(trained, size):
     network, state, data = trained
     table = data.split("validation")
     alone = infer(network, all_by(state, table), table, 5, Ranks())["logits"]
-    for outputs in on_ranks(size, lambda ranks: infer(network, all_by(state, table), table, 5, ranks)):
+    networks = [copy.deepcopy(network) for _ in range(size)]  # each rank loads models into its own
+    for outputs in on_ranks(size, lambda ranks: infer(networks[ranks.rank], all_by(state, table), table, 5, ranks)):
         assert torch.equal(outputs["logits"], alone)
 
 
@@ -72,3 +77,69 @@ def test_evaluation_leaves_no_gradient_and_training_goes_on(trained):
     network.load(leaf)
     network.run(table, np.arange(4))[0]["logits"].sum().backward()
     assert all(tensor.grad is not None for tensor in flat.values())
+
+
+def adapters(network):
+    return [layer for layer in network.layers.values() if layer.part == "adapter"]
+
+
+def copies(network):
+    """How many matrices of the size of their weights the adapted layers hold, residuals left out."""
+    counts = {len(list(layer.held_once())) - len(layer.shared) for layer in adapters(network)}
+    assert len(counts) == 1
+    return counts.pop()
+
+
+@pytest.mark.parametrize(("samples", "merged"), [(1, 0), (16, 1)])
+@pytest.mark.parametrize("method", [FLoRG(rank=2), FedExLoRA(rank=2)], ids=lambda method: method.name)
+def test_adapters_are_merged_for_a_model_that_answers_many_tokens(
+    tiny_backbone, tiny_data, monkeypatch, method, samples, merged
+):
+    network, data = make_network(tiny_backbone, tiny_data, method)
+    state, table, run, seen = network.initial_state(), data.split("validation"), network.run, []
+    rows = np.argsort(table.lengths)[:samples]
+    for layer in adapters(network):
+        pays_from = layer.d_in * layer.d_out / (layer.d_in + layer.d_out)
+        assert (table.lengths[rows].sum() >= pays_from) == merged
+    monkeypatch.setattr(network, "run", lambda *arguments: seen.append(copies(network)) or run(*arguments))
+    infer(network, [(state, rows), (state, np.setdiff1d(np.arange(len(table)), rows))], table, 4, Ranks())
+    assert set(seen[: -(-samples // 4)]) == {merged}
+    assert copies(network) == 0
+
+
+def test_the_merged_weights_are_gone_when_a_batch_failed(trained, monkeypatch):
+    network, state, data = trained
+    table = data.split("validation")
+
+    def fail(*arguments):
+        assert copies(network) == 1
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(network, "run", fail)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        infer(network, all_by(state, table), table, 4, Ranks())
+    assert copies(network) == 0
+
+
+@pytest.mark.parametrize("method", [FLoRG(rank=2), FedExLoRA(rank=2)], ids=lambda method: method.name)
+def test_training_after_an_evaluation_is_what_it_is_without_one(tiny_backbone, tiny_data, method):
+    ends = []
+    for evaluated in (False, True):
+        network, data = make_network(tiny_backbone, tiny_data, method)
+        state = network.initial_state()
+        for layer in state["adapter"].values():
+            if "residual" in layer:
+                layer["residual"] += 0.1
+        network.share(state)
+        start = [method.without_shared(state)] * 2
+        batches = [[np.arange(3 * i, 3 * i + 3) for i in range(2)], [np.arange(9, 12)]]
+        parts = [batches, batches]
+        for part in parts:
+            table, frozen = data.split("train"), method.frozen_fields
+            start = train_block(network, AdamW(lr=0.01), start, table, part, frozen=frozen).states
+            if evaluated:
+                infer(network, all_by(state, data.split("validation")), data.split("validation"), 4, Ranks())
+        ends.append([flatten(own) for own in start])
+    for without, with_one in zip(*ends, strict=True):
+        assert without.keys() == with_one.keys()
+        assert all(torch.equal(tensor, with_one[key]) for key, tensor in without.items())

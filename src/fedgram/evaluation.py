@@ -1,6 +1,8 @@
 """What a model says of a split, the same on any number of ranks."""
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -31,18 +33,21 @@ def infer(
     length and do not depend on the ranks, which take them in turn. No sample is padded on or counted twice, so that
     metrics are exact. Outputs that have a column for every token are filled up with -inf to the longest sample.
     """
-    batches = [(state, batch) for state, rows in answering for batch in _batches(table, rows, batch_size)]
+    batches = [
+        (model, batch) for model, (_, rows) in enumerate(answering) for batch in _batches(table, rows, batch_size)
+    ]
     own = batches[ranks.rank :: ranks.size]
-    results, loaded = [], None
+    results = []
     with ranks.apart("evaluation"):
-        for state, rows in own or batches[:1]:  # a rank without a batch learns the form of the outputs
-            ranks.heed()
-            if state is not loaded:
-                network.load_one(state)
-                loaded = state
-            with torch.inference_mode():
-                results.append(network.run(table, rows)[0])
-    ids = np.concatenate([rows for _, rows in own]).tolist() if own else []
+        # A rank without a batch learns the form of the outputs from the first.
+        for model, of_model in groupby(own or batches[:1], key=itemgetter(0)):
+            state, rows = answering[model]
+            # All tokens, and not those of this rank: how a model computes must not depend on the ranks.
+            with network.merged(state, int(table.lengths[rows].sum())), torch.inference_mode():
+                for _, batch in of_model:
+                    ranks.heed()
+                    results.append(network.run(table, batch)[0])
+    ids = np.concatenate([batch for _, batch in own]).tolist() if own else []
 
     def collect(key: str) -> Tensor:
         width = int(ranks.maximum(max(float(piece[key].shape[-1]) for piece in results)))

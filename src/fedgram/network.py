@@ -1,7 +1,7 @@
 """The backbone as a block of clients sees it: on a device, with adapters and heads that hold tensors per client."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +68,23 @@ class ClientNetwork:
         for name, layer in self.layers.items():
             own = {f: t for f, t in state[layer.part][name].items() if f not in self.shared}
             layer.load({f: t.to(self.device, self.dtype).unsqueeze(0) for f, t in own.items()})
+
+    @contextmanager
+    def merged(self, state: State, tokens: int) -> Iterator[None]:
+        """Load one model for all rows while it answers a number of tokens, without gradients.
+
+        Where that is cheaper, the layers compute with its adapters added to their weights, of which there is a copy
+        meanwhile.
+        """
+        self.load_one(state)
+        try:
+            with self.autocast():  # where it computes in a lower precision than the weights', nothing is added to them
+                for layer in self.layers.values():
+                    layer.merge(tokens)
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.unmerge()
 
     def held_once(self) -> Iterator[Tensor]:
         """Yield what is in memory once, however many clients there are: the backbone, and what all clients share."""

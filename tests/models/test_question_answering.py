@@ -1,5 +1,6 @@
 import collections
 import contextlib
+import copy
 import csv
 import re
 import string
@@ -229,7 +230,8 @@ def test_every_rank_gets_the_metrics_of_one_process(task, data):
     alone = infer(network, all_by(state, table), table, 5, Ranks())
     expected = evaluate(network, models_of(state, data), data, "validation", Ranks())
     assert set(expected) == {"loss", "exact_match", "f1"}
-    for outputs in on_ranks(3, lambda ranks: infer(network, all_by(state, table), table, 5, ranks)):
+    networks = [copy.deepcopy(network) for _ in range(3)]  # each rank loads models into its own
+    for outputs in on_ranks(3, lambda ranks: infer(networks[ranks.rank], all_by(state, table), table, 5, ranks)):
         assert all(torch.equal(outputs[name], alone[name]) for name in alone)
 
 

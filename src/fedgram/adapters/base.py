@@ -25,7 +25,7 @@ def layer_sizes(linear: nn.Module) -> tuple[int, int]:
     """Return (d_in, d_out) of an ``nn.Linear``, or of GPT-2's ``Conv1D``, which keeps its weight transposed."""
     if isinstance(linear, nn.Linear):
         return linear.in_features, linear.out_features
-    d_out, d_in = frozen_weight(linear).shape
+    d_in, d_out = linear.get_parameter("weight").shape
     return d_in, d_out
 
 
@@ -153,6 +153,12 @@ class ClientLayer(nn.Module, ABC):
         """Set the tensors that all clients compute with."""
         self.shared = tensors
 
+    def merge(self, tokens: int) -> None:
+        """Prepare for a number of tokens that the one client that is loaded will see, without gradients."""
+
+    def unmerge(self) -> None:
+        """Undo `merge`, as `load` and `share` do too."""
+
     def held_once(self) -> Iterator[Tensor]:
         """Yield what is in memory once for all clients, besides parameters and buffers."""
         yield from self.shared.values()
@@ -182,7 +188,8 @@ class Adapter(ClientLayer):
         self.start = start
         self.preserve_start = preserve_start
         self._start_factors: tuple[Tensor, Tensor] | None = None
-        self._weight: Tensor | None = None
+        self._weight: Tensor | None = None  # W⁰, where a residual is a part of it
+        self._merged: Tensor | None = None  # W⁰ + ΔW
 
     def initial(self) -> Layer:
         return {field: tensor.cpu().clone() for field, tensor in self.start.items()}
@@ -192,6 +199,7 @@ class Adapter(ClientLayer):
         """Return ``down`` and ``up`` with ΔW = scale * upᵀ down, of tensors with a leading client axis."""
 
     def load(self, tensors: Layer) -> None:
+        self.unmerge()
         super().load(tensors)
         like, known = next(iter(tensors.values())), self._start_factors
         if self.preserve_start and (known is None or known[0].dtype != like.dtype or known[0].device != like.device):
@@ -199,14 +207,29 @@ class Adapter(ClientLayer):
             self._start_factors = down, -up
 
     def share(self, tensors: Layer) -> None:
+        self.unmerge()
         if tensors.get("residual") is not self.shared.get("residual"):
             self._weight = None
         super().share(tensors)
 
+    @torch.no_grad()
+    def merge(self, tokens: int) -> None:
+        """Compute with one weight W⁰ + ΔW from here on, if that pays and the weight can hold it.
+
+        To multiply ΔW out costs 2 r d_in d_out operations, and to apply it apart 2 r (d_in + d_out) for every token.
+        """
+        pays = tokens * (self.d_in + self.d_out) >= self.d_in * self.d_out
+        if pays and self._resolves(next(iter(self.clients.values()))):
+            down, up = self.factors()
+            self._merged = torch.addmm(self._summed(), up[0].mT, down[0], alpha=self.scale)
+            self._weight = None  # one copy of the weights is enough
+
+    def unmerge(self) -> None:
+        self._merged = None
+
     def held_once(self) -> Iterator[Tensor]:
         yield from super().held_once()
-        if self._weight is not None:
-            yield self._weight
+        yield from (weight for weight in (self._weight, self._merged) if weight is not None)
 
     def factors(self) -> tuple[Float[Tensor, "C r d_in"], Float[Tensor, "C r d_out"]]:
         """Return ``down`` and ``up`` of every client that is loaded; a start that is preserved is taken back."""
@@ -216,26 +239,42 @@ class Adapter(ClientLayer):
         start_down, start_up = (factor.expand(down.shape[0], -1, -1) for factor in self._start_factors)
         return torch.cat([down, start_down], dim=1), torch.cat([up, start_up], dim=1)
 
-    def frozen(self, x: Float[Tensor, "rows ... d_in"]) -> Float[Tensor, "rows ... d_out"]:
-        """Return W⁰ x + b, where W⁰ is the pretrained weight and the residual.
+    def _resolves(self, added: Tensor) -> bool:
+        """Say whether the weights can hold what is added to them.
 
-        In a lower precision than its own the residual is applied apart: what a round adds to it is often less than the
-        resolution of the weights.
+        In a lower precision than its own they can't: what a round changes is often less than their resolution.
         """
+        same = self.base.get_parameter("weight").dtype == added.dtype
+        return same and not torch.is_autocast_enabled(added.device.type)
+
+    def _summed(self) -> Float[Tensor, "d_out d_in"]:
+        """Return the pretrained weight and the residual as one matrix, which is kept where there is a residual."""
+        own, residual = self.base.get_parameter("weight"), self.shared.get("residual")
+        weight = own if isinstance(self.base, nn.Linear) else own.mT
+        if residual is None:
+            return weight
+        if self._weight is None:
+            with torch.inference_mode(False):  # it outlives an evaluation
+                self._weight = weight + residual
+        return self._weight
+
+    def _times(self, weight: Tensor, x: Tensor) -> Tensor:
+        return linear(x, weight, getattr(self.base, "bias", None))
+
+    def frozen(self, x: Float[Tensor, "rows ... d_in"]) -> Float[Tensor, "rows ... d_out"]:
+        """Return W⁰ x + b, where W⁰ is the pretrained weight and the residual, apart where the weight can't hold it."""
         residual = self.shared.get("residual")
         if residual is None:
             return self.base(x)
-        weight = self.base.get_parameter("weight")
-        if weight.dtype != residual.dtype or torch.is_autocast_enabled(x.device.type):
-            y = self.base(x)
-            with torch.autocast(x.device.type, enabled=False):
-                return y + linear(x.to(residual.dtype), residual, None).to(y.dtype)
-        if self._weight is None:
-            with torch.inference_mode(False):  # it outlives an evaluation
-                self._weight = (weight if isinstance(self.base, nn.Linear) else weight.mT) + residual
-        return linear(x, self._weight, getattr(self.base, "bias", None))
+        if self._resolves(residual):
+            return self._times(self._summed(), x)
+        y = self.base(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return y + linear(x.to(residual.dtype), residual, None).to(y.dtype)
 
     def forward(self, x: Float[Tensor, "rows ... d_in"]) -> Float[Tensor, "rows ... d_out"]:
+        if self._merged is not None:
+            return self._times(self._merged, x)
         y = self.frozen(x)
         # Not in autocast's half precision: what a step changes in FLoRG's A is less than its resolution.
         with torch.autocast(x.device.type, enabled=False):
