@@ -3,6 +3,8 @@
 The C clients of a block are rows of one (C, P) tensor of trainable parameters. One batch holds the next samples of
 every client that still trains, client after client; the loss is the sum over clients of each client's mean loss, so
 that the gradient of a row is that client's own, and an elementwise optimizer makes C separate trainings of it.
+
+Nothing here waits for a GPU: while it computes one local step, the host prepares the batch of the next and queues it.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -17,7 +19,7 @@ from fedgram.data.tokens import TokenTable
 from fedgram.errors import located
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
-from fedgram.state import Layout, State, merge, prefix, split, stack
+from fedgram.state import Layout, State, merge, prefix, send, split, stack
 
 __all__ = ["Memory", "Trained", "train_block"]
 
@@ -66,9 +68,9 @@ def train_block(
     """
     trained, frozen_parts = zip(*(split(own, frozen) for own in start), strict=True)
     layout, held = Layout.of(trained[0]), stack(frozen_parts)
-    params = layout.pack(trained).to(network.device, network.dtype)
+    params = send(layout.pack(trained), network.device).to(network.dtype)
     memory = _remember(optimizer.init(params), memories or [None] * len(start))
-    steps = torch.tensor([len(own) for own in batches], dtype=torch.float64, device=network.device)
+    steps = torch.tensor([len(own) for own in batches], dtype=torch.float64)
     losses = torch.zeros(len(batches), dtype=torch.float64, device=network.device)
     for step in range(len(batches[0])):
         heed()
@@ -79,10 +81,12 @@ def train_block(
             means = _mean_losses(network, table, [own[step] for own in batches[:active]])
             (gradient,) = torch.autograd.grad(means.sum(), leaf)
             rate = optimizer.learning_rate(span[0] + (span[1] - span[0]) * step / steps[:active])
-            optimizer.update(params[:active], gradient, {key: value[:active] for key, value in memory.items()}, rate)
+            known = {key: value[:active] for key, value in memory.items()}
+            optimizer.update(params[:active], gradient, known, send(rate, network.device))
             losses[:active] += means.detach()
     states = [merge(own, new) for own, new in zip(start, layout.rows(params), strict=True)]
-    return Trained(states, losses / steps, [{k: v[i] for k, v in memory.items()} for i in range(len(start))])
+    remembered = [{k: v[i] for k, v in memory.items()} for i in range(len(start))]
+    return Trained(states, losses / send(steps, network.device), remembered)
 
 
 def _remember(fresh: Memory, memories: Sequence[Memory | None]) -> Memory:
@@ -97,7 +101,7 @@ def _mean_losses(network: ClientNetwork, table: TokenTable, rows: Sequence[np.nd
     """Return each client's mean loss over its batch, with the model that is loaded for it."""
     samples, weights = _rectangle(rows)
     losses = network.task.sample_losses(*network.run(table, samples))
-    return (losses.reshape(len(rows), -1) * weights.to(losses)).sum(dim=1)
+    return (losses.reshape(len(rows), -1) * send(weights, losses.device).to(losses.dtype)).sum(dim=1)
 
 
 def _rectangle(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, Float[Tensor, "C b"]]:

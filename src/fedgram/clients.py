@@ -10,7 +10,7 @@ import torch
 from fedgram.block import Memory
 from fedgram.collectives import Ranks
 from fedgram.data import FederatedData, Shards
-from fedgram.state import State, flatten, merge, unflatten
+from fedgram.state import State, all_finite, flatten, merge, unflatten
 
 __all__ = ["ClientStore", "Models", "PersonalEvaluation", "divergence", "to_keep"]
 
@@ -61,6 +61,8 @@ def to_keep(state: State, memory: Memory | None) -> dict[str, torch.Tensor]:
 
 def divergence(kept: Mapping[int, Mapping[str, torch.Tensor]]) -> str | None:
     """Return what a client keeps that is not finite, if it does."""
+    if all_finite(tensors.values() for tensors in kept.values()):
+        return None
     for client, tensors in kept.items():
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():

@@ -7,6 +7,7 @@ a scale that all ranks agree on, so that the sum is exact and has no order: the 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
@@ -20,7 +21,7 @@ from fedgram.state import PARTS, tensor_hash
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = ["Ranks"]
+__all__ = ["Ranks", "grouped"]
 
 T = TypeVar("T")
 
@@ -28,6 +29,21 @@ _INTEGER_BITS = 62
 """Bits of a signed 64-bit integer that a sum may fill: one is the sign, one is kept free for rounding up."""
 _LARGEST_EXPONENT = 1000
 """2^1000 is still a float64; a tensor whose largest entry needs more is zero for every purpose."""
+
+
+_TOGETHER = 2**22
+"""Numbers that are computed with at once, 32 MB in float64: of small tensors many, so that each costs few operations."""
+
+
+def grouped(items: Iterable[T], numel: int) -> Iterator[list[T]]:
+    """Yield items in groups: as many at once as are few numbers, where each stands for a tensor of ``numel`` of them.
+
+    >>> list(grouped("abc", 2**21))
+    [['a', 'b'], ['c']]
+    """
+    iterator = iter(items)
+    while group := list(islice(iterator, max(1, _TOGETHER // numel))):
+        yield group
 
 
 class _CalledAwayError(Exception):
@@ -68,9 +84,11 @@ class Ranks:
         Raises:
             TrainingError: a term is not finite.
         """
-        peaks = [float(term.abs().max()) for term in terms() if term.numel()]
-        # Python's max overlooks a nan that is not the first.
-        largest = self.maximum(max(peaks, default=0.0) if all(map(math.isfinite, peaks)) else math.inf)
+        if not like.numel():
+            return like.double()
+        peaks = [torch.stack(group).abs().max() for group in grouped(terms(), like.numel())]
+        peak = float(torch.stack(peaks).max()) if peaks else 0.0  # nan, if one is
+        largest = self.maximum(peak if math.isfinite(peak) else math.inf)
         if not math.isfinite(largest):
             raise TrainingError(
                 "a sum over clients is not finite: an upload holds nan or inf; a lower learning rate helps"
@@ -78,8 +96,8 @@ class Ranks:
         shift = _INTEGER_BITS - math.ceil(math.log2(max(count, 1))) - math.frexp(largest)[1]
         shift = min(shift, _LARGEST_EXPONENT)
         total = torch.zeros(like.shape, dtype=torch.int64, device=like.device)
-        for term in terms():
-            total += torch.round(term.double() * 2.0**shift).to(torch.int64)
+        for group in grouped(terms(), like.numel()):
+            total += torch.round(torch.stack(group).double() * 2.0**shift).to(torch.int64).sum(dim=0)
         return self._all_reduce(total, "sum").double() * 2.0**-shift
 
     def maximum(self, value: float) -> float:

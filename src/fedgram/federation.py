@@ -77,7 +77,7 @@ class Round:
         info: what the method may know of the round.
         uploads: what this rank's clients sent.
         kept: what they keep until they take part again.
-        losses: their mean training losses.
+        losses: their mean training losses, which stay on the device until the round ends.
         ledger: what travelled to and from this rank's clients, and after `Federation.account` the whole cohort.
         row: the round's row of metrics.csv.
         diagnostics: figures about the aggregation.
@@ -90,7 +90,7 @@ class Round:
     info: RoundInfo
     uploads: dict[int, State] = field(default_factory=dict)
     kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    losses: dict[int, float] = field(default_factory=dict)
+    losses: dict[int, Tensor] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     row: dict[str, float] = field(default_factory=dict)
     diagnostics: Diagnostics = field(default_factory=dict)
@@ -198,7 +198,7 @@ class Federation:
         self.network.share(self.state)
         heed = self.ranks.heed
         trained = train_block(self.network, self.optimizer, start, table, batches, span, frozen, memories, heed)
-        current.losses |= dict(zip(block.clients, trained.losses.tolist(), strict=True))
+        current.losses |= dict(zip(block.clients, trained.losses, strict=True))
         for client, state, memory in zip(block.clients, trained.states, trained.memories, strict=True):
             current.kept[client] = to_keep(self.method.kept(state), memory if self.optimizer.keep_state else None)
         return trained.states
@@ -244,7 +244,8 @@ class Federation:
 
     def _everyones_losses(self, current: Round) -> dict[int, float]:
         own = sorted(current.losses)
-        values = torch.tensor([current.losses[c] for c in own], dtype=torch.float64, device=self.ranks.device)
+        none = torch.zeros(0, dtype=torch.float64, device=self.ranks.device)
+        values = torch.stack([current.losses[c] for c in own]) if own else none
         everyone = self.ranks.gather(values, current.cohort, own)
         return dict(zip(current.cohort, everyone.tolist(), strict=True))
 

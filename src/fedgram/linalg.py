@@ -123,7 +123,7 @@ def weighted_stack(factors: Float[Tensor, "N r k"], weights: Float[Tensor, " N"]
         )
     if bool((weights < 0).any()):
         raise ValueError(f"expected weights >= 0, got {weights.tolist()}; Q would not be positive semi-definite")
-    roots = weights.to(factors.device, torch.float64).sqrt()
+    roots = weights.to(factors.device, torch.float64, non_blocking=True).sqrt()
     return (roots[:, None, None] * factors.double()).flatten(0, 1)
 
 
@@ -366,7 +366,7 @@ def mean_product(
     Returns:
         Factors (d_out, N s) and (N s, d_in), float64.
     """
-    weighted = weights.to(Bs.device, torch.float64)[:, None, None] * Bs.double()
+    weighted = weights.to(Bs.device, torch.float64, non_blocking=True)[:, None, None] * Bs.double()
     return weighted.transpose(0, 1).flatten(1), As.double().flatten(0, 1)
 
 

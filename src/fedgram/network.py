@@ -12,7 +12,7 @@ from fedgram.adapters import ClientLayer
 from fedgram.data.tokens import TokenTable
 from fedgram.models.base import FederatedTask, Outputs
 from fedgram.packing import Packing, packed
-from fedgram.state import PARTS, State
+from fedgram.state import PARTS, State, send
 
 __all__ = ["ClientNetwork"]
 
@@ -95,9 +95,15 @@ class ClientNetwork:
 
     def run(self, table: TokenTable, rows: np.ndarray) -> tuple[Outputs, Tensor]:
         """Return what the network says of some samples, C clients in C equal parts, and their labels."""
-        batch = {k: v.to(self.device, non_blocking=True) for k, v in table.batch(rows, self.pad_id).items()}
+        found = table.batch(rows, self.pad_id)
+        packing = self._packing(found["attention_mask"])
+        if (
+            found["attention_mask"].numpy().all()
+        ):  # asked of the host: Transformers would ask the device, and wait for it
+            del found["attention_mask"]
+        batch = {key: send(tensor, self.device) for key, tensor in found.items()}
         labels = batch.pop("labels")
-        with self.autocast(), packed(self._packing(batch["attention_mask"])):
+        with self.autocast(), packed(packing):
             return self.task.outputs(batch), labels
 
     def _packing(self, mask: Tensor) -> Packing | None:

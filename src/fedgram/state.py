@@ -5,7 +5,7 @@ field (the symbol of the paper, such as ``"A"``) -> tensor. This module holds th
 """
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +18,13 @@ __all__ = [
     "Layers",
     "Layout",
     "State",
+    "all_finite",
     "bytes_of",
     "flatten",
     "merge",
     "parameters_of",
     "prefix",
+    "send",
     "split",
     "stack",
     "state_hash",
@@ -57,10 +59,30 @@ def bytes_of(layers: Layers) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(layers))
 
 
+def all_finite(groups: Iterable[Iterable[Tensor]]) -> bool:
+    """Say whether no tensor holds nan or inf: one question to the device, however many there are.
+
+    Args:
+        groups: such as the tensors of each client, all on one device; those of a group are copied into one.
+    """
+    rows = [torch.cat([tensor.detach().flatten() for tensor in group]) for group in map(list, groups) if group]
+    return not rows or bool(torch.stack([torch.isfinite(row).all() for row in rows]).all())
+
+
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor on a device; what comes from the host is not waited for.
+
+    A GPU takes a copy of memory that is not pinned only once it has done all that it was given before.
+    """
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def to(state: State, device: torch.device | str) -> State:
     """Return the state with every tensor on a device."""
     return {
-        part: {name: {field: tensor.to(device) for field, tensor in layer.items()} for name, layer in layers.items()}
+        part: {name: {field: send(tensor, device) for field, tensor in layer.items()} for name, layer in layers.items()}
         for part, layers in state.items()
     }
 

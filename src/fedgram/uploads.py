@@ -4,15 +4,15 @@ Each rank holds the payloads of the clients that it trained. `Uploads.mean` and 
 wherever they are, and give every rank the same bits.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from operator import itemgetter
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedgram.collectives import Ranks
-from fedgram.state import Layer, Layers
+from fedgram.collectives import Ranks, grouped
+from fedgram.state import Layer, Layers, all_finite, send, tensors_of
 
 __all__ = ["Uploads", "average"]
 
@@ -37,10 +37,12 @@ class Uploads:
         self.clients = sorted(weights)
         self.weights: Float[Tensor, " N"] = torch.tensor([weights[c] for c in self.clients], dtype=torch.float64)
         self._own = sorted(payloads)
+        own = torch.tensor([weights[c] for c in self._own], dtype=torch.float64)
+        self._own_weights: Float[Tensor, " n"] = send(own, ranks.device)
         self._payloads = payloads
         self._ranks = ranks
         self._stacks: dict[tuple[str, str], Tensor] = {}
-        ranks.stop_on(next((problem for c in self._own if (problem := _divergence(c, payloads[c]))), None))
+        ranks.stop_on(_divergence(payloads))
 
     def mean(self, layer: str, of: Callable[[Layer], Tensor], like: Tensor) -> Tensor:
         """Return Σₙ wₙ f(payloadₙ) for one layer, exactly summed: an all_reduce.
@@ -53,10 +55,14 @@ class Uploads:
         Returns:
             A float64 tensor, the same on every rank.
         """
-        weight = dict(zip(self.clients, self.weights.tolist(), strict=True))
-        return self._ranks.sum(
-            lambda: (weight[c] * of(self._payloads[c][layer]).double() for c in self._own), len(self.clients), like
-        )
+
+        def terms() -> Iterator[Tensor]:
+            for group in grouped(zip(self._own, self._own_weights, strict=True), max(1, like.numel())):
+                clients, weights = zip(*group, strict=True)
+                rows = torch.stack([of(self._payloads[c][layer]) for c in clients]).double()
+                yield from torch.stack(weights).reshape(-1, *[1] * like.ndim) * rows
+
+        return self._ranks.sum(terms, len(self.clients), like)
 
     def stack(self, layer: str, field: str, like: Tensor) -> Float[Tensor, "N ..."]:
         """Return one field of all clients in client order, with a leading axis of N: an all_gather.
@@ -92,13 +98,15 @@ def average(layers: Layers, uploads: Uploads, fields: Collection[str] | None = N
     }
 
 
-def _divergence(client: int, layers: Layers) -> str | None:
-    """Return what a client sent that is not finite, if it did."""
-    for name, layer in layers.items():
-        for field, tensor in layer.items():
-            if not torch.isfinite(tensor).all():
-                return (
-                    f"client {client} diverged: {field} of {name} holds nan or inf; a lower optimizer.lr or a "
-                    "max_grad_norm helps"
-                )
-    return None
+def _divergence(payloads: Mapping[int, Layers]) -> str | None:
+    """Return what the first client that sent something that is not finite sent, if one did."""
+    if all_finite(tensors_of(layers) for layers in payloads.values()):
+        return None
+    found = (
+        f"client {client} diverged: {field} of {name} holds nan or inf; a lower optimizer.lr or a max_grad_norm helps"
+        for client in sorted(payloads)
+        for name, layer in payloads[client].items()
+        for field, tensor in layer.items()
+        if not torch.isfinite(tensor).all()
+    )
+    return next(found)

@@ -62,7 +62,8 @@ def add_low_rank(
     tokens = x.reshape(clients, -1, x.shape[-1]).to(down.dtype)
     hidden = torch.bmm(tokens, down.mT)
     if y.dtype != down.dtype:
-        return y + (scale * torch.bmm(hidden, up)).reshape(y.shape).to(y.dtype)
+        # The scale goes where there are r numbers for a token, and not d_out.
+        return y + torch.bmm(scale * hidden, up).reshape(y.shape).to(y.dtype)
     return torch.baddbmm(y.reshape(clients, -1, y.shape[-1]), hidden, up, alpha=scale).reshape(y.shape)
 
 

@@ -88,5 +88,5 @@ class FedExLoRA(LoRAMethod):
 
 def _deviations(factors: Float[Tensor, "N r d"], weights: Float[Tensor, " N"]) -> Float[Tensor, "m d"]:
     """Return Σₙ Cⱼₙ √wₙ Xₙ for every j, their rows one after another."""
-    mix = (deviation_basis(weights) * weights.double().sqrt()).to(factors.device)
+    mix = (deviation_basis(weights) * weights.double().sqrt()).to(factors.device, non_blocking=True)
     return torch.einsum("jn,nrd->jrd", mix, factors.double()).flatten(0, 1)

@@ -143,6 +143,7 @@ class FederatedTask(pl.LightningModule, ABC):
     def outputs(self, batch: Batch) -> Outputs:
         """Return what the network says of a batch of inputs; every tensor has one row per sample.
 
+        A batch without padding comes without ``attention_mask``.
         The last axis of a tensor may be as long as the batch's longest sample, with -inf where a sample has no token.
         """
 

@@ -55,9 +55,11 @@ class QuestionAnswering(FederatedTask):
 
     def outputs(self, batch: Batch) -> Outputs:
         said = self.say(batch)
+        logits = {"start_logits": said.start_logits, "end_logits": said.end_logits}
+        if "attention_mask" not in batch:
+            return logits
         # How far a row is padded depends on the others in its batch, so padding must have no share in the softmax.
         padding = batch["attention_mask"] == 0
-        logits = {"start_logits": said.start_logits, "end_logits": said.end_logits}
         return {name: values.masked_fill(padding, -torch.inf) for name, values in logits.items()}
 
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Float[Tensor, " rows"]:
