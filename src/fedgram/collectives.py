@@ -32,7 +32,7 @@ _LARGEST_EXPONENT = 1000
 
 
 _TOGETHER = 2**22
-"""Numbers that are computed with at once, 32 MB in float64: of small tensors many, so that each costs few operations."""
+"""Numbers that are computed with at once, 32 MB in float64: of small tensors many, so that each costs little."""
 
 
 def grouped(items: Iterable[T], numel: int) -> Iterator[list[T]]:
