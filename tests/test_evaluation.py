@@ -107,6 +107,35 @@ def test_adapters_are_merged_for_a_model_that_answers_many_tokens(
     assert copies(network) == 0
 
 
+def test_whether_adapters_are_merged_does_not_depend_on_the_ranks(trained):
+    """Two samples, one for each of two ranks: merging pays for both together, and for neither alone."""
+    network, state, data = trained
+    table = data.split("validation")
+    rows = np.argsort(table.lengths, kind="stable")[:2]
+    pays_from = max(layer.d_in * layer.d_out / (layer.d_in + layer.d_out) for layer in adapters(network))
+    assert table.lengths[rows].max() < pays_from <= table.lengths[rows].sum()
+    rest = (state, np.setdiff1d(np.arange(len(table)), rows))
+    seen = []
+
+    def work(ranks):
+        own = copy.deepcopy(network)
+        run = own.run
+
+        def look(table, batch):
+            if set(batch) <= set(rows):
+                seen.append((ranks.rank, copies(own)))
+            return run(table, batch)
+
+        own.run = look
+        return infer(own, [(state, rows), rest], table, 1, ranks)["logits"]
+
+    alone = work(Ranks())
+    assert seen == [(0, 1), (0, 1)]
+    seen.clear()
+    assert all(torch.equal(logits, alone) for logits in on_ranks(2, work))
+    assert sorted(seen) == [(0, 1), (1, 1)]
+
+
 def test_the_merged_weights_are_gone_when_a_batch_failed(trained, monkeypatch):
     network, state, data = trained
     table = data.split("validation")

@@ -93,7 +93,7 @@ def _remember(fresh: Memory, memories: Sequence[Memory | None]) -> Memory:
     """Fill the rows of those clients that have kept their optimizer's memory."""
     for row, kept in enumerate(memories):
         for key, value in (kept or {}).items():
-            fresh[key][row] = value
+            fresh[key][row] = send(value, fresh[key].device)
     return fresh
 
 
