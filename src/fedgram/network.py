@@ -97,9 +97,8 @@ class ClientNetwork:
         """Return what the network says of some samples, C clients in C equal parts, and their labels."""
         found = table.batch(rows, self.pad_id)
         packing = self._packing(found["attention_mask"])
-        if (
-            found["attention_mask"].numpy().all()
-        ):  # asked of the host: Transformers would ask the device, and wait for it
+        # Asked of the host: Transformers would ask the device, and wait for it.
+        if found["attention_mask"].numpy().all():
             del found["attention_mask"]
         batch = {key: send(tensor, self.device) for key, tensor in found.items()}
         labels = batch.pop("labels")

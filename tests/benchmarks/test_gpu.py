@@ -43,8 +43,9 @@ def test_without_a_gpu_it_says_so(without_gpu):
         gpu.main([])
 
 
-def test_the_operations_are_those_that_are_done(federation):
-    """Of one sequence, in the loop's model, with attention in plain products, which torch's counter sees."""
+def test_the_operations_are_those_that_are_done(federation, monkeypatch):
+    """Of one sequence, in the loop's model, with torch's own products, also in attention, which its counter sees."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     loop = gpu.Loop(federation)
     network = loop.task.loaded()
     network.set_attn_implementation("eager")
