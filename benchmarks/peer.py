@@ -7,6 +7,7 @@ round is a whole one: download, local training, upload, aggregation, accounting,
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from types import ModuleType
@@ -23,8 +24,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", required=True, help="the folder of common.py")
     parser.add_argument("--block", type=int, default=None, help="clients_per_block; auto if not given")
     parser.add_argument("--precision", default="32-true", help="as trainer.precision has it")
+    parser.add_argument("--procs", type=int, default=1, help="ranks, which share the threads")
     parser.add_argument("--unpacked", action="store_true", help="compute on padding too")
     return parser.parse_args()
+
+
+def tag(arguments: argparse.Namespace) -> str:
+    """Return what tells this run from one with the default settings, as the peers name theirs."""
+    parts = {
+        f"_block{arguments.block}": arguments.block,
+        f"_{arguments.precision}": arguments.precision != "32-true",
+        f"_{arguments.procs}proc": arguments.procs > 1,
+        "_unpacked": arguments.unpacked,
+    }
+    return "".join(part for part, given in parts.items() if given)
 
 
 def in_order(indices: Any, steps: int, batch_size: int, generator: Any) -> list[Any]:
@@ -109,7 +122,8 @@ def main() -> None:
     """Measure some rounds and report them as a peer does."""
     arguments = parse()
     started = common.process_start()
-    watch = common.Watch(arguments.mem_interval)
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # the others are started by Fabric, with this command line
+    watch = common.Watch(arguments.mem_interval if first else 0)
     import fedgram.federation
     from fedgram import AdamW, FederatedTrainer, FedIT, TextClassification
     from fedgram.callbacks import Callback
@@ -120,7 +134,7 @@ def main() -> None:
         """Tells the peers' clock of a round."""
 
         def on_round_end(self, trainer: Any, row: Any) -> None:
-            if row["round"]:
+            if first and row["round"]:
                 common.tick(ends)
 
     class LikePeers(FedIT):
@@ -138,9 +152,9 @@ def main() -> None:
             clients=arguments.clients,
             local_steps=arguments.local_steps,
             clients_per_block=arguments.block or "auto",
-            threads=arguments.threads,
+            threads=max(1, arguments.threads // arguments.procs),
             accelerator="cpu",
-            devices=1,
+            devices=arguments.procs,
             precision=arguments.precision,
             packing=not arguments.unpacked,
             evaluate_at_start=False,
@@ -156,9 +170,10 @@ def main() -> None:
             AdamW(lr=common.LR, weight_decay=0.01),
         )
         chosen = {"clients_per_block": trainer.plan.clients_per_block, "precision": arguments.precision}
-    tensors = named_as_peers(trainer.federation.state)
-    common.dump_state(arguments.dump_state, list(tensors), list(tensors.values()))
-    common.report("fedgram", arguments, started, ends, watch.stop(), **chosen)
+    if first:
+        tensors = named_as_peers(trainer.federation.state)
+        common.dump_state(arguments.dump_state, list(tensors), list(tensors.values()))
+        common.report("fedgram" + tag(arguments), arguments, started, ends, watch.stop(), **chosen)
 
 
 if __name__ == "__main__":
