@@ -443,6 +443,17 @@ def test_errors_relative_to_zero():
     assert float(linalg.relative_change(zero, some)) == np.inf
 
 
+@pytest.mark.parametrize("k", [50, 7])
+def test_in_a_common_basis_products_and_singular_values_stay(k):
+    random = rng(30)
+    X, Y = deficient(4, k, 2, random), random.standard_normal((6, k))
+    small_X, small_Y = (small.numpy() for small in linalg.in_common_basis(t(X), t(Y)))
+    assert small_X.shape == (4, min(10, k))
+    np.testing.assert_allclose(small_X @ small_Y.T, X @ Y.T, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.svd(small_X)[1], np.linalg.svd(X)[1], rtol=0, atol=1e-12)
+    assert linalg.matrix_rank(torch.from_numpy(small_X), k) == 2
+
+
 @pytest.mark.parametrize("r", [0, 1, 3, 5, 8])
 def test_best_rank_error_is_that_of_the_truncated_svd(r):
     Z = rng(27).standard_normal((9, 5))

@@ -87,3 +87,12 @@ def test_a_client_that_diverged_is_named_on_every_rank(bad, size):
     for result in on_ranks(size, work):
         assert isinstance(result, TrainingError)
         assert "client 7 diverged: A of v holds nan or inf" in str(result)
+
+
+def test_infinities_that_cancel_are_found_and_large_numbers_are_none():
+    payloads = make_payloads()
+    payloads[7]["v"]["A"][:] = 3e38  # their sum is infinite, they are not
+    assert Uploads(payloads, make_weights(), Ranks()).clients == CLIENTS
+    payloads[7]["v"]["A"][:2] = torch.tensor([math.inf, -math.inf])
+    with pytest.raises(TrainingError, match="client 7 diverged: A of v"):
+        Uploads(payloads, make_weights(), Ranks())

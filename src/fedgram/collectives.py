@@ -123,7 +123,7 @@ class Ranks:
             rows = self._all_gather(padded).flatten(0, 1)
             ids = self._all_gather(labels).flatten().tolist()
         place = {identity: row for row, identity in enumerate(ids)}
-        return rows[torch.tensor([place[i] for i in order], dtype=torch.int64, device=rows.device)]
+        return rows.index_select(0, torch.tensor([place[i] for i in order], dtype=torch.int64, device=rows.device))
 
     def merge(self, ledger: Ledger) -> Ledger:
         """Return the traffic of all ranks together."""

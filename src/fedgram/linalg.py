@@ -26,6 +26,8 @@ __all__ = [
     "gram",
     "gram_error",
     "gram_factor",
+    "in_common_basis",
+    "matrix_rank",
     "mean_product",
     "nonzero",
     "polar",
@@ -332,6 +334,36 @@ def best_rank_error(Z: Float[Tensor, "m k"], r: int) -> Float[Tensor, ""]:
     """
     eigenvalues = torch.linalg.svdvals(Z.double()).square()
     return ratio(torch.linalg.vector_norm(eigenvalues[r:]), torch.linalg.vector_norm(eigenvalues))
+
+
+def in_common_basis(*factors: Float[Tensor, "m k"]) -> list[Float[Tensor, "m p"]]:
+    """Return factors in coordinates of one orthonormal basis of all their rows: what is left has p <= Σ m columns.
+
+    With F = [X; Y; …] and Fᵀ = O R, OᵀO = I, the factor X is X' Oᵀ, where X' are its columns of R, transposed. So X'
+    has the singular values of X, and X'Y'ᵀ = X Yᵀ: where only these matter, k = 1024 columns need not be carried along.
+
+    Args:
+        factors: matrices with one number of columns.
+
+    >>> X, Y = in_common_basis(torch.tensor([[3.0, 0.0, 4.0]]), torch.tensor([[0.0, 2.0, 0.0]]))
+    >>> (X @ X.mT).round(decimals=9), X.shape
+    (tensor([[25.]], dtype=torch.float64), torch.Size([1, 2]))
+    """
+    R = torch.linalg.qr(torch.cat([factor.double() for factor in factors]).mT, mode="r").R
+    return [columns.mT for columns in R.split([factor.shape[0] for factor in factors], dim=1)]
+
+
+def matrix_rank(M: Float[Tensor, "m n"], size: int) -> int:
+    """Return how many singular values of M are above rounding.
+
+    Args:
+        M: (m, n).
+        size: as for `nonzero`.
+
+    >>> matrix_rank(torch.tensor([[1.0, 2.0], [2.0, 4.0]]), 2)
+    1
+    """
+    return int(nonzero(torch.linalg.svdvals(M.double()), size).sum())
 
 
 def product_norm(U: Float[Tensor, "m p"], V: Float[Tensor, "p n"]) -> Float[Tensor, ""]:

@@ -66,7 +66,12 @@ def all_finite(groups: Iterable[Iterable[Tensor]]) -> bool:
         groups: such as the tensors of each client, all on one device; those of a group are copied into one.
     """
     rows = [torch.cat([tensor.detach().flatten() for tensor in group]) for group in map(list, groups) if group]
-    return not rows or bool(torch.stack([torch.isfinite(row).all() for row in rows]).all())
+    # A sum is not finite where a number is not, and seldom elsewhere: it costs a third of looking at every number.
+    return (
+        not rows
+        or bool(torch.isfinite(torch.stack([row.sum() for row in rows])).all())
+        or bool(torch.stack([torch.isfinite(row).all() for row in rows]).all())
+    )
 
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:

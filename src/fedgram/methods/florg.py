@@ -119,17 +119,26 @@ class FLoRG(Method):
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
         """Return, per layer: ‖AᵀA - Q‖ relative to Q and to Q - AᵗᵀAᵗ, best rank-r error, κ(A), drift of A, and r'."""
-        figures: Diagnostics = {}
-        for name, layer in before.items():
-            Z = linalg.weighted_stack(uploads.stack(name, "A", layer["A"]), uploads.weights)
-            A = after[name]["A"]
-            missed, moved = linalg.gram_error(A, Z), linalg.gram_error(layer["A"], Z)
-            figures[name] = {
-                "aggregation_error": float(missed),
-                "update_error": float(linalg.ratio(missed, moved)),
-                "best_rank_error": float(linalg.best_rank_error(Z, self.rank)),
-                "condition_number": float(linalg.condition_number(A)),
-                "drift": float(linalg.relative_change(layer["A"], A)),
-                "rank_of_q": float(linalg.stack_factor(Z).shape[0]),
-            }
-        return figures
+        return {
+            name: self._figures(
+                layer["A"],
+                after[name]["A"],
+                linalg.weighted_stack(uploads.stack(name, "A", layer["A"]), uploads.weights),
+            )
+            for name, layer in before.items()
+        }
+
+    def _figures(
+        self, before: Float[Tensor, "r k"], after: Float[Tensor, "r k"], Z: Float[Tensor, "m k"]
+    ) -> dict[str, float]:
+        """Return the figures of one layer."""
+        old, A, factor = linalg.in_common_basis(before, after, Z)
+        missed, moved = linalg.gram_error(A, factor), linalg.gram_error(old, factor)
+        return {
+            "aggregation_error": float(missed),
+            "update_error": float(linalg.ratio(missed, moved)),
+            "best_rank_error": float(linalg.best_rank_error(factor, self.rank)),
+            "condition_number": float(linalg.condition_number(A)),
+            "drift": float(linalg.relative_change(before, after)),
+            "rank_of_q": float(linalg.matrix_rank(factor, max(Z.shape))),
+        }
