@@ -3,13 +3,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help install demo test test-slow test-slurm lint format clean
+.PHONY: help install demo test test-slow test-slurm bench bench-peers bench-precision lint format clean
 
 help:
 	@echo "make demo     install, train FLoRG and FedIT on the quickstart, print the comparison"
 	@echo "make test     install what the tests need and run them"
 	@echo "make test-slow  the tests that load a model of some size (a 98 MB package, once)"
 	@echo "make test-slurm  as root: jobs on a SLURM cluster that the tests start; says what is missing where they can't"
+	@echo "make bench    measure, in under 20 minutes, and rewrite the tables of docs/performance.md; with PEERS=FOLDER"
+	@echo "              MODEL=FOLDER against other simulators too, and with make bench-peers in five passes, an hour or two"
+	@echo "make bench-precision  bfloat16 against float32, over five seeds"
 	@echo "make lint     ruff and mypy"
 	@echo "make clean    remove the virtual environment and caches; runs are kept"
 
@@ -45,6 +48,25 @@ test-slow: $(VENV)/.installed-tests
 
 test-slurm: $(VENV)/.installed-tests
 	$(BIN)/python -m pytest -m slurm -rs tests/slurm
+
+# Tables go into the document, figures to runs/bench/. Each script is bounded, so that all together are.
+WRITE = --write docs/performance.md --json runs/bench/$(1).json
+BENCH = timeout $(2) $(BIN)/python benchmarks/$(1).py $(call WRITE,$(1))
+
+bench: $(VENV)/.installed
+	$(call BENCH,server_step,180)
+	$(call BENCH,scaling,240) --passes 2
+	$(call BENCH,clients,240) --clients 1000 1000000 --repeats 1
+	$(call BENCH,evaluate,120) --passes 3
+	$(if $(and $(PEERS),$(MODEL)),$(call BENCH,against_peers,420) $(AGAINST) --passes 1 --rounds 2 --padding dynamic --minutes 6)
+
+bench-peers: $(VENV)/.installed
+	$(call BENCH,against_peers,4h) $(AGAINST) --passes 5
+
+AGAINST = --peers "$(PEERS)" --model "$(MODEL)"
+
+bench-precision: $(VENV)/.installed
+	$(call BENCH,precision,1h)
 
 lint: $(VENV)/.installed-tests
 	$(BIN)/ruff check .
