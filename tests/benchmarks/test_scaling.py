@@ -76,7 +76,7 @@ def test_the_messages_are_those_that_fedgram_sends(solver, way):
 
 
 def test_gram_matrices_win_from_the_cohort_on_where_they_are_less_to_send():
-    """Bytes alone, many ranks: N r k numbers of 4 against 2 · 8 k², so from N = 4 k / r = 800; the next power of two."""
+    """Bytes alone, many ranks: N r k numbers of 4 against 2 · 8 k², from N = 4 k / r = 800; the next power of two."""
     parts = replace(NONE, reduce=Link(0.0, 1e-9), gather=Link(0.0, 1e-9))
     assert scaling.crossover(parts, Setting(ranks=64, cohort=1, k=1000, r=5)) == 1024
     slow_eigenvectors = replace(parts, eigh=1e-3)
