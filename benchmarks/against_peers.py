@@ -357,7 +357,7 @@ def lines_of(
     counted = sum(len(clean_rounds(r)) for r in runs)
     dropped = sum(len(r["seconds_per_round"]) for r in runs) - counted
     lines = [
-        f"{arguments.threads} threads in all; {1 + max((r['pass'] for r in runs), default=-1)} interleaved passes, "
+        f"{arguments.threads} threads in all; interleaved passes: {1 + max((r['pass'] for r in runs), default=-1)}; "
         f"medians of {counted} rounds; left out are {dropped} rounds during which other processes used over "
         f"{BUSY} core.",
     ]
@@ -368,14 +368,19 @@ def lines_of(
     lines += ["", limit_sentence(limit)]
     if differences:
         lines += ["", *agreement(differences)]
-    failed = [contestant.label for contestant in CONTESTANTS if any(_failed(r, contestant) for r in runs)]
-    lines += [f"\nNot installed here: {', '.join(left_out)}."] if left_out else []
-    lines += [f"\nFailed: {', '.join(failed)}."] if failed else []
-    return lines
+    said = {"Not installed here": left_out, **missing(runs)}
+    return [*lines, *(f"\n{why}: {', '.join(labels)}." for why, labels in said.items() if labels)]
 
 
-def _failed(figures: Mapping[str, Any], contestant: Contestant) -> bool:
-    return figures["contestant"] == contestant.key and "failed" in figures
+def missing(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return who took part and is in no table, by the reason."""
+    failed, busy = "Failed", "Without a round that counts, as others used the machine"
+    found: dict[str, list[str]] = {failed: [], busy: []}
+    for contestant in CONTESTANTS:
+        own = [r for r in runs if r["contestant"] == contestant.key]
+        if own and not any(clean_rounds(r) for r in own):
+            found[failed if "failed" in own[-1] else busy].append(contestant.label)
+    return found
 
 
 def limit_sentence(limit: Mapping[str, float]) -> str:

@@ -121,7 +121,7 @@ def test_passes_end_in_time(peers, tmp_path, monkeypatch, capsys):
     target = tmp_path / "figures.json"
     only = ["--only", "peft", "--no-check", "--json", str(target)]
     against_peers.main(words(peers, "--passes", "9", "--minutes", "5", "--padding", "dynamic", *only))
-    assert "3 interleaved passes" in capsys.readouterr().out
+    assert "interleaved passes: 3;" in capsys.readouterr().out
 
 
 def test_a_run_without_a_quiet_round_is_repeated(peers, monkeypatch):
@@ -130,6 +130,7 @@ def test_a_run_without_a_quiet_round_is_repeated(peers, monkeypatch):
     runs = list(against_peers.repeated(named("peft"), given, "dynamic", 0))
     assert [r["attempt"] for r in runs] == [0, 1, 2]
     assert against_peers.summarise(runs, "dynamic", "dynamic", 10) == {}
+    assert "PEFT, plain loop" in against_peers.missing(runs)["Without a round that counts, as others used the machine"]
 
 
 def test_a_peer_does_not_see_the_modules_of_fedgram_nor_a_number_of_threads(monkeypatch):
