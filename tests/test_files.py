@@ -9,7 +9,7 @@ from socket import gethostname
 
 import pytest
 
-from fedgram.files import atomic_write, remove_leftovers
+from fedgram.files import append, atomic_write, remove_leftovers
 from fedgram.run_folder import RunFolder
 
 
@@ -48,6 +48,19 @@ def test_the_file_is_forced_to_the_disk_before_its_name_is(tmp_path, monkeypatch
     monkeypatch.setattr(Path, "replace", rename)
     atomic_write(tmp_path / "file", b"content")
     assert steps == ["file", "name", "folder"]
+
+
+def test_what_is_added_comes_last_and_is_forced_to_the_disk(tmp_path, monkeypatch):
+    path, forced, fsync = tmp_path / "file", [], os.fsync
+
+    def force(descriptor):
+        forced.append(path.read_bytes())
+        fsync(descriptor)
+
+    path.write_bytes(b"old ")
+    monkeypatch.setattr(os, "fsync", force)
+    append(path, b"new")
+    assert forced == [b"old new"]
 
 
 @pytest.mark.parametrize(("number", "fails"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])

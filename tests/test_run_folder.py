@@ -45,6 +45,67 @@ def test_a_table_without_rows_has_no_file(tmp_path):
     assert read(table.path) == [["round", "loss"], ["1", "2"]]
 
 
+ROWS = [
+    {"round": 0, "loss": 0.5},
+    {"round": 1, "loss": 1 / 3, "note": "a,b"},
+    {"round": 1, "loss": 1e-9, "note": 'of "ü"'},
+    {"round": 2, "loss": 2.0},
+    {"round": 10, "drift": float("nan")},
+    {"round": 11, "loss": 0.1},
+]
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1, 1), (2, 0, 3, 1), (4, 2)])
+def test_a_table_that_grows_has_the_bytes_of_one_that_is_written_at_once(tmp_path, sizes):
+    Table(tmp_path / "once.csv").extend(ROWS)
+    growing, rows = Table(tmp_path / "growing.csv"), iter(ROWS)
+    for size in sizes:
+        growing.extend([next(rows) for _ in range(size)])
+    assert growing.path.read_bytes() == (tmp_path / "once.csv").read_bytes()
+
+
+def test_rows_of_known_columns_are_added_and_nothing_else_is_read_or_written(tmp_path, monkeypatch):
+    table = Table(tmp_path / "t.csv")
+    table.extend(ROWS[:2])
+    before = table.path.read_bytes()
+    monkeypatch.setattr("fedgram.run_folder.atomic_write", None)
+    monkeypatch.setattr("pathlib.Path.read_bytes", None)
+    table.extend(ROWS[3:4])
+    monkeypatch.undo()
+    assert table.path.read_bytes() == before + b"2,2.0,\n"
+
+
+@pytest.mark.parametrize(
+    "torn", ["2", "2,0.2", '2,"', "2,0.25\n3,0.1\n", "\0" * 30, "\0" * 30 + "\n3,1\n", "x,\n1,1\n", "\n"]
+)
+def test_what_a_kill_has_left_half_written_is_dropped(tmp_path, torn):
+    Table(tmp_path / "t.csv").extend({"round": number, "loss": number} for number in (0, 1))
+    whole = (tmp_path / "t.csv").read_bytes()
+    with (tmp_path / "t.csv").open("a") as file:
+        file.write(torn)
+    table = Table(tmp_path / "t.csv")
+    table.keep_until(1)
+    assert table.path.read_bytes() == whole
+    table.extend([{"round": 2, "loss": 2}])
+    assert table.path.read_bytes() == whole + b"2,2\n"
+
+
+def test_a_table_that_is_opened_anew_is_whole_after_its_first_rows(tmp_path):
+    Table(tmp_path / "t.csv").extend([{"round": 0, "loss": 0}])
+    with (tmp_path / "t.csv").open("a") as file:
+        file.write("1,0.")
+    Table(tmp_path / "t.csv").extend([{"round": 1, "loss": 1}])
+    assert read(tmp_path / "t.csv") == [["round", "loss"], ["0", "0"], ["1", "1"]]
+
+
+def test_a_table_that_somebody_deleted_begins_again_with_its_header(tmp_path):
+    table = Table(tmp_path / "t.csv")
+    table.extend(ROWS[:1])
+    table.path.unlink()
+    table.extend(ROWS[3:4])
+    assert read(table.path) == [["round", "loss"], ["2", "2.0"]]
+
+
 def test_a_run_is_rewound_to_a_round_in_all_tables(tmp_path):
     folder = RunFolder(tmp_path)
     for table in (folder.metrics, folder.communication, folder.diagnostics):

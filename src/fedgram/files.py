@@ -1,4 +1,4 @@
-"""Files that are whole or not there: whoever reads after a kill or a power cut finds the old file or the new one."""
+"""Files that survive a kill or a power cut: whole or not there, or, where they grow, whole but for what came last."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from socket import gethostname
 
 import psutil
 
-__all__ = ["atomic_write", "remove_leftovers"]
+__all__ = ["append", "atomic_write", "remove_leftovers"]
 
 _STALE = 3600.0
 """Seconds after which a temporary file has been left behind, whoever wrote it: no write takes that long."""
@@ -36,6 +36,17 @@ def atomic_write(path: Path, *pieces: bytes | memoryview) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _force_folder(path.parent)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file that is there, and force it to the disk: the cost is that of what is added.
+
+    A kill may leave a part of the content at the end of the file; what was there before stays as it was.
+    """
+    with path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _force_folder(folder: Path) -> None:

@@ -3,13 +3,15 @@
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from fedgram.errors import CheckpointError, ConfigurationError
-from fedgram.files import atomic_write, remove_leftovers
+from fedgram.files import append, atomic_write, remove_leftovers
 
 __all__ = ["RunFolder", "find_checkpoints", "find_run_of"]
 
@@ -18,35 +20,62 @@ _START = "slurm.json"
 
 
 class Table:
-    """A CSV file that grows by rows and may gain columns; every write replaces the whole file at once."""
+    """A CSV file that grows by rows and may gain columns.
+
+    Rows are appended, so that what a round costs does not depend on the rounds before it; a new column, which is rare,
+    replaces the whole file at once. A kill may leave rows half written at the end. They are of a round that did not
+    count: `keep_until` drops them, and so does the first write of a table that is opened anew.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[dict[str, Any]] = []
-        if path.exists():
-            with path.open(newline="") as file:
-                self.rows = [dict(row) for row in csv.DictReader(file)]
+        self._columns: list[str] = []
+        self._is_known = False  # whether this object has written the file, so that it can be appended to
 
     def extend(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows and write the file; a table without rows has none."""
-        self.rows += [dict(row) for row in rows]
-        self._write()
+        """Add rows; a table without rows has no file."""
+        new = [dict(row) for row in rows]
+        if not new:
+            return
+        has_columns = set(self._columns).issuperset(column for row in new for column in row)
+        if self._is_known and has_columns and self.path.exists():
+            append(self.path, self._lines(new))
+        else:
+            self._replace([*self._read(), *new])
 
     def keep_until(self, round_number: int) -> None:
-        """Drop the rows of rounds after one: those of a round that did not count."""
-        self.rows = [row for row in self.rows if int(row["round"]) <= round_number]
-        self._write()
+        """Drop the rows from the first one on that is of a later round, or that is no whole row."""
+        self._replace(list(takewhile(lambda row: _round_of(row) <= round_number, self._read())))
 
-    def _write(self) -> None:
-        if not self.rows:
+    def _read(self) -> list[dict[str, Any]]:
+        """Return the rows of the file, without a last line that is not whole."""
+        if not self.path.exists():
+            return []
+        whole = self.path.read_bytes().rpartition(b"\n")[0]
+        return list(csv.DictReader(io.StringIO(whole.decode(errors="replace"), newline="")))
+
+    def _replace(self, rows: list[dict[str, Any]]) -> None:
+        """Write the file anew with some rows."""
+        self._columns = list(dict.fromkeys(column for row in rows for column in row))
+        self._is_known = True
+        if rows:
+            header = dict(zip(self._columns, self._columns, strict=True))
+            atomic_write(self.path, self._lines([header, *rows]))
+        else:
             self.path.unlink(missing_ok=True)
-            return
-        columns = list(dict.fromkeys(column for row in self.rows for column in row))
+
+    def _lines(self, rows: list[dict[str, Any]]) -> bytes:
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        atomic_write(self.path, text.getvalue().encode())
+        csv.DictWriter(text, self._columns, restval="", lineterminator="\n").writerows(rows)
+        return text.getvalue().encode()
+
+
+def _round_of(row: Mapping[str, Any]) -> float:
+    """Return the round that a row of text is about; infinity where it is no row of a table."""
+    try:
+        return int(row["round"])
+    except (KeyError, TypeError, ValueError):
+        return math.inf
 
 
 class RunFolder:

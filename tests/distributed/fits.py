@@ -32,6 +32,7 @@ from fedgram import (
     SQuAD,
     TextClassification,
     TextClassificationData,
+    run_folder,
 )
 from fedgram.collectives import Ranks
 from fedgram.methods import Method
@@ -162,15 +163,26 @@ def fit_or_go_on(root, **arguments):
 
 
 def die_while_writing(file, time, **arguments):
-    """Fit, and be killed when a new version of a file is there but not yet under its name, for the given time."""
-    replace, seen = os.replace, []
+    """Fit, and be killed while a file is written for the given time.
+
+    That is when a new version is there but not yet under its name, or half of what is to be added.
+    """
+    replace, append, seen = os.replace, run_folder.append, []
+
+    def is_time(path):
+        seen.extend([path] * (Path(path).name == file))
+        return Path(path).name == file and len(seen) == time
 
     def replace_or_die(source, target):
-        if Path(target).name == file:
-            seen.append(target)
-            if len(seen) == time:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if is_time(target):
+            os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    os.replace = replace_or_die
+    def append_or_die(path, content):
+        if is_time(path):
+            append(path, content[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        append(path, content)
+
+    os.replace, run_folder.append = replace_or_die, append_or_die
     fit_or_go_on(**arguments)
