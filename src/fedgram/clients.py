@@ -31,6 +31,11 @@ class ClientStore:
 
     tensors: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
 
+    @property
+    def has_models(self) -> bool:
+        """Whether clients keep parts of their models; all keep tensors of the same names."""
+        return any(not key.startswith(_MEMORY) for key in next(iter(self.tensors.values()), {}))
+
     def state(self, client: int) -> State:
         """Return what a client keeps of its model."""
         kept = self.tensors.get(client, {})
@@ -79,29 +84,38 @@ class Models:
         store: what clients keep.
         shards: the training samples of each client.
         seed: the seed of the run.
+        dealt: the samples of each client in other splits, by split, as far as they have been asked for.
     """
 
     server: State
     store: ClientStore
     shards: Shards
     seed: int
+    dealt: dict[str, Shards] = field(default_factory=dict)
 
     def of(self, client: int) -> State:
         """Return the model of a client: the server's, with what the client keeps in its place."""
         return merge(self.server, self.store.state(client))
 
-    def all(self) -> list[State]:
-        """Return the models of all clients."""
-        return [self.of(client) for client in range(len(self.shards))]
+    @property
+    def keeping(self) -> np.ndarray:
+        """The clients with models of their own, ascending, int64; all others have the server's."""
+        return np.array(sorted(self.store.tensors) if self.personal else [], np.int64)
 
     @property
     def personal(self) -> bool:
         """Whether some client's model differs from the server's."""
-        return any(any(self.store.state(client).values()) for client in self.store.tensors)
+        return self.store.has_models
 
     def answering(self, data: FederatedData, split: str) -> list[tuple[State, np.ndarray]]:
-        """Return models with the samples that each answers: those of its client's own kind, every sample once."""
+        """Return models with the samples that each answers: those of its clients' own kind, every sample once."""
         if not self.personal:
             return [(self.server, np.arange(len(data.split(split))))]
-        shares = data.shares(self.shards, split, self.seed)
-        return [(self.of(client), rows) for client, rows in enumerate(shares) if len(rows)]
+        if split not in self.dealt:
+            self.dealt[split] = data.shares(self.shards, split, self.seed)
+        shares, keeping = self.dealt[split], self.keeping
+        own = [(client, shares[client]) for client in keeping[shares.sizes_of(keeping) > 0].tolist()]
+        others = np.ones(len(data.split(split)), bool)
+        others[np.concatenate([np.zeros(0, np.int64), *(rows for _, rows in own)])] = False
+        servers = [(self.server, np.flatnonzero(others))] if others.any() else []
+        return servers + [(self.of(client), rows) for client, rows in own]

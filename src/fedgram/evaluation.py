@@ -80,13 +80,31 @@ def evaluate(
     metrics: dict[str, float] = {}
     for suffix, part in data.parts(split).items():
         if models.personal and personal_evaluation == "all":
-            everything = np.arange(len(data.split(part)))
-            each = [_scores(network, [(state, everything)], data, part, ranks) for state in models.all()]
-            found = {name: float(np.mean([scores[name] for scores in each])) for name in each[0]}
+            found = _mean_scores(network, models, data, part, ranks)
         else:
             found = _scores(network, models.answering(data, part), data, part, ranks)
         metrics |= {f"{name}{suffix}": value for name, value in found.items()}
     return metrics
+
+
+def _mean_scores(
+    network: ClientNetwork, models: Models, data: FederatedData, split: str, ranks: Ranks
+) -> dict[str, float]:
+    """Return the mean over clients of what each one's model scores on the whole split, the server's asked once."""
+    everything = np.arange(len(data.split(split)))
+
+    def scores(state: State) -> dict[str, float]:
+        return _scores(network, [(state, everything)], data, split, ranks)
+
+    keeping = models.keeping
+    own = [scores(models.of(client)) for client in keeping.tolist()]
+    others = scores(models.server) if len(own) < len(models.shards) else own[0]
+    found = {}
+    for name, value in others.items():
+        values = np.full(len(models.shards), value)
+        values[keeping] = [each[name] for each in own]
+        found[name] = float(values.mean())
+    return found
 
 
 def _scores(
@@ -100,7 +118,7 @@ def _scores(
 
 def _batches(table: TokenTable, rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Cut samples into batches of like lengths."""
-    order = rows[np.argsort(table.lengths[rows], kind="stable")]
+    order = rows[np.argsort(table.lengths_of(rows), kind="stable")]
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 

@@ -106,7 +106,8 @@ class Federation:
         held: what every client holds from the start: it comes from the seed and is never sent.
         state: the server's tensors.
         store: what the clients keep from round to round.
-        last_rounds: the last round that each client took part in; those that never did are missing.
+        last_rounds: the last round that each client took part in, int32 ``(clients,)``; 0 where it never did.
+        dealt: the samples of each client in splits that were evaluated by clients, by split.
         finished: the last round that is done; 0 is the evaluation before training, -1 that nothing is.
         totals: all traffic so far.
         seconds: time spent in rounds so far, over all starts of the run.
@@ -130,7 +131,8 @@ class Federation:
     held: State
     state: State
     store: ClientStore = field(default_factory=ClientStore)
-    last_rounds: dict[int, int] = field(default_factory=dict)
+    last_rounds: np.ndarray = field(init=False)
+    dealt: dict[str, Shards] = field(default_factory=dict)
     finished: int = -1
     totals: Ledger = field(default_factory=Ledger)
     seconds: float = 0.0
@@ -141,6 +143,7 @@ class Federation:
     devices: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.last_rounds = np.zeros(self.plan.clients, np.int32)
         self.devices = [device_kind(self.network.device)]
 
     def sample(self, number: int) -> Round:
@@ -148,7 +151,7 @@ class Federation:
         plan, cohort = self.plan, self._cohort(number)
         sizes = [len(self.shards[client]) for client in cohort]
         steps = [local_step_count(n, self.data.batch_size, plan.local_epochs, plan.local_steps) for n in sizes]
-        last = {client: self.last_rounds.get(client, 0) for client in cohort}
+        last = dict(zip(cohort, self.last_rounds[cohort].tolist(), strict=True))
         return Round(number, cohort, steps, RoundInfo(number, plan.seed, last), moved=self.ranks.moved)
 
     def _cohort(self, number: int) -> list[int]:
@@ -279,7 +282,7 @@ class Federation:
 
     def models(self) -> Models:
         """Return the models as they are now."""
-        return Models(self.state, self.store, self.shards, self.plan.seed)
+        return Models(self.state, self.store, self.shards, self.plan.seed, self.dealt)
 
     def evaluated(self, row: dict[str, float]) -> dict[str, float]:
         """Return the task's metrics, without losses, that a round's row has; none where it was not evaluated."""
@@ -291,7 +294,7 @@ class Federation:
         self.seconds += seconds
         self.seconds_training += current.row.get("seconds_local", 0.0) + current.row.get("seconds_server", 0.0)
         self.finished = current.number
-        self.last_rounds |= dict.fromkeys(current.cohort, current.number)
+        self.last_rounds[current.cohort] = current.number
         moved = (self.ranks.moved - current.moved) / tracking.MEGABYTE
         current.row = {"round": current.number, **current.row, "collective_megabytes": moved, "seconds": seconds}
         if self.ranks.rank:
@@ -347,8 +350,7 @@ class Federation:
         self.state = to(checkpoint.state, self.network.device)
         self.store = ClientStore(checkpoint.clients)
         self.finished = checkpoint.round
-        for number in range(1, self.finished + 1):
-            self.last_rounds |= dict.fromkeys(self._cohort(number), number)
+        self._recall()
         self.totals = Ledger.of(checkpoint.progress["totals"])
         self.seconds = checkpoint.progress["seconds"]
         self.seconds_training = checkpoint.progress["seconds_training"]
@@ -356,6 +358,17 @@ class Federation:
         self.metrics = checkpoint.progress["metrics"]
         self.best = checkpoint.progress["best"]
         self.devices = list(dict.fromkeys([*checkpoint.progress["devices"], *self.devices]))
+
+    def _recall(self) -> None:
+        """Find each client's last round again, going back no further than all are known."""
+        unknown = self.plan.clients
+        for number in range(self.finished, 0, -1):
+            cohort = np.array(self._cohort(number))
+            new = cohort[self.last_rounds[cohort] == 0]
+            self.last_rounds[new] = number
+            unknown -= len(new)
+            if not unknown:
+                return
 
 
 def _is_loss(key: str) -> bool:

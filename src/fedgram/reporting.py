@@ -46,10 +46,19 @@ def _is_plain(value: object) -> bool:
 
 
 def write_partition(folder: Path, data: FederatedData, shards: Shards) -> "Figure":
-    """Write partition.csv and partition.png: how many samples of each group, such as a label, each client holds."""
-    table = partition_picture.counts(shards, data.groups("train"), len(data.group_names))
-    partition_picture.write_table(folder / "partition.csv", table, data.group_names)
-    figure = partition_picture.draw(table, data.group_names)
+    """Write partition.csv and partition.png: how many samples of each group, such as a label, each client holds.
+
+    Of more than `partition_picture.MOST_CLIENTS` clients, those of like data are taken together.
+    """
+    groups, names, path = data.groups("train"), data.group_names, folder / "partition.csv"
+    if len(shards) <= partition_picture.MOST_CLIENTS:
+        table = partition_picture.counts(shards, groups, len(names))
+        partition_picture.write_table(path, table, names)
+        figure = partition_picture.draw(table, names)
+    else:
+        lines = partition_picture.Lines.of(shards, groups, len(names))
+        partition_picture.write_lines(path, lines, names)
+        figure = partition_picture.draw_lines(lines, shards.sizes, names)
     figure.savefig(folder / "partition.png", dpi=120)
     return figure
 

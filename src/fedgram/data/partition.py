@@ -66,6 +66,10 @@ class Shards:
         """Number of samples of each client, int64 ``(clients,)``."""
         return np.diff(self.offsets)
 
+    def sizes_of(self, clients: np.ndarray) -> np.ndarray:
+        """Return the numbers of samples of some clients, int64 ``(n,)``, without a look at the others."""
+        return self.offsets[clients + 1] - self.offsets[clients]
+
     @property
     def owners(self) -> np.ndarray:
         """The client of each sample, int64 ``(samples,)``."""

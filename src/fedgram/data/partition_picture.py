@@ -1,7 +1,8 @@
 """How many samples of each label each client holds, as a table and as a picture."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,88 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["counts", "draw", "write_table"]
+__all__ = ["MOST_CLIENTS", "Lines", "counts", "draw", "draw_lines", "write_lines", "write_table"]
+
+MOST_CLIENTS = 10_000
+"""The most clients that a table has a row for each; of more it shows `Lines`."""
+_MOST_LINES = 400
+"""About the height of a picture in pixels: more lines would be merged by the screen, and badly."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """Clients of like data taken together: what is shown of more clients than can be shown one by one.
+
+    Clients are sorted by the label that prevails, then by its share, the largest first, and cut into at most 400 lines
+    of about equally many. No array is as large as clients times labels.
+
+    Args:
+        clients: how many clients a line stands for, int64 ``(lines,)``.
+        smallest: the samples of the one of them that has the fewest, int64 ``(lines,)``.
+        largest: and of the one that has the most, int64 ``(lines,)``.
+        counts: samples of each label that they hold together, int64 ``(lines, num_labels)``.
+        shares: mean over them of each label's share in a client's samples, float64 ``(lines, num_labels)``.
+    """
+
+    clients: np.ndarray
+    smallest: np.ndarray
+    largest: np.ndarray
+    counts: np.ndarray
+    shares: np.ndarray
+
+    @classmethod
+    def of(cls, shards: Shards, labels: np.ndarray, num_labels: int) -> "Lines":
+        """Take the clients of a partition together.
+
+        Args:
+            shards: the samples of each client.
+            labels: the class of each sample, int64 ``(samples,)`` with values in ``0..num_labels-1``.
+            num_labels: how many classes there are.
+
+        Raises:
+            DataError: if a label is not a class.
+        """
+        cells, amounts = np.unique(_cells(shards, labels, num_labels), return_counts=True)
+        return cls._of_cells(*np.divmod(cells, num_labels), amounts, shards.sizes, num_labels)
+
+    @classmethod
+    def of_counts(cls, counts: np.ndarray) -> "Lines":
+        """Take the clients of a whole table together, int64 ``(clients, num_labels)``."""
+        owners, labels = np.nonzero(counts)
+        return cls._of_cells(owners, labels, counts[owners, labels], counts.sum(1), counts.shape[1])
+
+    @classmethod
+    def _of_cells(
+        cls, owners: np.ndarray, labels: np.ndarray, amounts: np.ndarray, sizes: np.ndarray, num_labels: int
+    ) -> "Lines":
+        """Take clients together whose table has these cells that are not 0, row by row."""
+        shares = amounts / sizes[owners]
+        count = min(len(sizes), _MOST_LINES)
+        starts = np.arange(count) * len(sizes) // count
+        clients = np.diff(starts, append=len(sizes))
+        order, lines = _by_prevailing_label(owners, labels, shares, len(sizes)), np.empty(len(sizes), np.int32)
+        lines[order] = np.repeat(np.arange(count, dtype=np.int32), clients)
+        places = lines[owners] * num_labels + labels
+
+        def summed(values: np.ndarray) -> np.ndarray:
+            return np.bincount(places, values, count * num_labels).reshape(count, num_labels)
+
+        return cls(
+            clients,
+            np.minimum.reduceat(sizes[order], starts),
+            np.maximum.reduceat(sizes[order], starts),
+            summed(amounts).astype(np.int64),
+            summed(shares) / clients[:, None],
+        )
+
+
+def _by_prevailing_label(owners: np.ndarray, labels: np.ndarray, shares: np.ndarray, clients: int) -> np.ndarray:
+    """Return all clients, sorted by the label of their largest share and that share, int64 ``(clients,)``."""
+    largest, prevailing = np.zeros(clients), np.zeros(clients, np.int32)
+    np.maximum.at(largest, owners, shares)
+    found = np.flatnonzero(shares == largest[owners])[::-1]
+    prevailing[owners[found]] = labels[found]  # of equal shares the first label, which is the last to be written
+    return np.lexsort((-largest, prevailing))
 
 
 def counts(shards: Shards, labels: np.ndarray, num_labels: int) -> np.ndarray:
@@ -28,13 +110,19 @@ def counts(shards: Shards, labels: np.ndarray, num_labels: int) -> np.ndarray:
     Raises:
         DataError: if a label is not a class.
     """
+    cells = np.bincount(_cells(shards, labels, num_labels), minlength=len(shards) * num_labels)
+    return cells.reshape(len(shards), num_labels)
+
+
+def _cells(shards: Shards, labels: np.ndarray, num_labels: int) -> np.ndarray:
+    """Return the cell that each sample counts in, row by row of a table of clients and labels: integers ``(samples,)``."""
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"labels are counted by class, but these are {labels.dtype} numbers, as for a regression")
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_labels:
         raise DataError(f"labels to count must lie in 0..{num_labels - 1}, got {labels.min()}..{labels.max()}")
-    clients = np.repeat(np.arange(len(shards)), shards.sizes)
-    cells = np.bincount(clients * num_labels + labels[shards.order], minlength=len(shards) * num_labels)
-    return cells.reshape(len(shards), num_labels)
+    kind = np.int32 if len(shards) * num_labels < 2**31 else np.int64  # a partition may be large, so half is much
+    rows = np.arange(len(shards), dtype=kind) * kind(num_labels)
+    return np.repeat(rows, shards.sizes) + labels.astype(kind)[shards.order]
 
 
 def write_table(path: Path, counts: np.ndarray, label_names: Sequence[str]) -> None:
@@ -45,26 +133,40 @@ def write_table(path: Path, counts: np.ndarray, label_names: Sequence[str]) -> N
         counts: int64 ``(clients, labels)``.
         label_names: one name for each label.
     """
+    rows = ([client, sum(row), *row] for client, row in enumerate(counts.tolist()))
+    _write(path, ["client", "samples", *label_names], rows)
+
+
+def write_lines(path: Path, lines: Lines, label_names: Sequence[str]) -> None:
+    """Write how many clients a line stands for, what they hold, in all and by label, as a CSV file.
+
+    Args:
+        path: the file.
+        lines: clients taken together.
+        label_names: one name for each label.
+    """
+    columns = (lines.clients, lines.counts.sum(1), lines.smallest, lines.largest, *lines.counts.T)
+    header = ["clients", "samples", "smallest_client", "largest_client", *label_names]
+    _write(path, header, zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[int]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["client", "samples", *label_names])
-        writer.writerows([client, sum(row), *row] for client, row in enumerate(counts.tolist()))
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 # Okabe and Ito's palette, whose colours are told apart with every common kind of colour blindness.
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 # More bars than this cannot be told apart on a page.
 _MOST_BARS = 50
-# About the height of the picture in pixels: more rows would be merged by the screen, and badly.
-_MOST_ROWS = 400
 
 
 def draw(counts: np.ndarray, label_names: Sequence[str]) -> "Figure":
     """Draw how labels are spread over clients.
 
-    Few clients with few labels are drawn as stacked bars. Others are drawn as a heat map of label shares, sorted by the
-    label that prevails and with neighbours averaged where there are more clients than lines, beside a histogram of
-    their sizes.
+    Few clients with few labels are drawn as stacked bars, others as `draw_lines` has them.
 
     Args:
         counts: int64 ``(clients, labels)``.
@@ -72,14 +174,27 @@ def draw(counts: np.ndarray, label_names: Sequence[str]) -> "Figure":
     """
     from matplotlib.figure import Figure
 
-    if len(counts) <= _MOST_BARS and len(label_names) <= len(_PALETTE):
-        figure = Figure(figsize=(7, 1.5 + 0.2 * len(counts)), layout="constrained")
-        _draw_bars(figure.subplots(), counts, label_names)
-        return figure
+    if len(counts) > _MOST_BARS or len(label_names) > len(_PALETTE):
+        return draw_lines(Lines.of_counts(counts), counts.sum(1), label_names)
+    figure = Figure(figsize=(7, 1.5 + 0.2 * len(counts)), layout="constrained")
+    _draw_bars(figure.subplots(), counts, label_names)
+    return figure
+
+
+def draw_lines(lines: Lines, sizes: np.ndarray, label_names: Sequence[str]) -> "Figure":
+    """Draw a heat map of label shares, beside a histogram of the clients' sizes.
+
+    Args:
+        lines: clients taken together.
+        sizes: the samples of each client, int64 ``(clients,)``.
+        label_names: one name for each label.
+    """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    _draw_shares(left, counts, label_names)
-    _draw_sizes(right, counts.sum(1))
+    _draw_shares(left, lines.shares, len(sizes), label_names)
+    _draw_sizes(right, sizes)
     return figure
 
 
@@ -93,23 +208,15 @@ def _draw_bars(axes: "Axes", counts: np.ndarray, label_names: Sequence[str]) -> 
     axes.legend(title="label", loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _shares(counts: np.ndarray) -> np.ndarray:
-    """Return label shares by client, sorted by prevailing label and its share, ``(at most 400 lines, labels)``."""
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    shares = shares[np.lexsort((-shares.max(1), shares.argmax(1)))]
-    groups = np.array_split(np.arange(len(shares)), min(len(shares), _MOST_ROWS))
-    return np.stack([shares[group].mean(0) for group in groups])
-
-
-def _draw_shares(axes: "Axes", counts: np.ndarray, label_names: Sequence[str]) -> None:
+def _draw_shares(axes: "Axes", shares: np.ndarray, clients: int, label_names: Sequence[str]) -> None:
     picture = axes.imshow(
-        _shares(counts),
+        shares,
         aspect="auto",
         interpolation="nearest",
         cmap="cividis",
         vmin=0,
         vmax=1,
-        extent=(-0.5, len(label_names) - 0.5, len(counts), 0),
+        extent=(-0.5, len(label_names) - 0.5, clients, 0),
     )
     # Beyond some twenty names the axis is unreadable; every n-th is named instead.
     ticks = range(0, len(label_names), 1 + len(label_names) // 20)

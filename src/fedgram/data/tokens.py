@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,10 @@ class TokenTable:
         """Number of tokens of each sample, int64 ``(samples,)``."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the numbers of tokens of some samples, int64 ``(n,)``, without a look at the others."""
+        return self.offsets[rows + 1] - self.offsets[rows]
+
     def batch(self, rows: np.ndarray, pad_id: int) -> dict[str, torch.Tensor]:
         """Gather samples into one batch, padded on the right to the longest of them.
 
@@ -100,7 +105,7 @@ class TokenTable:
         self._check_rows(rows)
         filler = rows < 0
         samples = np.where(filler, 0, rows)
-        starts, lengths = self.offsets[samples], np.where(filler, 0, self.lengths[samples])
+        starts, lengths = self.offsets[samples], np.where(filler, 0, self.lengths_of(samples))
         real, source = _gather_plan(starts, lengths)
         batch = {
             "input_ids": _gather(self.ids, source, real, pad_id),
@@ -112,7 +117,11 @@ class TokenTable:
         return batch
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the arrays, with their names, types and shapes."""
+        """Return the SHA-256 of the arrays, with their names, types and shapes; it is computed once."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         for name, array in self._arrays().items():
             digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
