@@ -54,6 +54,12 @@ def test_dirichlet(labels, seed, rho, data):
     assert same(shards, Dirichlet(rho, least)(labels, clients, seed))
 
 
+def test_the_sizes_of_some_clients_are_found_without_the_others():
+    shards = Dirichlet(0.3)(LABELS, 10, 0)
+    assert shards.sizes_of(np.array([7, 2, 2])).tolist() == shards.sizes[[7, 2, 2]].tolist()
+    assert shards.sizes_of(np.zeros(0, np.int64)).tolist() == []
+
+
 @pytest.mark.parametrize("partition", [IID(), Dirichlet(0.5)])
 def test_another_seed_deals_otherwise(partition):
     assert not same(partition(LABELS, 10, 0), partition(LABELS, 10, 1))

@@ -115,14 +115,15 @@ def counts(shards: Shards, labels: np.ndarray, num_labels: int) -> np.ndarray:
 
 
 def _cells(shards: Shards, labels: np.ndarray, num_labels: int) -> np.ndarray:
-    """Return the cell that each sample counts in, row by row of a table of clients and labels: integers ``(samples,)``."""
+    """Return the cell that each sample counts in, row by row of the table: integers ``(samples,)``."""
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"labels are counted by class, but these are {labels.dtype} numbers, as for a regression")
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_labels:
         raise DataError(f"labels to count must lie in 0..{num_labels - 1}, got {labels.min()}..{labels.max()}")
-    kind = np.int32 if len(shards) * num_labels < 2**31 else np.int64  # a partition may be large, so half is much
-    rows = np.arange(len(shards), dtype=kind) * kind(num_labels)
-    return np.repeat(rows, shards.sizes) + labels.astype(kind)[shards.order]
+    cells = len(shards) * num_labels
+    # Of a large partition half is much.
+    rows = np.arange(0, cells, num_labels, dtype=np.dtype("i4" if cells < 2**31 else "i8"))
+    return np.repeat(rows, shards.sizes) + labels.astype(rows.dtype)[shards.order]
 
 
 def write_table(path: Path, counts: np.ndarray, label_names: Sequence[str]) -> None:
