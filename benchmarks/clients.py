@@ -21,6 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from report import add_options, paired_ratio, publish, say, table
+
 if TYPE_CHECKING:
     from fedgram.data import FederatedData
 
@@ -35,7 +37,6 @@ _MODEL = {
     "intermediate_size": 64,
     "max_position_embeddings": 64,
 }
-_COLUMNS = ("startup_seconds", "round_seconds", "peak_megabytes")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -45,19 +46,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--partitions", nargs="+", default=["IID", "Dirichlet"], choices=["IID", "Dirichlet"])
     parser.add_argument("--method", default="FLoRG", help="a class of fedgram's")
     parser.add_argument("--cohort", type=int, default=100, help="clients of a round")
-    parser.add_argument("--rounds", type=int, default=12, help="of which the first is left out")
+    parser.add_argument("--rounds", type=int, default=25, help="of which the first is left out")
     parser.add_argument("--local-steps", type=int, default=2)
     parser.add_argument("--length", type=int, default=16, help="tokens of a sequence")
     parser.add_argument("--samples", type=int, help="training sequences; as many as the most clients if not given")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each kind, in turn")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each kind, in turn")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of a run")
     parser.add_argument("--quick", action="store_true", help="a matter of seconds, to see that all works")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="put the table between its markers clients:")
+    add_options(parser)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)  # what a process of one measurement is called with
     given = parser.parse_args(arguments)
     if given.quick:
-        given.clients, given.cohort, given.rounds, given.repeats = [10, 100], 4, 3, 1
+        given.clients, given.partitions, given.cohort, given.rounds, given.repeats = [10, 100], ["Dirichlet"], 4, 3, 1
     given.samples = given.samples or max(given.clients)
     return given
 
@@ -107,13 +107,6 @@ def open_data(folder: Path, partition: str) -> "FederatedData":
             return np.asarray(self.tables[split].labels)
 
     return Sequences(_MODEL["max_position_embeddings"], 1, 64, getattr(fedgram, partition)(), None)
-
-
-def process_start() -> float:
-    """Return when this process started, in seconds since the epoch, so that imports count."""
-    import psutil
-
-    return psutil.Process().create_time()
 
 
 def peak_megabytes() -> float:
@@ -171,7 +164,7 @@ def measure(given: argparse.Namespace) -> Measured:
     return {
         "clients": clients,
         "partition": partition,
-        "startup_seconds": starts[1] - process_start(),
+        "first_round_at": starts[1],
         "rounds": [end - before for before, end in pairwise(ends[1:])],
         "peak_megabytes": peak_megabytes(),
         "checkpoint_bytes": checkpoint,
@@ -188,65 +181,73 @@ def measure_apart(given: argparse.Namespace, folder: Path) -> Iterator[Measured]
             for clients in given.clients:
                 kind = ["--clients", str(clients), "--partitions", partition, "--run", str(folder)]
                 command = [sys.executable, __file__, *settings, *kind]
+                begin = time.time()
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                yield {**json.loads(done.stdout.splitlines()[-1]), "repeat": repeat}
+                run = json.loads(done.stdout.splitlines()[-1])
+                yield {**run, "repeat": repeat, "startup_seconds": run.pop("first_round_at") - begin}
 
 
 def summarise(measured: Sequence[Measured]) -> list[Measured]:
-    """Return a row for each kind of run: medians over its runs and their rounds, and ratios to the fewest clients."""
-    kinds = list(dict.fromkeys((run["partition"], run["clients"]) for run in measured))
-    rows = [_row([run for run in measured if (run["partition"], run["clients"]) == kind]) for kind in kinds]
-    for row in rows:
-        base = min((r for r in rows if r["partition"] == row["partition"]), key=lambda r: r["clients"])
-        row["ratios"] = {column: row[column] / base[column] for column in _COLUMNS}
+    """Return a row for each kind of run: medians over its runs, and ratios to the fewest clients, pass by pass."""
+    rows = []
+    for kind in dict.fromkeys((run["partition"], run["clients"]) for run in measured):
+        fewest = min(run["clients"] for run in measured if run["partition"] == kind[0])
+        own, base = (_figures(measured, kind[0], clients) for clients in (kind[1], fewest))
+        row = {"partition": kind[0], "clients": kind[1]}
+        row |= {name: statistics.median(values) for name, values in own.items()}
+        rows.append(row | {"ratios": {name: paired_ratio(own[name], base[name]) for name in own}})
     return rows
 
 
-def _row(runs: Sequence[Measured]) -> Measured:
+def _figures(measured: Sequence[Measured], partition: str, clients: int) -> dict[str, list[float]]:
+    """Return the figures of all runs of one kind, by name."""
+    runs = [run for run in measured if (run["partition"], run["clients"]) == (partition, clients)]
     return {
-        "partition": runs[0]["partition"],
-        "clients": runs[0]["clients"],
-        "startup_seconds": statistics.median(run["startup_seconds"] for run in runs),
-        "round_seconds": statistics.median(seconds for run in runs for seconds in run["rounds"]),
-        "peak_megabytes": statistics.median(run["peak_megabytes"] for run in runs),
-        "checkpoint_bytes": runs[0]["checkpoint_bytes"],
+        "startup_seconds": [run["startup_seconds"] for run in runs],
+        "round_seconds": [statistics.median(run["rounds"]) for run in runs],
+        "peak_megabytes": [run["peak_megabytes"] for run in runs],
     }
 
 
-def table(rows: Sequence[Measured]) -> list[str]:
+def lines_of(rows: Sequence[Measured]) -> list[str]:
     """Return the rows as a Markdown table."""
-    head = "| clients | partition | start-up, s | s a round | peak MB | start-up, round and peak against the fewest |"
-    lines = []
-    for row in rows:
-        ratios = ", ".join(f"{row['ratios'][column]:.2f}" for column in _COLUMNS)
-        figures = f"{row['startup_seconds']:.1f} | {row['round_seconds']:.3f} | {row['peak_megabytes']:.0f}"
-        lines.append(f"| {row['clients']:,} | {row['partition']} | {figures} | {ratios} |")
-    return [head, "|---|---|---|---|---|---|", *lines]
+    head = [
+        "partition",
+        "clients",
+        "start-up, s",
+        "s a round",
+        "peak MB",
+        "start-up, round and peak against the fewest",
+    ]
+    cells = [
+        (
+            row["partition"],
+            f"{row['clients']:,}",
+            f"{row['startup_seconds']:.1f}",
+            f"{row['round_seconds']:.3f}",
+            f"{row['peak_megabytes']:.0f}",
+            ", ".join(f"{ratio:.2f}" for ratio in row["ratios"].values()),
+        )
+        for row in rows
+    ]
+    return table(head, cells)
 
 
 def main() -> None:
-    """Measure, and print the table last."""
+    """Measure, and show the table last."""
     given = parse()
     if given.run is not None:
-        sys.stdout.write(json.dumps(measure(given)) + "\n")
+        say(json.dumps(measure(given)))
         return
+    measured = []
     with tempfile.TemporaryDirectory() as folder:
         make_material(Path(folder), given)
-        measured = []
         for run in measure_apart(given, Path(folder)):
+            say(f"{run['partition']}, {run['clients']:,} clients: first round after {run['startup_seconds']:.1f} s")
             measured.append(run)
-            sys.stdout.write(f"{run['clients']:,} clients, {run['partition']}: {run['startup_seconds']:.1f} s\n")
-            sys.stdout.flush()
     rows = summarise(measured)
-    if given.json is not None:
-        settings = {key: value for key, value in vars(given).items() if key not in ("json", "write", "run")}
-        given.json.write_text(json.dumps({"settings": settings, "rows": rows, "runs": measured}, indent=2) + "\n")
-    lines = table(rows)
-    if given.write is not None:
-        from report import write_table
-
-        write_table(given.write, "clients", lines)
-    sys.stdout.write("\n".join(lines) + "\n")
+    settings = {key: value for key, value in vars(given).items() if key not in ("json", "write", "run")}
+    publish(given, "clients", lines_of(rows), {"settings": settings, "rows": rows, "runs": measured})
 
 
 if __name__ == "__main__":

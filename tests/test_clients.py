@@ -178,6 +178,29 @@ def test_clients_answer_for_samples_of_their_own_kind(tiny_backbone, tiny_data):
             assert torch.equal(seen["logits"], outputs)
 
 
+def test_clients_that_keep_nothing_answer_together(tiny_backbone, tiny_data):
+    _, data, models = personal_models(tiny_backbone, tiny_data, clients=6)
+    for client in (0, 1, 3):
+        del models.store.tensors[client]
+    shares = data.shares(models.shards, "validation", models.seed)
+    (server, rest), *own = models.answering(data, "validation")
+    assert server is models.server
+    assert rest.tolist() == sorted(np.concatenate([shares[client] for client in (0, 1, 3, 5)]).tolist())
+    assert [rows.tolist() for _, rows in own] == [shares[client].tolist() for client in (2, 4) if len(shares[client])]
+
+
+def test_a_split_is_dealt_to_clients_once_in_a_run(fit, monkeypatch):  # noqa: F811
+    dealt, shares = [], TextClassificationData.shares
+
+    def counted(self, shards, split, seed):
+        dealt.append(split)
+        return shares(self, shards, split, seed)
+
+    monkeypatch.setattr(TextClassificationData, "shares", counted)
+    fit(method=FedSALoRA(rank=2), rounds=3)
+    assert dealt == ["validation"]
+
+
 def test_or_every_client_answers_for_all(tiny_backbone, tiny_data):
     network, data, models = personal_models(tiny_backbone, tiny_data)
     found = evaluate(network, models, data, "validation", Ranks(), "all")

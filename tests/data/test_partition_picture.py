@@ -1,4 +1,5 @@
 import csv
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -75,12 +76,12 @@ def test_labels_beyond_the_palette_are_drawn_as_shares(tmp_path):
 
 
 def brute_lines(table, most=400):
-    """Clients sorted by prevailing label and its share, cut into lines: (clients, smallest, largest, counts, shares)."""
+    """Clients by prevailing label and its share, cut into lines of (clients, smallest, largest, counts, shares)."""
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     order = sorted(range(len(table)), key=lambda c: (shares[c].argmax(), -shares[c].max(), c))
     count = min(len(table), most)
     cuts = [line * len(table) // count for line in range(count + 1)]
-    groups = [order[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    groups = [order[start:end] for start, end in pairwise(cuts)]
     sizes = table.sum(1)
     return [(len(g), sizes[g].min(), sizes[g].max(), table[g].sum(0), shares[g].mean(0)) for g in groups]
 

@@ -68,6 +68,7 @@ def test_lengths():
     table = table_of([[1, 2, 3], [4], [5, 6]])
     assert len(table) == 3
     assert table.lengths.tolist() == [3, 1, 2]
+    assert table.lengths_of(np.array([2, 0, 2])).tolist() == [2, 3, 2]
 
 
 @pytest.mark.parametrize("name", ["ids", "type_ids", "offsets", "labels"])
@@ -86,6 +87,14 @@ def test_fingerprint_tells_regression_and_missing_type_ids_apart():
         table_of([[1, 2]], labels=np.array([0.0])),
     ]
     assert len({table.fingerprint() for table in tables}) == 3
+
+
+def test_a_table_is_hashed_once(tmp_path, monkeypatch):
+    table = table_of([[1, 2], [3]])
+    table.save(tmp_path / "t")
+    loaded = TokenTable.load(tmp_path / "t")
+    monkeypatch.setattr("hashlib.sha256", None)
+    assert loaded.fingerprint() == table.fingerprint()
 
 
 @pytest.mark.parametrize(
