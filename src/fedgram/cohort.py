@@ -116,8 +116,9 @@ def local_batches(indices: np.ndarray, steps: int, batch_size: int, generator: n
     batches: list[np.ndarray] = []
     while len(batches) < steps:
         order = generator.permutation(indices)
-        batches += [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return batches[:steps]
+        starts = range(0, len(order), batch_size)[: steps - len(batches)]
+        batches += [order[i : i + batch_size] for i in starts]
+    return batches
 
 
 def mean_over_clients(values: Mapping[int, float]) -> float:
