@@ -69,6 +69,7 @@ def make_material(folder: Path, given: argparse.Namespace) -> None:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     from fedgram.data.tokens import TokenTable
+    from fedgram.models.loading import quiet
 
     backbone = folder / "backbone"
     backbone.mkdir()
@@ -76,7 +77,8 @@ def make_material(folder: Path, given: argparse.Namespace) -> None:
     (backbone / "vocab.txt").write_text("\n".join(words))
     BertTokenizerFast(vocab=str(backbone / "vocab.txt")).save_pretrained(backbone)
     torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=len(words), **_MODEL)).save_pretrained(backbone)
+    with quiet():
+        BertModel(BertConfig(vocab_size=len(words), **_MODEL)).save_pretrained(backbone)
     random = np.random.default_rng(0)
     for split, samples in {"train": given.samples, "validation": _VALIDATION}.items():
         ids = random.integers(5, len(words), samples * given.length, dtype=np.int32)
@@ -110,15 +112,17 @@ def open_data(folder: Path, partition: str) -> "FederatedData":
 
 
 def peak_megabytes() -> float:
-    """Return the largest memory of this process; what it was started from is not counted, as ``getrusage`` does."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        from resource import RUSAGE_SELF, getrusage
+    """Return the largest memory of this process.
 
-        return getrusage(RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    return (
-        next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
-    )
+    The kernel's figure of its own, where there is one: that of ``getrusage`` begins with the memory of its parent.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        facts = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(facts["VmHWM"].removesuffix("kB")) * 1024 / 1e6
+    from resource import RUSAGE_SELF, getrusage
+
+    return getrusage(RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def measure(given: argparse.Namespace) -> Measured:
