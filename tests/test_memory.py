@@ -51,7 +51,7 @@ def test_what_is_saved_is_no_fixed_basis(tiny_backbone, tiny_data):
 @pytest.mark.parametrize(("free", "expected"), [(0.0, 1), (1.0, 1), (4.0, 2), (7.9, 3), (8.0, 4), (1e9, 5)])
 def test_a_block_fills_half_of_the_free_memory(ready, monkeypatch, free, expected):
     network, state, table = ready
-    monkeypatch.setattr(memory, "_CPU_TOKENS", 10**9)
+    monkeypatch.setattr(memory, "_CPU_TOKEN_BYTES", 10**9)
     longest = np.argsort(table.lengths)[-3:]
     parameters = sum(parameters_of(layers) for layers in state.values())
     per_client = saved_bytes(network, state, table, longest) + 4 * 4 * parameters
@@ -59,11 +59,13 @@ def test_a_block_fills_half_of_the_free_memory(ready, monkeypatch, free, expecte
     assert choose_clients_per_block(network, state, table, 3, cohort=20) == expected
 
 
+@pytest.mark.parametrize(("dtype", "busy"), [(torch.float64, 256), (torch.float32, 512), (torch.bfloat16, 1024)])
 @pytest.mark.parametrize(("batch_size", "cohort"), [(3, 20), (3, 1000), (60, 20), (20, 20)])
-def test_on_a_cpu_a_block_has_no_more_tokens_than_keep_it_busy(ready, batch_size, cohort):
+def test_on_a_cpu_a_block_has_no_more_tokens_than_keep_it_busy(ready, batch_size, cohort, dtype, busy):
     network, state, table = ready
+    network.task.cast(dtype)
     tokens = batch_size * table.lengths.mean()
-    expected = max(1, min(round(512 / tokens), -(-cohort // 4)))
+    expected = max(1, min(round(busy / tokens), -(-cohort // 4)))
     assert choose_clients_per_block(network, state, table, batch_size, cohort) == expected
 
 

@@ -146,13 +146,12 @@ class _Within(torch.autograd.Function):
         scale: float,
         causal: bool,
     ) -> Float[Tensor, "N heads d_v"]:
-        query = query * scale
         attended = query.new_empty(query.shape[1], query.shape[0], value.shape[2])
         future = torch.ones(max(lengths), max(lengths), dtype=torch.bool, device=query.device).triu(1)
         kept = []
         rows = [query, key, value, attended.transpose(0, 1)]
         for q, k, v, place in zip(*_cut(rows, asked, lengths, lengths, asked), strict=True):
-            scores = torch.bmm(q, k.mT)
+            scores = _scaled_product(scale, q, k.mT)
             if causal:
                 scores.masked_fill_(future[: q.shape[1], : k.shape[1]], -torch.inf)
             probabilities = scores.softmax(dim=-1)
@@ -172,8 +171,12 @@ class _Within(torch.autograd.Function):
         for p, do, q, k, v, dq, dk, dv in zip(kept, *_cut(rows, *sizes), strict=True):
             dp = torch.bmm(do, v.mT)
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)  # P ∘ (∂P - Σ P ∘ ∂P)
-            dq.copy_(torch.bmm(ds, k))
-            dk.copy_(torch.bmm(ds.mT, q))
+            dq.copy_(_scaled_product(ctx.scale, ds, k))
+            dk.copy_(_scaled_product(ctx.scale, ds.mT, q))
             dv.copy_(torch.bmm(p.mT, do))
-        grads[0].mul_(ctx.scale)
         return (*grads, None, None, None, None)
+
+
+def _scaled_product(scale: float, left: Float[Tensor, "heads m n"], right: Float[Tensor, "heads n p"]) -> Tensor:
+    """Return ``scale * left right`` in one pass."""
+    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale)

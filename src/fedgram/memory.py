@@ -16,8 +16,8 @@ __all__ = ["choose_clients_per_block", "peak_megabytes"]
 
 _SHARE = 0.5
 """Share of the free memory that a block may fill: the rest is for kernels' workspaces and evaluation."""
-_CPU_TOKENS = 512
-"""On a CPU a batch of this many tokens keeps the cores busy; a larger one gains a few per cent, and costs memory."""
+_CPU_TOKEN_BYTES = 2048
+"""On a CPU a batch of 512 tokens keeps the cores busy, in half precision one of 1,024; larger ones gain little."""
 _BLOCKS = 4
 """A round has at least this many blocks, as far as it has clients, so that as many ranks have work."""
 _COPIES = 4
@@ -31,7 +31,7 @@ def saved_bytes(network: ClientNetwork, state: State, table: TokenTable, rows: n
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # what a node has made, kept in it with its history, would keep the node for ever
 
     network.load_one(state)
     for layer in network.layers.values():
@@ -64,7 +64,8 @@ def choose_clients_per_block(
     per_client = saved_bytes(network, state, table, longest) + _COPIES * 4 * parameters
     by_memory = int(_SHARE * _free_bytes(network.device) // per_client)
     if network.device.type == "cpu":
-        by_memory = min(by_memory, round(_CPU_TOKENS / (batch_size * float(table.lengths.mean()))))
+        tokens = _CPU_TOKEN_BYTES // network.task.loaded().dtype.itemsize
+        by_memory = min(by_memory, round(tokens / (batch_size * float(table.lengths.mean()))))
     return max(1, min(by_memory, math.ceil(cohort / _BLOCKS)))
 
 

@@ -22,8 +22,6 @@ from fedgram import attention
 
 __all__ = ["Packing", "end", "install", "packed", "present", "showing", "stack_of_layers", "with_hidden"]
 
-_MULTIPLE = 32
-"""Fillers make the number of tokens a multiple of this: oneDNN prepares its kernels anew for every number."""
 _planned: ContextVar["Packing | None"] = ContextVar("planned", default=None)
 """What the first layer of a network is to do."""
 _present: ContextVar["Packing | None"] = ContextVar("present", default=None)
@@ -59,7 +57,8 @@ class Packing:
         lengths = mask.sum(dim=1)
         per_client = lengths.reshape(clients, -1).sum(dim=1).tolist()
         places = mask.reshape(-1).nonzero().squeeze(1)
-        real, fillers = len(places), -len(places) % _MULTIPLE
+        real = len(places)
+        fillers = -real % _step(real)
         places = functional.pad(places, (0, fillers))
         per_client[-1] += fillers
         samples = lengths.tolist() + [fillers] * bool(fillers)
@@ -91,6 +90,17 @@ class Packing:
         """Undo `pack`: (1, N, d) becomes (n, T, d), with zeros for padding."""
         padded = tokens.new_zeros(self.shape[0] * self.shape[1], tokens.shape[-1])
         return padded.index_copy(0, self.places[: self.real], tokens[0, : self.real]).reshape(*self.shape, -1)
+
+
+def _step(tokens: int) -> int:
+    """Return of what the number of packed tokens is made a multiple: at most an eighth of it, a power of two.
+
+    oneDNN prepares its kernels anew for every number, and memory for as many sizes is taken to pieces.
+
+    >>> _step(100), _step(600), _step(1100)
+    (8, 64, 128)
+    """
+    return 1 << max(tokens.bit_length() - 4, 0)
 
 
 def present() -> Packing | None:

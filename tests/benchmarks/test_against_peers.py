@@ -81,6 +81,7 @@ def arguments(peers, *more):
 @pytest.fixture
 def quick(monkeypatch):
     figures = {"gflop_per_step": 8.0, "float32_gflops": 160.0, "float32": 20.0, "bfloat16_gflops": 400.0}
+    figures |= {"float32_linear_gflops": 80.0, "bfloat16_linear_gflops": 390.0}
     monkeypatch.setattr(against_peers, "measured_limit", lambda arguments: {**figures, "bfloat16": 50.0})
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import limit
 from tiny_models import save_tiny
@@ -41,17 +42,23 @@ def test_the_rate_of_products_is_that_of_operations_over_time(monkeypatch):
         return 0.5
 
     monkeypatch.setattr(limit, "best_seconds", timed)
-    rate = limit.product_rate({(3, 2): 4, (5, 7): 1}, torch.float32, rows=[10])
+    rate = limit.product_rate({(3, 2): 4, (5, 7): 1}, torch.float32, functional.linear, rows=[10])
     assert calls == [(10, 3), (10, 2), (10, 5), (10, 7)]
     assert rate == (4 * 4 * 10 * 3 * 2 + 4 * 10 * 5 * 7) / (2 * 4 * 0.5 + 2 * 0.5)
 
 
-def test_the_limit_is_the_rate_over_the_operations_of_a_step(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(limit, "product_rate", lambda shapes, dtype: 1e9 if dtype == torch.float32 else 3e9)
+def test_the_limit_is_the_fastest_rate_over_the_operations_of_a_step(tmp_path, model, monkeypatch):
+    def rate(shapes, dtype, product):
+        if dtype == torch.float32:
+            return 4e8 if product is functional.linear else 1e9
+        return 3e9 if product is functional.linear else 2e9
+
+    monkeypatch.setattr(limit, "product_rate", rate)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     figures = limit.steps_per_second(tmp_path, np.array([10, 50]), 2, 1, ["query", "value"], RANK)
     each = (by_hand(10) + by_hand(50)) / 2
     assert figures["gflop_per_step"] == pytest.approx(each / 1e9)
+    assert figures["float32_linear_gflops"] == 0.4
     assert figures["float32"] == pytest.approx(1e9 / each)
     assert figures["bfloat16"] == pytest.approx(3e9 / each)
 

@@ -83,7 +83,7 @@ def _add_to_packed(
 class _PackedLowRank(torch.autograd.Function):
     """``y + s (x downᵀ) up`` of one client after the other, in one node.
 
-    With h = x downᵀ, g = s ∂y: ∂h = g upᵀ, ∂x = ∂h down, ∂down = ∂hᵀ x, ∂up = hᵀ g.
+    With h = x downᵀ and g = ∂y: ∂h = s g upᵀ, ∂x = ∂h down, ∂down = ∂hᵀ x, ∂up = s hᵀ g.
     """
 
     @staticmethod
@@ -110,18 +110,18 @@ class _PackedLowRank(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, down, up = ctx.saved_tensors
         _, of_x, of_down, of_up, *_ = ctx.needs_input_grad
-        g, wide = ctx.scale * gradients[0].to(down.dtype), x.to(down.dtype)
+        g, wide = gradients[0].to(down.dtype), x.to(down.dtype)
         d_hidden, d_x, d_down, d_up = map(torch.empty_like, (hidden, wide, down, up))
         parts = (rows.split(ctx.sizes) for rows in (wide, hidden, g, d_hidden, d_x))
         for x_c, h_c, g_c, dh_c, dx_c, down_c, up_c, dd_c, du_c in zip(*parts, down, up, d_down, d_up, strict=True):
-            torch.mm(g_c, up_c.mT, out=dh_c)
+            torch.mm(g_c, up_c.mT, out=dh_c).mul_(ctx.scale)
             if of_x:
                 torch.mm(dh_c, down_c, out=dx_c)
             if of_down:
                 torch.mm(dh_c.mT, x_c, out=dd_c)
             if of_up:
                 torch.mm(h_c.mT, g_c, out=du_c)
-        return gradients[0], d_x.to(x.dtype) if of_x else None, d_down, d_up, None, None
+        return gradients[0], d_x.to(x.dtype) if of_x else None, d_down, d_up.mul_(ctx.scale), None, None
 
 
 class ClientLayer(nn.Module, ABC):
