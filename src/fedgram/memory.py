@@ -64,7 +64,7 @@ def choose_clients_per_block(
     per_client = saved_bytes(network, state, table, longest) + _COPIES * 4 * parameters
     by_memory = int(_SHARE * _free_bytes(network.device) // per_client)
     if network.device.type == "cpu":
-        tokens = _CPU_TOKEN_BYTES // network.task.loaded().dtype.itemsize
+        tokens = _CPU_TOKEN_BYTES / next(network.task.parameters()).dtype.itemsize
         by_memory = min(by_memory, round(tokens / (batch_size * float(table.lengths.mean()))))
     return max(1, min(by_memory, math.ceil(cohort / _BLOCKS)))
 
