@@ -54,10 +54,10 @@ WRITE = --write docs/performance.md --json runs/bench/$(1).json
 BENCH = timeout $(2) $(BIN)/python benchmarks/$(1).py $(call WRITE,$(1))
 
 bench: $(VENV)/.installed
-	$(call BENCH,server_step,180)
-	$(call BENCH,scaling,240) --passes 2
-	$(call BENCH,clients,240) --clients 1000 1000000 --repeats 1
-	$(call BENCH,evaluate,120) --passes 3
+	$(call BENCH,server_step,120)
+	$(call BENCH,scaling,180) --passes 2
+	$(call BENCH,clients,240)
+	$(call BENCH,evaluate,240) --passes 2
 	$(if $(and $(PEERS),$(MODEL)),$(call BENCH,against_peers,420) $(AGAINST) --passes 1 --rounds 2 --padding dynamic --minutes 6)
 
 bench-peers: $(VENV)/.installed

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedgram import AdamW, FederatedTrainer, FedIT, FLoRG
+from fedgram import AdamW, FederatedTrainer, FedIT, FLoRG, first_token
 from fedgram.cohort import local_batches
 from fedgram.collectives import Ranks
 from fedgram.errors import FedgramError
@@ -35,6 +35,7 @@ from fedgram.federation import Federation, Round
 from fedgram.memory import choose_clients_per_block
 from fedgram.methods import RoundInfo
 from fedgram.models.base import FederatedTask
+from fedgram.packing import stack_of_layers
 from fedgram.seeding import numpy_generator
 from fedgram.setup import begin
 from fedgram.state import State, flatten, send
@@ -155,7 +156,6 @@ def build(arguments: argparse.Namespace, precision: str, ragged: bool, folder: P
         clients=arguments.clients,
         local_steps=arguments.steps,
         clients_per_block=1,
-        packing=False,
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         precision=precision,
@@ -219,6 +219,7 @@ class Loop:
     def __init__(self, federation: Federation) -> None:
         self.federation, self.start = federation, flatten(federation.state)
         self.task: FederatedTask = copy.deepcopy(federation.network.task)
+        self._make_whole()
         self.trained: dict[str, nn.Parameter] = {}
         for name, layer in federation.network.layers.items():
             tensors = federation.state[layer.part][name]
@@ -227,6 +228,12 @@ class Loop:
             plain = PlainHead(**tensors) if layer.part == "head" else PlainLora(base, ALPHA / RANK, **tensors)
             setattr(self.task.loaded().get_submodule(parent), child, plain)
             self.trained |= {f"{layer.part}|{name}|{field}": getattr(plain, field) for field in tensors}
+
+    def _make_whole(self) -> None:
+        """Have the last layer compute all tokens, as the code of papers has it."""
+        layers = stack_of_layers(self.task.loaded())
+        if layers is not None and "forward" in vars(layers[-1]):
+            first_token.uninstall(layers[-1])
 
     def train(self) -> dict[str, Tensor]:
         """Train all clients, and return the mean of what they end with."""

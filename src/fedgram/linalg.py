@@ -126,7 +126,7 @@ def weighted_stack(factors: Float[Tensor, "N r k"], weights: Float[Tensor, " N"]
     if bool((weights < 0).any()):
         raise ValueError(f"expected weights >= 0, got {weights.tolist()}; Q would not be positive semi-definite")
     roots = weights.to(factors.device, torch.float64, non_blocking=True).sqrt()
-    return (roots[:, None, None] * factors.double()).flatten(0, 1)
+    return (roots[:, None, None] * factors).flatten(0, 1)  # in float64, as the roots are
 
 
 def gram_factor(Q: Float[Tensor, "k k"]) -> Float[Tensor, "r2 k"]:

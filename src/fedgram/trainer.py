@@ -51,7 +51,8 @@ class FederatedTrainer:
         local_steps: optimizer steps of a client in a round, instead of local_epochs.
         clients_per_block: clients trained together in one batched pass; "auto" chooses by memory and is written down,
             since it can change the last bits. 1 is the plain loop over clients.
-        packing: on a CPU, have the backbone's layers compute on real tokens only and not on padding, if it can.
+        packing: leave out what changes no answer, where the backbone lets one: on a CPU padding, and in the last layer
+            all tokens but the first, where the head reads no other.
         client_weights: how the server weighs clients: "uniform", or by their number of "samples".
         personal_evaluation: on what the models of clients are judged, where a method has each client keep a part of its
             own. "own" has each answer its client's share of the split, dealt as the training data is, and scores all

@@ -143,14 +143,14 @@ class CountingRanks(Ranks):
 @pytest.mark.parametrize(
     ("clients", "dtype", "solver", "exchanged"),
     [
-        (5, torch.float64, "polar", ("gather", (5, R, K))),
-        (6, torch.float64, "polar", ("sum", (K, K))),  # 6 · 3 > 17 numbers of 8 bytes, as those of Q
-        (11, torch.float32, "polar", ("gather", (11, R, K))),
-        (12, torch.float32, "polar", ("sum", (K, K))),  # 12 · 3 · 4 > 17 · 8 bytes
+        (2, torch.float64, "polar", ("gather", (2, R, K))),
+        (30, torch.float64, "polar", ("gather", (30, R, K))),  # more numbers than Q has
+        (30, torch.float32, "polar", ("gather", (30, R, K))),
         (2, torch.float64, "eigh", ("sum", (K, K))),
+        (30, torch.float32, "eigh", ("sum", (K, K))),
     ],
 )
-def test_the_smaller_of_the_stack_and_the_gram_matrix_is_exchanged(clients, dtype, solver, exchanged):
+def test_polar_exchanges_factors_and_eigh_gram_matrices(clients, dtype, solver, exchanged):
     A, factors, weights = make_round(clients)
     ranks = CountingRanks()
     uploads = uploads_of(factors, weights, ranks, dtype)

@@ -91,7 +91,7 @@ class FLoRG(Method):
         if self.projection == "average":
             return uploads.mean(name, lambda sent: sent["A"], A)
         if self.projection == "procrustes" and self.solver == "polar":
-            return linalg.align(A, self._any_factor(name, A, uploads))
+            return linalg.align(A, self._stack(name, A, uploads))
         factor = self._canonical_factor(name, A, uploads)  # Ã, eqs. (6), (7)
         if self.projection == "procrustes":
             return linalg.procrustes(A, factor) @ factor  # S Ã, eqs. (8)-(12)
@@ -104,27 +104,24 @@ class FLoRG(Method):
         """Return Q = Σ wₙ AₙᵀAₙ (eq. 4): an all_reduce of k² numbers."""
         return uploads.mean(name, lambda sent: linalg.gram(sent["A"]), A.new_empty(A.shape[1], A.shape[1]))
 
-    def _any_factor(self, name: str, A: Float[Tensor, "r k"], uploads: Uploads) -> Float[Tensor, "m k"]:
-        """Return some Z with ZᵀZ = Q: the stack √wₙ Aₙ, or a factor of Q where Q is the smaller to exchange."""
-        stack_bytes = len(uploads.clients) * A.numel() * A.element_size()
-        if stack_bytes > 8 * A.shape[1] ** 2:  # Q is summed in 64-bit integers
-            return linalg.gram_factor(self._gram_mean(name, A, uploads))
+    def _stack(self, name: str, A: Float[Tensor, "r k"], uploads: Uploads) -> Float[Tensor, "m k"]:
+        """Return Z = [√wₙ Aₙ], for which ZᵀZ = Q: an all_gather of N r k numbers.
+
+        Q itself is fewer from N = 2k/r clients on. But its eigenvectors take longer than to send these, until devices
+        and clients are thousands (docs/performance.md), and `diagnose` asks for these in any case.
+        """
         return linalg.weighted_stack(uploads.stack(name, "A", A), uploads.weights)
 
     def _canonical_factor(self, name: str, A: Float[Tensor, "r k"], uploads: Uploads) -> Float[Tensor, "r2 k"]:
         """Return Ã = Λ^{1/2} P (eq. 7), by the eigenvectors of Q or by the thin SVD of the stack."""
         if self.solver == "eigh":
             return linalg.gram_factor(self._gram_mean(name, A, uploads))
-        return linalg.stack_factor(self._any_factor(name, A, uploads))
+        return linalg.stack_factor(self._stack(name, A, uploads))
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
         """Return, per layer: ‖AᵀA - Q‖ relative to Q and to Q - AᵗᵀAᵗ, best rank-r error, κ(A), drift of A, and r'."""
         return {
-            name: self._figures(
-                layer["A"],
-                after[name]["A"],
-                linalg.weighted_stack(uploads.stack(name, "A", layer["A"]), uploads.weights),
-            )
+            name: self._figures(layer["A"], after[name]["A"], self._stack(name, layer["A"], uploads))
             for name, layer in before.items()
         }
 
