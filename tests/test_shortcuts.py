@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fedgram import FedIT, first_token, packing, shortcuts
+from fedgram import FedIT, first_token, packing
 from fedgram.packing import present
 from fedgram.shortcuts import shorten
 from test_block import make_network
@@ -32,9 +32,7 @@ def test_a_backbone_is_tried_padded_and_packed(ready):
 def test_what_a_backbone_says_otherwise_is_left_as_it_is(ready, monkeypatch):
     network, backbone, table = ready
     monkeypatch.setattr(packing.Packing, "unpack", lambda self, tokens: 2 * tokens.new_ones(*self.shape, 16))
-    monkeypatch.setattr(
-        first_token, "_attend_padded", lambda key, value, mask, module, query, *_, **__: (0 * query, None)
-    )
+    monkeypatch.setattr(first_token, "_instead", lambda *_: lambda *given, **_: (0 * given[1].transpose(1, 2), None))
     shorten(network, table, "64-true")
     assert not network.packs
     assert not is_short(backbone.bert.encoder.layer[-1])
@@ -64,8 +62,7 @@ def test_a_backbone_of_unknown_layers_is_left_alone(ready, monkeypatch):
     assert not is_short(backbone.bert.encoder.layer[-1])
 
 
-def test_a_run_may_go_without(fit, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(shortcuts, "shorten", None)
+def test_a_run_may_go_without(fit):  # noqa: F811
     _, trainer = fit(rounds=1, packing=False)
     network = trainer.federation.network
     assert not network.packs

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedgram import attention
+from fedgram.attention import Rule
 from fedgram.packing import end, present, showing, with_hidden
 
 __all__ = ["install", "uninstall"]
@@ -53,11 +54,14 @@ def _forward(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     packing = present()
     if packing is None:
         args, kwargs = _narrowed(lambda rows: rows[:, :1], args, kwargs)
-        with attention.by(partial(_attend_padded, key, value, mask)):
+        first = None if mask is None else mask[:, :, :1]
+        with attention.by(_instead(attention.scaled_dot_product, key, value, first)):
             return forward(*args, **kwargs)
     starts = packing.starts()
     args, kwargs = _narrowed(lambda rows: rows.index_select(1, starts), args, kwargs)
-    with showing(packing.of_starts()), attention.by(partial(_attend_packed, key, value, packing.samples)):
+    attend = partial(attention.within_samples, [1] * len(packing.samples), packing.samples)
+    rule = _instead(attend, key[:, :, : packing.real], value[:, :, : packing.real], None)  # fillers come last
+    with showing(packing.of_starts()), attention.by(rule):
         output = forward(*args, **kwargs)
     end()
     return with_hidden(output, lambda tokens: tokens.transpose(0, 1))
@@ -75,35 +79,18 @@ def _narrowed(take: Callable[[Tensor], Tensor], args: tuple[Any, ...], kwargs: d
     return args, kwargs
 
 
-def _attend_padded(
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    module: nn.Module,
-    query: Tensor,
-    own_key: Tensor,
-    own_value: Tensor,
-    attention_mask: Tensor | None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """Attend to keys and values that were given before, instead of the first tokens' own."""
-    del own_key, own_value, attention_mask
-    return attention.scaled_dot_product(module, query, key, value, None if mask is None else mask[:, :, :1], **options)
+def _instead(attend: Rule, key: Tensor, value: Tensor, mask: Tensor | None) -> Rule:
+    """Return the rule by which first tokens attend to these keys and values, and not to their own."""
 
+    def rule(
+        module: nn.Module,
+        query: Tensor,
+        own_key: Tensor,
+        own_value: Tensor,
+        attention_mask: Tensor | None,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        del own_key, own_value, attention_mask
+        return attend(module, query, key, value, mask, **options)
 
-def _attend_packed(
-    key: Tensor,
-    value: Tensor,
-    lengths: list[int],
-    module: nn.Module,
-    query: Tensor,
-    own_key: Tensor,
-    own_value: Tensor,
-    attention_mask: Tensor | None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """Do the same where tokens are packed; fillers, which come last, are not among the lengths."""
-    del own_key, own_value
-    real = sum(lengths)
-    key, value = key[:, :, :real], value[:, :, :real]
-    return attention.within_samples([1] * len(lengths), lengths, module, query, key, value, attention_mask, **options)
+    return rule

@@ -1,9 +1,10 @@
 """Real tokens only: a transformer's layers see the samples of a batch end to end, without padding between them.
 
 Padding is the largest waste of a block: one long sample makes all others as long. Here a batch is padded as always, and
-embedded; what enters the first layer are its N real tokens as one row of N, and what leaves the last layer is padded
-again. Within, all is done token by token but attention, which looks at each sample by itself, at its true length.
-Nothing else of a model is touched, so that heads, poolings and losses see what they always see.
+embedded; what enters the first layer are its real tokens, and a few fillers, as one row of N, and what leaves the last
+layer is padded again. Within, all is done token by token but attention, which looks at each sample by itself, at its
+true length. Nothing else of a model is touched, so that heads, poolings and losses see what they always
+see.
 """
 
 from collections.abc import Callable, Iterator
