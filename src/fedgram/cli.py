@@ -19,6 +19,7 @@ COMMANDS = {
     "validate": "evaluate a run's model on the validation split",
     "test": "evaluate a run's model on the test split",
     "predict": "write a run's predictions to a CSV file",
+    "sweep": "run a grid of methods, seeds and settings, here or as a SLURM job array",
     "compare": "compare finished runs in a table and a picture",
 }
 
@@ -44,6 +45,7 @@ examples:
   fedgram fit --config configs/quickstart.yaml --ckpt_path last     go on with the newest run
   fedgram prepare --config configs/roberta_qnli.yaml                on the login node of a cluster
   fedgram test --config configs/quickstart.yaml --ckpt_path best
+  fedgram sweep configs/sweeps/quickstart.yaml
   fedgram compare runs
   tensorboard --logdir runs
 """
@@ -54,6 +56,10 @@ def _dispatch(arguments: list[str]) -> None:
         from fedgram.compare import main as compare
 
         compare(arguments[1:])
+    elif arguments[0] == "sweep":
+        from fedgram.sweep.command import main as sweep
+
+        sweep(arguments[1:])
     else:
         from fedgram.lightning_cli import run
 

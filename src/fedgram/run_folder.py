@@ -13,7 +13,7 @@ from typing import Any
 from fedgram.errors import CheckpointError, ConfigurationError
 from fedgram.files import append, atomic_write, remove_leftovers
 
-__all__ = ["RunFolder", "find_checkpoints", "find_run_of"]
+__all__ = ["RunFolder", "find_checkpoints", "find_run_of", "versions"]
 
 _ALIASES = ("last", "best")
 _START = "slurm.json"
@@ -104,7 +104,7 @@ class RunFolder:
             parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigurationError(f"trainer.default_root_dir: can't make {parent} ({error.strerror})") from error
-        number = max(_versions(parent), default=-1) + 1
+        number = max(versions(parent), default=-1) + 1
         while True:  # another process may take the number first
             try:
                 (parent / f"version_{number}").mkdir()
@@ -174,7 +174,7 @@ def find_checkpoints(ckpt_path: str, root: Path, name: str) -> list[Path]:
     if ckpt_path not in _ALIASES:
         path = Path(ckpt_path)
         return (RunFolder(path).round_checkpoints() if path.is_dir() else []) or [path]
-    for number in sorted(_versions(root / name), reverse=True):
+    for number in sorted(versions(root / name), reverse=True):
         folder = RunFolder(root / name / f"version_{number}")
         if folder.checkpoint(ckpt_path).exists():
             return folder.round_checkpoints() if ckpt_path == "last" else [folder.checkpoint(ckpt_path)]
@@ -186,14 +186,15 @@ def find_checkpoints(ckpt_path: str, root: Path, name: str) -> list[Path]:
 
 def find_run_of(start: Mapping[str, Any], root: Path, name: str) -> "RunFolder | None":
     """Return the newest run of a name that was started by this job and command; None if there is none."""
-    for number in sorted(_versions(root / name), reverse=True):
+    for number in sorted(versions(root / name), reverse=True):
         folder = RunFolder(root / name / f"version_{number}")
         if folder.read_json(_START) == start:
             return folder
     return None
 
 
-def _versions(parent: Path) -> list[int]:
+def versions(parent: Path) -> list[int]:
+    """Return the N of the folders version_N that a name has, in no order."""
     if not parent.is_dir():
         return []
     matches = (re.fullmatch(r"version_(\d+)", child.name) for child in parent.iterdir())

@@ -55,7 +55,9 @@ class GLUE(TextClassificationData):
         max_length: the most tokens of a sample; longer ones are cut.
         batch_size: samples of one local step.
         eval_batch_size: samples of one evaluation step.
-        max_train_samples: train on no more than this many samples, chosen by a hash of the text.
+        validation_fraction: hold out this share of the train split, chosen by a hash of the text, and validate on it in
+            the place of the official validation split: to choose a learning rate without a look at what is reported.
+        max_train_samples: train on no more than this many samples, chosen by the same hash.
         label_quantiles: how many groups of about equal size a partition makes of the scores of STS-B.
         partition: how samples are dealt to clients; Dirichlet(rho=0.5) if not given.
         cache_dir: where tokenised data is kept; ``$FEDGRAM_CACHE`` or ``~/.cache/fedgram`` if not given.
@@ -77,6 +79,7 @@ class GLUE(TextClassificationData):
         max_length: int = 128,
         batch_size: int = 8,
         eval_batch_size: int = 64,
+        validation_fraction: float = 0.0,
         max_train_samples: int | None = None,
         label_quantiles: int = 5,
         partition: Partition | None = None,
@@ -92,6 +95,7 @@ class GLUE(TextClassificationData):
             max_length=max_length,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
+            validation_fraction=validation_fraction,
             max_train_samples=max_train_samples,
             label_quantiles=label_quantiles,
             partition=partition,

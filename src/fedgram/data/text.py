@@ -40,7 +40,8 @@ class TextClassificationData(FederatedData):
         max_length: the most tokens of a sample; longer ones are cut.
         batch_size: sentences of one local step.
         eval_batch_size: sentences of one evaluation step.
-        validation_fraction: the share of the train split to hold out when there is no validation split. A hash of the
+        validation_fraction: hold out this share of the train split as the validation split, in the place of one that is
+            there: where there is none, and to choose a learning rate without a look at what is reported. A hash of the
             text decides, so equal texts stay together and the choice depends on nothing else.
         max_train_samples: train on no more than this many samples, chosen by the same hash.
         label_quantiles: how many groups of about equal size a partition makes of the scores of a regression.
@@ -113,8 +114,9 @@ class TextClassificationData(FederatedData):
         raws = self.read()
         scheme = LabelScheme.of(raws["train"], self.given_num_labels)
         splits = {name: _Encoded(raw.texts, scheme.encode(raw, name)) for name, raw in raws.items()}
-        if "validation" not in splits and self.validation_fraction:
-            splits |= _held_out(splits["train"], self.validation_fraction)
+        if self.validation_fraction:
+            others = {name: split for name, split in splits.items() if not name.startswith("validation")}
+            splits = others | _held_out(splits["train"], self.validation_fraction)
         if self.max_train_samples is not None:
             splits["train"] = _limited(splits["train"], self.max_train_samples)
         self.label_names = self.group_names = list(scheme.names)

@@ -1,0 +1,207 @@
+"""``fedgram sweep``: run all of a sweep, list it, or write it as a SLURM job array."""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedgram.errors import ConfigurationError
+from fedgram.sweep.array import write_array
+from fedgram.sweep.plan import Point, Sweep, read_sweep
+from fedgram.sweep.runner import Outcome, Progress, run_all
+from fedgram.sweep.standing import arguments, look, remember
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["main"]
+
+_DESCRIPTION = """\
+Run every point of a grid that has not finished yet: methods x seeds x anything. What was cut off goes on, what failed
+does not stop the rest, and a second call does what the first left undone.
+"""
+_EXAMPLES = """\
+All other options are options of fit, for every run; {axis} stands for a run's label on that axis of the grid:
+
+  fedgram sweep configs/sweeps/quickstart.yaml
+  fedgram sweep configs/sweeps/quickstart.yaml --dry_run
+  fedgram sweep configs/sweeps/paper_table1.yaml --small --data.path 'glue/{data.task}' --jobs 2
+  fedgram sweep configs/sweeps/paper_table1.yaml --slurm table1.sbatch && sbatch table1.sbatch
+  fedgram compare runs/quickstart
+"""
+
+
+def main(given: Sequence[str]) -> None:
+    """Run ``fedgram sweep``.
+
+    Raises:
+        ConfigurationError: the sweep or an option can't be understood.
+        SystemExit: with 1 where a run failed, 130 after Ctrl-C, 75 after SIGTERM.
+    """
+    parser = _parser()
+    options, further = parser.parse_known_args(given)
+    sweep = read_sweep(options.file, small=options.small, further=_overrides(further))
+    root = options.default_root_dir / sweep.name
+    if options.print_command is not None:
+        _print_command(sweep, root, options.print_command)
+    elif options.dry_run:
+        _list(sweep, root)
+    elif options.slurm:
+        _write_array(sweep, root, options.slurm, [arg for arg in given if arg not in ("--slurm", str(options.slurm))])
+    else:
+        _run(sweep, root, options.jobs)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fedgram sweep",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", type=Path, help="the sweep: a base config and a grid; see configs/sweeps")
+    parser.add_argument("--small", action="store_true", help="with the small models that the file names for it")
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time, which share the cores")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="list the runs, how far they are and what they will cost"
+    )
+    parser.add_argument("--slurm", type=Path, metavar="FILE", help="write a SLURM job array instead of running")
+    parser.add_argument("--default_root_dir", type=Path, default=Path("runs"), help="where the sweep has its folder")
+    parser.add_argument("--print_command", type=int, metavar="N", help="print the command of run N, or nothing if done")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return int(text)
+
+
+def _overrides(further: Sequence[str]) -> dict[str, str]:
+    """Return options of fit, given as ``--key value`` or ``--key=value``, by key."""
+    found: dict[str, str] = {}
+    rest = list(further)
+    while rest:
+        key, equals, value = rest.pop(0).partition("=")
+        if not key.startswith("--") or not (equals or rest):
+            raise ConfigurationError(f"{key}: expected an option of fit with its value, such as --trainer.rounds 5")
+        found[key.removeprefix("--")] = value if equals else rest.pop(0)
+    return found
+
+
+def _print_command(sweep: Sweep, root: Path, number: int) -> None:
+    if not 0 <= number < len(sweep.points):
+        raise ConfigurationError(f"--print_command {number}: the sweep's runs are 0 to {len(sweep.points) - 1}")
+    point = sweep.points[number]
+    standing = look(point, root)
+    if standing.state != "finished":
+        remember(point, root, standing)
+        sys.stdout.write(shlex.join([sys.executable, "-m", "fedgram", *arguments(point, root, standing)]) + "\n")
+
+
+def _write_array(sweep: Sweep, root: Path, path: Path, given: Sequence[str]) -> None:
+    tasks = [number for number, point in enumerate(sweep.points) if look(point, root).state != "finished"]
+    if not tasks:
+        raise ConfigurationError(f"all {len(sweep.points)} runs are finished; compare them: fedgram compare {root}")
+    write_array(path, sweep.name, root, [sys.executable, "-m", "fedgram", "sweep", *given], tasks, len(tasks))
+    _console().print(f"{len(tasks)} runs: sbatch {path}", soft_wrap=True)
+
+
+def _list(sweep: Sweep, root: Path) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("run", "name", "state"):
+        table.add_column(name)
+    for number, point in enumerate(sweep.points):
+        table.add_row(str(number), point.name, look(point, root).state)
+    _console().print(table)
+
+
+def _run(sweep: Sweep, root: Path, jobs: int) -> None:
+    console = _console()
+    console.print(f"{sweep.name}: {len(sweep.points)} runs in {root}", soft_wrap=True)
+    with _Display(console, len(sweep.points)) as display:
+        outcomes, stopped = run_all(sweep.points, root, jobs, display)
+    failed = [outcome for outcome in outcomes if outcome.exit_code and not stopped]
+    for outcome in failed:
+        text = f"failed: {outcome.point.name} ({outcome.log}): {outcome.reason}"
+        console.print(text, style="red", soft_wrap=True, markup=False, highlight=False)
+    if stopped:
+        console.print("stopped; the same command goes on with what is left")
+        sys.exit(130 if stopped == "SIGINT" else 75)
+    console.print(f"tables and pictures: fedgram compare {root}", soft_wrap=True)
+    if failed:
+        sys.exit(1)
+
+
+class _Display:
+    """Shows how far a sweep is: a bar on a terminal, else a line a run."""
+
+    def __init__(self, console: "Console", total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._console = console
+        self._bar = Progress(
+            BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}"), console=console
+        )
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> "_Display":
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, progress: Progress, left: Sequence[Point], ended: Outcome | None) -> None:
+        self._bar.update(self._task, completed=progress.finished + progress.failed, description=_status(progress, left))
+        if ended is not None:
+            how = "done" if not ended.exit_code else f"failed with exit code {ended.exit_code}"
+            text = f"{ended.point.name}: {how}, {_duration(ended.seconds)}"
+            if not self._console.is_terminal:
+                text += f"; {_status(progress, left)}"
+            self._console.print(text, soft_wrap=True, highlight=False)
+
+
+def _status(progress: Progress, left: Sequence[Point]) -> str:
+    """Return how far a sweep is in a few words.
+
+    >>> _status(Progress(3, finished=1, failed=1, running={"rte-FedIT": 0.0}), [])
+    '1 of 3 done, 1 failed, running rte-FedIT'
+    """
+    words = [f"{progress.finished} of {progress.total} done"]
+    if progress.failed:
+        words.append(f"{progress.failed} failed")
+    if progress.running:
+        words.append("running " + ", ".join(progress.running))
+    seconds = progress.seconds_left(left)
+    if seconds and left:
+        passed = sum(time.monotonic() - started for started in progress.running.values()) / progress.jobs
+        words.append(f"about {_duration(max(0.0, seconds - passed))} left")
+    return ", ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the two units that say enough.
+
+    >>> _duration(42.4), _duration(61), _duration(7260)
+    ('42 s', '1 min 01 s', '2 h 01 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()

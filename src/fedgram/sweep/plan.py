@@ -1,0 +1,242 @@
+"""What a sweep's file says: a base config, what is set for all runs, and a grid.
+
+base: ../minilm_glue.yaml                # a config of fit, relative to this file; may hold {axis}
+set: {trainer.rounds: 8}                 # for every run
+grid:                                    # a run for every combination; a list of grids is their union
+method:                                # an axis of named variants, each with what it sets
+FLoRG: {}
+FLoRG-none: {method.projection: none}
+FedIT: {method: FedIT}
+data.task: [rte, mrpc]                 # an axis of values of one setting
+trainer.seed: [0, 1, 2]
+where:                                   # for some points only, in this order
+- if: {method: FedIT, data.task: rte}
+set: {optimizer.lr: 0.005}
+small:                                   # what --small changes: any of the above; axes of the grid one by one
+base: ../quickstart.yaml
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedgram.errors import ConfigurationError
+
+__all__ = ["Point", "Sweep", "read_sweep"]
+
+Overrides = dict[str, Any]
+Axes = Mapping[str, Mapping[str, Overrides]]
+"""What each label of each axis sets."""
+
+_KEYS = ("base", "set", "grid", "where", "small")
+_LAST = "trainer.seed"
+"""Repetitions of one run stand together in every list."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+        labels: its place on every axis.
+        name: what its folder is called: its labels.
+        base: the config that it starts from.
+        overrides: what it sets, by dotted name, the class of a thing before its options.
+    """
+
+    labels: Mapping[str, str]
+    name: str
+    base: Path
+    overrides: Mapping[str, Any]
+
+    @property
+    def settings(self) -> list[str]:
+        """What it gives ``fedgram fit``: the config and its overrides."""
+        return ["--config", str(self.base), *(f"--{key}={_as_text(value)}" for key, value in self.overrides.items())]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All runs of a sweep.
+
+    Attributes:
+        name: what the folder of its runs is called, from the file's name.
+        points: the runs, in the order of the grid.
+    """
+
+    name: str
+    points: tuple[Point, ...]
+
+
+def read_sweep(path: Path, *, small: bool = False, further: Mapping[str, str] | None = None) -> Sweep:
+    """Read a sweep's file.
+
+    Args:
+        path: the file.
+        small: whether to take what it says under ``small`` over the rest.
+        further: overrides for all runs, over all that the file says; as everywhere, {axis} stands for a label.
+
+    Raises:
+        ConfigurationError: it can't be read, or says something that a sweep does not know.
+    """
+    content = _load(path)
+    if small:
+        if "small" not in content:
+            raise ConfigurationError(f"{path} has no part `small`: leave --small out")
+        content = _shrunk(content, content["small"])
+    common, rules = _mapping(content.get("set"), "set"), [_rule(rule) for rule in content.get("where") or []]
+    grid = content.get("grid") or {}
+    grids = [_axes(one) for one in (grid if isinstance(grid, list) else [grid])]
+    _check_rules(rules, grids)
+    points: dict[str, Point] = {}
+    for axes in grids:
+        for labels in _combinations(axes):
+            own = [axes[axis][label] for axis, label in labels.items()]
+            ruled = [rule["set"] for rule in rules if rule["if"].items() <= labels.items()]
+            overrides = _merged([common, *own, *ruled, dict(further or {})])
+            filled = {key: _filled(value, labels) for key, value in overrides.items()}
+            base = path.parent / str(_filled(content["base"], labels))
+            name = _name(labels, axes)
+            points.setdefault(name, Point(labels, name, base, filled))
+    _check_bases(path, points.values())
+    return Sweep(path.stem + ("_small" if small else ""), tuple(points.values()))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigurationError(
+            f"{path} is no sweep that can be read ({error}); see configs/sweeps for some"
+        ) from error
+    if not isinstance(content, dict) or "base" not in content or (unknown := set(content) - set(_KEYS)):
+        found = f"found {sorted(unknown)}" if isinstance(content, dict) and "base" in content else "there is no base"
+        raise ConfigurationError(f"{path}: a sweep has a base, and may have {', '.join(_KEYS[1:])}; {found}")
+    return content
+
+
+def _shrunk(content: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay what ``small`` says over the rest: rules are replaced, settings and axes one by one, null takes one away."""
+    grid = content.get("grid") or {}
+    changed = _mapping(small.get("grid"), "small.grid")
+    grids = [_without_null({**one, **changed}) for one in (grid if isinstance(grid, list) else [grid])]
+    return {
+        "base": small.get("base", content["base"]),
+        "set": _without_null({**(content.get("set") or {}), **_mapping(small.get("set"), "small.set")}),
+        "grid": grids if isinstance(grid, list) else grids[0],
+        "where": small.get("where", content.get("where")),
+    }
+
+
+def _without_null(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise ConfigurationError(f"{where}: expected settings by name, such as {{trainer.rounds: 8}}, got {value!r}")
+    return dict(value or {})
+
+
+def _axes(grid: Any) -> Axes:
+    """Return the axes of a grid."""
+    return {name: _axis(name, values) for name, values in _mapping(grid, "grid").items()}
+
+
+def _axis(name: str, values: Any) -> dict[str, Overrides]:
+    """Return what each label of an axis sets: named variants say it, of values it is the setting of the axis' name."""
+    if isinstance(values, dict) and values:
+        return {str(label): _mapping(overrides, f"grid.{name}.{label}") for label, overrides in values.items()}
+    if isinstance(values, list) and values:
+        sets = "." in name or name in ("method", "data", "model", "optimizer")
+        return {_label(value): {name: value} if sets else {} for value in values}
+    raise ConfigurationError(
+        f"grid.{name}: expected a list of values, such as [0, 1, 2], or variants by name, such as "
+        f"{{FedIT: {{method: FedIT}}}}; got {values!r}"
+    )
+
+
+def _label(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _combinations(axes: Axes) -> Iterator[dict[str, str]]:
+    """Return every choice of a label on each axis; seeds change fastest."""
+    names = sorted(axes, key=lambda name: name == _LAST)
+    for labels in itertools.product(*(axes[name] for name in names)):
+        yield dict(zip(names, labels, strict=True))
+
+
+def _rule(rule: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(rule, dict) or set(rule) != {"if", "set"}:
+        raise ConfigurationError(f"where: expected {{if: {{axis: label}}, set: {{setting: value}}}}, got {rule!r}")
+    condition = {axis: _label(label) for axis, label in _mapping(rule["if"], "where.if").items()}
+    return {"if": condition, "set": _mapping(rule["set"], "where.set")}
+
+
+def _check_rules(rules: Iterable[Mapping[str, Any]], grids: Sequence[Axes]) -> None:
+    """Refuse rules for points that there are none of: they are misspelt."""
+    known: dict[str, list[str]] = {}
+    for axes in grids:
+        for axis, labels in axes.items():
+            known.setdefault(axis, []).extend(labels)
+    for axis, label in (condition for rule in rules for condition in rule["if"].items()):
+        if label not in known.get(axis, ()):
+            what = f"has {', '.join(known[axis])}" if axis in known else f"is none of {', '.join(known)}"
+            raise ConfigurationError(f"where: no run has {axis} = {label}; the axis {axis} {what}")
+
+
+def _merged(overrides: Iterable[Overrides]) -> Overrides:
+    """Return all settings, later ones over earlier ones, and every class before its options."""
+    merged: Overrides = {}
+    for settings in overrides:
+        merged |= settings
+    return dict(sorted(merged.items(), key=lambda item: item[0].count(".")))
+
+
+def _filled(value: Any, labels: Mapping[str, str]) -> Any:
+    """Put labels in the place of {axis} in a text."""
+    if not isinstance(value, str):
+        return value
+
+    def label(match: re.Match[str]) -> str:
+        if match[1] not in labels:
+            raise ConfigurationError(f"{value!r}: there is no axis {match[1]!r}; there are {', '.join(labels)}")
+        return labels[match[1]]
+
+    return re.sub(r"\{([\w.]+)\}", label, value)
+
+
+def _name(labels: Mapping[str, str], axes: Axes) -> str:
+    """Return a run's name: words stand for themselves, numbers after the last part of their setting's name.
+
+    An axis on which there is one place only is not told of.
+    """
+    told = {axis: label for axis, label in labels.items() if len(axes[axis]) > 1 or axis == _LAST or axis == "method"}
+    parts = [
+        label if axis == "method" or not _is_number(label) else f"{axis.rpartition('.')[2]}={label}"
+        for axis, label in told.items()
+    ]
+    return re.sub(r"[^\w.=+,-]+", "_", "-".join(parts)) or "run"
+
+
+def _is_number(label: str) -> bool:
+    return re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", label) is not None
+
+
+def _check_bases(path: Path, points: Iterable[Point]) -> None:
+    for base in dict.fromkeys(point.base for point in points):
+        if not base.is_file():
+            raise ConfigurationError(
+                f"{path}: there is no base config {base}; its path is relative to the sweep's file"
+            )
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
