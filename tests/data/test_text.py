@@ -178,10 +178,14 @@ def test_held_out_texts_do_not_occur_in_training(tmp_path, make):
     assert not train & held
 
 
-def test_a_validation_split_is_not_replaced(tmp_path, loaded):
+def test_what_is_held_out_takes_the_place_of_a_validation_split(tmp_path, loaded):
     train = write(tmp_path / "a.csv", ROWS)
-    data = loaded(train, validation_path=str(train), validation_fraction=0.5)
-    assert len(data.split("train")) == len(data.split("validation")) == 6
+    other = write(tmp_path / "b.csv", {"text": ["good", "bad"], "label": [0, 1]})
+    assert len(loaded(train, validation_path=str(other)).split("validation")) == 2
+    data = loaded(train, validation_path=str(other), validation_fraction=0.5)
+    assert len(data.split("train")) + len(data.split("validation")) == 6
+    alone = loaded(train, validation_fraction=0.5)
+    assert data.fingerprint() == alone.fingerprint()
 
 
 def test_nothing_to_hold_out(tmp_path, make):

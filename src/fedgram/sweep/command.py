@@ -12,7 +12,7 @@ from fedgram.errors import ConfigurationError
 from fedgram.sweep.array import write_array
 from fedgram.sweep.plan import Point, Sweep, read_sweep
 from fedgram.sweep.runner import Outcome, Progress, run_all
-from fedgram.sweep.standing import arguments, look, remember
+from fedgram.sweep.standing import command, look, remember
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,8 @@ All other options are options of fit, for every run; {axis} stands for a run's l
 
   fedgram sweep configs/sweeps/quickstart.yaml
   fedgram sweep configs/sweeps/quickstart.yaml --dry_run
-  fedgram sweep configs/sweeps/paper_table1.yaml --small --data.path 'glue/{data.task}' --jobs 2
+  fedgram sweep configs/sweeps/paper_table1.yaml --small --data.path 'glue/{task}' --jobs 2
+  fedgram sweep configs/sweeps/paper_table1.yaml --only model=roberta_large --only task=rte,wnli
   fedgram sweep configs/sweeps/paper_table1.yaml --slurm table1.sbatch && sbatch table1.sbatch
   fedgram compare runs/quickstart
 """
@@ -43,7 +44,7 @@ def main(given: Sequence[str]) -> None:
     """
     parser = _parser()
     options, further = parser.parse_known_args(given)
-    sweep = read_sweep(options.file, small=options.small, further=_overrides(further))
+    sweep = read_sweep(options.file, small=options.small, further=_overrides(further)).only(_choices(options.only))
     root = options.default_root_dir / sweep.name
     if options.print_command is not None:
         _print_command(sweep, root, options.print_command)
@@ -65,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", type=Path, help="the sweep: a base config and a grid; see configs/sweeps")
     parser.add_argument("--small", action="store_true", help="with the small models that the file names for it")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="AXIS=LABEL,...",
+        help="the runs with one of these labels on an axis of the grid; may be given for several axes",
+    )
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time, which share the cores")
     parser.add_argument(
         "--dry_run", action="store_true", help="list the runs, how far they are and what they will cost"
@@ -93,6 +101,17 @@ def _overrides(further: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _choices(only: Sequence[str]) -> dict[str, list[str]]:
+    """Return the labels that were asked for, by axis."""
+    found: dict[str, list[str]] = {}
+    for choice in only:
+        axis, equals, labels = choice.partition("=")
+        if not equals:
+            raise ConfigurationError(f"--only {choice}: expected an axis and labels, such as method=FLoRG,FedIT")
+        found.setdefault(axis, []).extend(labels.split(","))
+    return found
+
+
 def _print_command(sweep: Sweep, root: Path, number: int) -> None:
     if not 0 <= number < len(sweep.points):
         raise ConfigurationError(f"--print_command {number}: the sweep's runs are 0 to {len(sweep.points) - 1}")
@@ -100,7 +119,7 @@ def _print_command(sweep: Sweep, root: Path, number: int) -> None:
     standing = look(point, root)
     if standing.state != "finished":
         remember(point, root, standing)
-        sys.stdout.write(shlex.join([sys.executable, "-m", "fedgram", *arguments(point, root, standing)]) + "\n")
+        sys.stdout.write(shlex.join(command(point, root, standing)) + "\n")
 
 
 def _write_array(sweep: Sweep, root: Path, path: Path, given: Sequence[str]) -> None:

@@ -19,8 +19,8 @@ base: ../quickstart.yaml
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ Axes = Mapping[str, Mapping[str, Overrides]]
 """What each label of each axis sets."""
 
 _KEYS = ("base", "set", "grid", "where", "small")
+_PLACEHOLDER = re.compile(r"\{([\w.]+)\}")
 _LAST = "trainer.seed"
 """Repetitions of one run stand together in every list."""
 
@@ -73,6 +74,26 @@ class Sweep:
     name: str
     points: tuple[Point, ...]
 
+    def only(self, choices: Mapping[str, Collection[str]]) -> "Sweep":
+        """Return the sweep with the points alone that have one of some labels on each of some axes.
+
+        Raises:
+            ConfigurationError: no point has a label, or there is no such axis.
+        """
+        for axis, labels in choices.items():
+            known = dict.fromkeys(point.labels[axis] for point in self.points if axis in point.labels)
+            if missing := [label for label in labels if label not in known]:
+                raise ConfigurationError(
+                    f"--only: no run has {axis} = {missing[0]}; "
+                    + (f"there is {', '.join(known)}" if known else f"the axes are {', '.join(self._axes)}")
+                )
+        kept = [p for p in self.points if all(p.labels.get(axis) in labels for axis, labels in choices.items())]
+        return replace(self, points=tuple(kept))
+
+    @property
+    def _axes(self) -> list[str]:
+        return list(dict.fromkeys(axis for point in self.points for axis in point.labels))
+
 
 def read_sweep(path: Path, *, small: bool = False, further: Mapping[str, str] | None = None) -> Sweep:
     """Read a sweep's file.
@@ -92,7 +113,8 @@ def read_sweep(path: Path, *, small: bool = False, further: Mapping[str, str] | 
         content = _shrunk(content, content["small"])
     common, rules = _mapping(content.get("set"), "set"), [_rule(rule) for rule in content.get("where") or []]
     grid = content.get("grid") or {}
-    grids = [_axes(one) for one in (grid if isinstance(grid, list) else [grid])]
+    filling = _placeholders([content["base"], common, dict(further or {})])
+    grids = [_axes(one, filling) for one in (grid if isinstance(grid, list) else [grid])]
     _check_rules(rules, grids)
     points: dict[str, Point] = {}
     for axes in grids:
@@ -112,9 +134,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(
-            f"{path} is no sweep that can be read ({error}); see configs/sweeps for some"
-        ) from error
+        raise ConfigurationError(f"{path} can't be read ({error}); configs/sweeps has some to go by") from error
     if not isinstance(content, dict) or "base" not in content or (unknown := set(content) - set(_KEYS)):
         found = f"found {sorted(unknown)}" if isinstance(content, dict) and "base" in content else "there is no base"
         raise ConfigurationError(f"{path}: a sweep has a base, and may have {', '.join(_KEYS[1:])}; {found}")
@@ -144,18 +164,25 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     return dict(value or {})
 
 
-def _axes(grid: Any) -> Axes:
+def _placeholders(content: Any) -> set[str]:
+    """Return the axes that stand in braces somewhere, whose labels fill texts."""
+    return set(_PLACEHOLDER.findall(json.dumps(content)))
+
+
+def _axes(grid: Any, filling: Collection[str]) -> Axes:
     """Return the axes of a grid."""
-    return {name: _axis(name, values) for name, values in _mapping(grid, "grid").items()}
+    return {name: _axis(name, values, name in filling) for name, values in _mapping(grid, "grid").items()}
 
 
-def _axis(name: str, values: Any) -> dict[str, Overrides]:
-    """Return what each label of an axis sets: named variants say it, of values it is the setting of the axis' name."""
+def _axis(name: str, values: Any, fills: bool) -> dict[str, Overrides]:
+    """Return what each label of an axis sets.
+
+    Named variants say it. Of values it is the setting that the axis is called after, but where they fill a text.
+    """
     if isinstance(values, dict) and values:
         return {str(label): _mapping(overrides, f"grid.{name}.{label}") for label, overrides in values.items()}
     if isinstance(values, list) and values:
-        sets = "." in name or name in ("method", "data", "model", "optimizer")
-        return {_label(value): {name: value} if sets else {} for value in values}
+        return {_label(value): {} if fills and "." not in name else {name: value} for value in values}
     raise ConfigurationError(
         f"grid.{name}: expected a list of values, such as [0, 1, 2], or variants by name, such as "
         f"{{FedIT: {{method: FedIT}}}}; got {values!r}"
@@ -210,7 +237,7 @@ def _filled(value: Any, labels: Mapping[str, str]) -> Any:
             raise ConfigurationError(f"{value!r}: there is no axis {match[1]!r}; there are {', '.join(labels)}")
         return labels[match[1]]
 
-    return re.sub(r"\{([\w.]+)\}", label, value)
+    return _PLACEHOLDER.sub(label, value)
 
 
 def _name(labels: Mapping[str, str], axes: Axes) -> str:

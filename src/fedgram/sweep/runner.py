@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from types import FrameType
 from typing import IO, Literal
 
 from fedgram.sweep.plan import Point
-from fedgram.sweep.standing import Standing, arguments, look, remember
+from fedgram.sweep.standing import Standing, command, look, remember
 
 __all__ = ["Outcome", "Progress", "expected_seconds", "run_all"]
 
@@ -171,12 +170,16 @@ def _start(point: Point, root: Path, standing: Standing, jobs: int) -> _Job:
     """Start a run in a process of its own, out of the terminal's reach: a Ctrl-C is for the sweep to pass on."""
     remember(point, root, standing)
     log = (root / point.name / "log.txt").open("a")
-    command = [sys.executable, "-m", "fedgram", *arguments(point, root, standing)]
     environment = dict(os.environ)
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        command(point, root, standing),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
     )
     return _Job(point, process, log, time.monotonic())
 

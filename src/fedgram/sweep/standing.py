@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from fedgram.files import atomic_write
 from fedgram.run_folder import RunFolder, versions
 from fedgram.sweep.plan import Point
 
-__all__ = ["Standing", "arguments", "look", "remember"]
+__all__ = ["Standing", "command", "look", "remember"]
 
 State = Literal["finished", "cut off", "new", "changed"]
 _RECORD = "sweep.json"
@@ -65,11 +66,11 @@ def remember(point: Point, root: Path, standing: Standing) -> None:
     atomic_write(own / _RECORD, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def arguments(point: Point, root: Path, standing: Standing) -> list[str]:
-    """Return the arguments of ``fedgram`` that start a run, or have it go on."""
+def command(point: Point, root: Path, standing: Standing) -> list[str]:
+    """Return the command that starts a run, or has it go on."""
     where = ["--trainer.default_root_dir", str(root), "--trainer.name", point.name]
     resume = ["--ckpt_path", str(standing.folder)] if standing.state == "cut off" else []
-    return ["fit", *point.settings, *where, *resume]
+    return [sys.executable, "-m", "fedgram", "fit", *point.settings, *where, *resume]
 
 
 def _digest(point: Point) -> str:
