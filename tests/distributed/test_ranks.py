@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tiny_text import write_config
+
 SECONDS = 300
 """Far more than it takes: ranks that wait for each other for ever must not hang the tests."""
 FEDGRAM = ("-m", "fedgram", "fit", "--config", "config.yaml")
@@ -26,22 +28,8 @@ def fit(folder: Path, name: str, *arguments: str, launcher: tuple[str, ...] = ()
 
 @pytest.fixture
 def folder(tiny_backbone, tiny_data, tmp_path) -> Path:
-    (tmp_path / "config.yaml").write_text(
-        f"""
-method: {{class_path: FLoRG, init_args: {{rank: 2}}}}
-model: {{class_path: TextClassification, init_args: {{backbone: {tiny_backbone}}}}}
-data:
-  class_path: TextClassificationData
-  init_args:
-    path: {tiny_data}
-    batch_size: 3
-    cache_dir: {tmp_path / "cache"}
-    partition: {{class_path: Dirichlet, init_args: {{rho: 0.5}}}}
-trainer:
-  {{rounds: 4, clients: 7, participation: 5, clients_per_block: 2, client_weights: samples, threads: 1,
-    accelerator: cpu, loggers: false, evaluate_every: 2}}
-"""
-    )
+    trainer = {"rounds": 4, "clients": 7, "participation": 5, "clients_per_block": 2, "client_weights": "samples"}
+    write_config(tmp_path, tiny_backbone, tiny_data, **trainer, evaluate_every=2)
     return tmp_path
 
 

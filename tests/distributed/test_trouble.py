@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tiny_text import write_config
+
 SECONDS = 60
 """Within these, all ranks must have stopped."""
 
@@ -28,16 +30,7 @@ class Bug(FedIT):
 @pytest.fixture
 def folder(tiny_backbone, tiny_data, tmp_path) -> Path:
     (tmp_path / "bug.py").write_text(BUG)
-    (tmp_path / "config.yaml").write_text(
-        f"""
-method: {{class_path: FLoRG, init_args: {{rank: 2}}}}
-model: {{class_path: TextClassification, init_args: {{backbone: {tiny_backbone}}}}}
-data:
-  class_path: TextClassificationData
-  init_args: {{path: {tiny_data}, batch_size: 3, cache_dir: {tmp_path / "cache"}}}
-trainer: {{clients: 4, clients_per_block: 1, local_steps: 4, threads: 1, accelerator: cpu, loggers: false, name: run}}
-"""
-    )
+    write_config(tmp_path, tiny_backbone, tiny_data, clients=4, clients_per_block=1, local_steps=4, name="run")
     return tmp_path
 
 

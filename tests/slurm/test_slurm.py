@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slurm.cluster import Cluster, obstacle
-from tiny_text import sentences
+from tiny_text import sentences, write_config
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "slurm"
 TESTS = Path(__file__).parents[1]
@@ -44,22 +44,8 @@ def folder(tiny_backbone, tmp_path_factory):
     for split, count in {"train": 60, "validation": 16}.items():
         rows = zip(*sentences(count, seed=count), strict=True)
         (folder / f"{split}.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
-    (folder / "config.yaml").write_text(
-        f"""
-method: {{class_path: FLoRG, init_args: {{rank: 2}}}}
-model: {{class_path: TextClassification, init_args: {{backbone: {tiny_backbone}}}}}
-data:
-  class_path: TextClassificationData
-  init_args:
-    path: {folder}
-    batch_size: 3
-    cache_dir: {folder / "cache"}
-    partition: {{class_path: Dirichlet, init_args: {{rho: 0.5}}}}
-trainer:
-  {{rounds: {ROUNDS}, clients: 7, participation: 5, clients_per_block: 2, client_weights: samples, threads: 1,
-    accelerator: cpu, loggers: false}}
-"""
-    )
+    trainer = {"rounds": ROUNDS, "clients": 7, "participation": 5, "clients_per_block": 2, "client_weights": "samples"}
+    write_config(folder, tiny_backbone, folder, **trainer)
     return folder
 
 

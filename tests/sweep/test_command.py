@@ -1,0 +1,104 @@
+"""``fedgram sweep`` as a user calls it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedgram.cli import main
+from fedgram.errors import ConfigurationError
+from fedgram.sweep.command import main as sweep
+from tiny_text import write_config
+
+SECONDS = 300
+
+
+@pytest.fixture
+def folder(tiny_backbone, tiny_data, tmp_path, monkeypatch) -> Path:
+    write_config(tmp_path, tiny_backbone, tiny_data, rounds=1, clients=3, clients_per_block=1)
+    grid = {
+        "method": {"FLoRG": {}, "FedIT": {"method": "FedIT"}, "wrong": {"method.rank": 999}},
+        "trainer.seed": [0, 1],
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"base": "config.yaml", "grid": grid}, sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fedgram(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "fedgram", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=SECONDS)
+
+
+def test_a_sweep_trains_what_can_be_trained_and_reports_the_rest(folder):
+    result = fedgram(folder, "sweep", "grid.yaml", "--jobs", "2", "--only", "trainer.seed=0", "--trainer.local_steps=1")
+    assert result.returncode == 1, result.stderr
+    assert "grid: 3 runs in runs/grid" in result.stdout
+    assert "FLoRG-seed=0: done" in result.stdout
+    assert "wrong-seed=0: failed with exit code" in result.stdout
+    assert "failed: wrong-seed=0 (runs/grid/wrong-seed=0/log.txt): fedgram: " in result.stdout
+    assert "got 999" in result.stdout
+    summaries = {path.parts[-3]: json.loads(path.read_text()) for path in folder.glob("runs/*/*/*/summary.json")}
+    assert {name: summary["method"] for name, summary in summaries.items()} == {
+        "FLoRG-seed=0": "FLoRG", "FedIT-seed=0": "FedIT"
+    }  # fmt: skip
+    assert all(summary["settings"]["trainer.local_steps"] == 1 for summary in summaries.values())
+
+    again = fedgram(folder, "sweep", "grid.yaml", "--only", "method=FLoRG", "--only", "trainer.seed=0")
+    assert again.returncode == 0, again.stdout  # without --trainer.local_steps it is another run
+    assert (folder / "runs/grid/FLoRG-seed=0/version_1/summary.json").exists()
+    assert fedgram(folder, "sweep", "grid.yaml", "--only", "method=FLoRG", "--dry_run").stdout.split()[3:] == [
+        "0", "FLoRG-seed=0", "finished", "1", "FLoRG-seed=1", "new"
+    ]  # fmt: skip
+
+
+def test_the_array_has_a_task_for_every_run_that_is_left(folder, capsys):
+    done = folder / "runs/grid/FedIT-seed=0/version_0"
+    sweep(["grid.yaml", "--print_command", "2"])
+    assert "--trainer.name FedIT-seed=0" in capsys.readouterr().out
+    (done / "checkpoints").mkdir(parents=True)
+    (done / "summary.json").write_text('{"seconds": 1}')
+    sweep(["grid.yaml", "--slurm", "out/array.sbatch", "--trainer.rounds", "2"])
+    assert "6 runs: sbatch out/array.sbatch" in capsys.readouterr().out  # with two rounds it is another sweep
+    sweep(["grid.yaml", "--slurm", "out/array.sbatch"])
+    assert "5 runs: sbatch out/array.sbatch" in capsys.readouterr().out
+    script = (folder / "out/array.sbatch").read_text()
+    assert "#SBATCH --array=0-1,3-5" in script
+    assert "sweep grid.yaml --print_command" in script
+    subprocess.run(["bash", "-n", "out/array.sbatch"], cwd=folder, check=True)
+    sweep(["grid.yaml", "--print_command", "2"])
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ConfigurationError, match="runs are 0 to 5"):
+        sweep(["grid.yaml", "--print_command", "6"])
+
+
+def test_an_array_of_nothing_is_refused(folder, capsys):
+    sweep(["grid.yaml", "--only", "method=FedIT", "--only", "trainer.seed=1", "--print_command", "0"])
+    done = folder / "runs/grid/FedIT-seed=1/version_0"
+    done.mkdir(parents=True)
+    (done / "summary.json").write_text('{"seconds": 1}')
+    with pytest.raises(ConfigurationError, match="all 1 runs are finished"):
+        sweep(["grid.yaml", "--only", "method=FedIT", "--only", "trainer.seed=1", "--slurm", "a.sbatch"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml can't be read"),
+        (["grid.yaml", "--small"], "no part `small`"),
+        (["grid.yaml", "--only", "FedIT"], "expected an axis and labels"),
+        (["grid.yaml", "--trainer.rounds"], "expected an option of fit with its value"),
+        (["grid.yaml", "trainer.rounds", "5"], "expected an option of fit with its value"),
+    ],
+)
+def test_what_can_not_be_understood_is_one_line(folder, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["fedgram", "sweep", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
