@@ -174,25 +174,30 @@ def test_a_layout_that_is_not_the_jobs_is_one_clear_error(cluster, folder, submi
     assert not (folder / "runs" / "misfit").exists()
 
 
-def test_an_array_has_a_run_for_every_method_and_seed_and_requeues_one_alone(cluster, folder, submit, reached):
-    hold = "--trainer.callbacks+=slurm.hooks.WaitForSignal"
-    job = submit("array.sbatch", "array", hold, sbatch=["--array=0-3"], METHODS="FLoRG FFALoRA", SEEDS="0 1")
-    reached(f"{job}_2", "array", ranks=1)
+@pytest.fixture
+def sweep(folder, environment):
+    """Writes a job array of two methods and two seeds, and returns its path."""
+    content = {"base": "config.yaml", "grid": {"method": ["FLoRG", "FFALoRA"], "trainer.seed": [0, 1]}}
+    (folder / "grid.yaml").write_text(json.dumps(content))
+    command = ["fedgram", "sweep", "grid.yaml", "--trainer.callbacks+=slurm.hooks.WaitForSignal", "--slurm", "grid.sh"]
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    return folder / "grid.sh"
+
+
+def test_a_sweep_is_an_array_of_which_one_task_requeues_alone(cluster, folder, environment, reached, sweep):
+    job = cluster.submit("--cpus-per-task=1", str(sweep), cwd=folder, env=environment)
+    reached(f"{job}_2", "grid/FFALoRA-seed=0", ranks=1)
     cluster.run("scancel", "--signal=USR1", f"{job}_2")
     ended = [cluster.wait(f"{job}_{index}") for index in range(4)]
-    assert [own["JobState"] for own in ended] == ["COMPLETED"] * 4, said(folder, f"{job}_2")
+    log = (folder / "runs" / "grid" / f"slurm-{job}_2.out").read_text()
+    assert [own["JobState"] for own in ended] == ["COMPLETED"] * 4, log
     assert [own["Restarts"] for own in ended] == ["0", "0", "1", "0"]
-    runs = list((folder / "runs" / "array").iterdir())
-    assert all(rounds_of(run) == list(range(ROUNDS + 1)) for run in runs)
-    settings = [summary_of(run)["settings"] for run in runs]
-    made = sorted((own["method"], own["trainer.seed"]) for own in settings)
-    assert made == [("FFALoRA", 0), ("FFALoRA", 1), ("FLoRG", 0), ("FLoRG", 1)]
-
-
-def test_an_array_with_more_tasks_than_runs_says_so(cluster, folder, submit):
-    job = submit("array.sbatch", "beyond", sbatch=["--array=2"], METHODS="FLoRG", SEEDS="0 1")
-    assert cluster.wait(f"{job}_2")["JobState"] == "FAILED"
-    assert said(folder, f"{job}_2") == "--array must be 0-1; 2 has no method\n"
+    runs = {path.name: path / "version_0" for path in (folder / "runs" / "grid").iterdir() if path.is_dir()}
+    assert sorted(runs) == ["FFALoRA-seed=0", "FFALoRA-seed=1", "FLoRG-seed=0", "FLoRG-seed=1"]
+    assert all(rounds_of(run) == list(range(ROUNDS + 1)) for run in runs.values())
+    again = ["fedgram", "sweep", "grid.yaml", "--trainer.callbacks+=slurm.hooks.WaitForSignal", "--slurm", "grid.sh"]
+    result = subprocess.run(again, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert "all 4 runs are finished" in result.stderr
 
 
 def test_fits_of_several_ranks_run_side_by_side_in_one_job(cluster, folder, environment):

@@ -10,21 +10,28 @@ __all__ = ["write_array"]
 
 _SCRIPT = """\
 #!/bin/bash
-# {count} runs of {name}, one a task. Change what your cluster asks for; a run may have several ranks (--ntasks).
+# {count} runs of {name}, one a task:
 #   sbatch {path}
+# What stands before the script's name goes to sbatch and overrides the lines below. docs/slurm.md explains every line.
 #SBATCH --job-name={name}
-#SBATCH --array={tasks}
-#SBATCH --ntasks=1
+#SBATCH --output={root}/slurm-%A_%a.out
+#SBATCH --open-mode=append       # a requeued task goes on writing where it stopped
+#SBATCH --array={tasks}          # %6 behind it lets six run at a time
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1      # one rank each; with GPUs, as many as GPUs
 #SBATCH --cpus-per-task=4
+##SBATCH --gpus-per-node=1       # remove one # to use it
 #SBATCH --time=04:00:00
-#SBATCH --output={root}/slurm-%A_%a.txt
-#SBATCH --open-mode=append
+#SBATCH --signal=USR1@120        # two minutes before the end, to every rank (with B: it would go to this script alone)
 #SBATCH --requeue
-#SBATCH --signal=USR1@120
 
-# The command of this task's run: it starts, goes on where it was cut off, or has nothing left to do.
+export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
+export HF_HUB_OFFLINE=1          # fedgram prepare fetched everything on the login node
+
+# The command of this task's run: it starts it, has it go on where it was cut off, or is empty where it is done.
 command=$({sweep} --print_command "$SLURM_ARRAY_TASK_ID") || exit 1
-[ -z "$command" ] || eval "srun $command --trainer.requeue true"
+# -K: when one rank dies, all do. -c: srun does not take it over from the job by itself.
+[ -z "$command" ] || eval "srun -K -c $OMP_NUM_THREADS $command --trainer.requeue true"
 """
 
 
