@@ -12,13 +12,15 @@ import yaml
 
 from fedgram.cli import main
 from fedgram.models.sources import is_shape, known_shapes
+from fedgram.sweep import Point, read_sweep
 from tiny_glue import write_glue
 from tiny_models import save_tiny
 from tiny_squad import columns, write_split
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-EVERY = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))
+EVERY = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml") if path not in SWEEPS)
 README = (CONFIGS / "paper" / "README.md").read_text()
 
 BACKBONES = {
@@ -206,6 +208,33 @@ def test_every_override_reaches_its_object(build, cell, method):
         for name in names:
             found = getattr(found, name)
         assert found == value, path
+
+
+def covering(points: tuple[Point, ...]) -> list[Point]:
+    """Return a few points in which every label of every axis is."""
+    chosen, missing = [], {label for point in points for label in point.labels.items()}
+    while missing:
+        chosen.append(max(points, key=lambda point: len(missing & point.labels.items())))
+        missing -= chosen[-1].labels.items()
+    return chosen
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["whole", "small"])
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_runs_of_a_sweep_make_what_their_names_say(build, path, small):
+    if small and "small" not in yaml.safe_load(path.read_text()):
+        pytest.skip("it is small as it is")
+    for point in covering(read_sweep(path, small=small).points):
+        made = build(*point.settings)
+        assert made["method"].name == point.labels.get("method", "FLoRG")
+        assert made["datamodule"].name == point.labels.get("task", made["datamodule"].name)
+        assert made["trainer"].seed == int(point.labels.get("trainer.seed", 0))
+        for key, found in {
+            "method.rank": made["method"].rank,
+            "data.partition.rho": getattr(made["datamodule"].partition, "rho", None),
+            "trainer.participation": made["trainer"].participation,
+        }.items():
+            assert found is None or float(point.labels.get(key, found)) == found
 
 
 def test_the_readme_names_every_override():
