@@ -38,7 +38,7 @@ from fedgram.methods import Diagnostics, Method, RoundInfo
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.reporting import device_kind
-from fedgram.run_folder import RunFolder
+from fedgram.run_folder import RunFolder, column_of, is_loss
 from fedgram.seeding import numpy_generator
 from fedgram.state import State, flatten, merge, to
 from fedgram.uploads import Uploads
@@ -276,7 +276,7 @@ class Federation:
         if "validation" in self.data.tables:
             how = self.plan.personal_evaluation
             self.metrics = evaluate(self.network, self.models(), self.data, "validation", self.ranks, how)
-            current.row |= {f"val_{key}" if _is_loss(key) else key: value for key, value in self.metrics.items()}
+            current.row |= {column_of(key): value for key, value in self.metrics.items()}
         if current.number == 0:
             self.initial = self.metrics
 
@@ -286,7 +286,7 @@ class Federation:
 
     def evaluated(self, row: dict[str, float]) -> dict[str, float]:
         """Return the task's metrics, without losses, that a round's row has; none where it was not evaluated."""
-        return {key: row[key] for key in self.metrics if not _is_loss(key) and key in row}
+        return {key: row[key] for key in self.metrics if not is_loss(key) and key in row}
 
     def log(self, current: Round) -> None:
         """Write the round into the run's tables and tell the loggers."""
@@ -369,11 +369,6 @@ class Federation:
             unknown -= len(new)
             if not unknown:
                 return
-
-
-def _is_loss(key: str) -> bool:
-    """Say whether a key of an evaluation is the loss on the split, or on a further part of it."""
-    return key.partition("_")[0] == "loss"
 
 
 def _means(figures: Diagnostics) -> dict[str, float]:

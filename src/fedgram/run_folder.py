@@ -13,10 +13,24 @@ from typing import Any
 from fedgram.errors import CheckpointError, ConfigurationError
 from fedgram.files import append, atomic_write, remove_leftovers
 
-__all__ = ["RunFolder", "find_checkpoints", "find_run_of", "versions"]
+__all__ = ["RunFolder", "column_of", "find_checkpoints", "find_run_of", "is_loss", "versions"]
 
 _ALIASES = ("last", "best")
 _START = "slurm.json"
+
+
+def is_loss(metric: str) -> bool:
+    """Say whether a key of an evaluation is the loss on the split, or on a further part of it."""
+    return metric.partition("_")[0] == "loss"
+
+
+def column_of(metric: str) -> str:
+    """Return the column of metrics.csv that a key of an evaluation stands in.
+
+    >>> column_of("accuracy"), column_of("loss")
+    ('accuracy', 'val_loss')
+    """
+    return f"val_{metric}" if is_loss(metric) else metric
 
 
 class Table:

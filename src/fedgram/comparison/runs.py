@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from fedgram.errors import DataError
+from fedgram.run_folder import column_of, is_loss
 
-__all__ = ["Group", "Run", "check_comparable", "group_runs", "read_runs", "slices"]
+__all__ = ["Group", "Run", "check_comparable", "find_difference", "group_runs", "read_runs", "slices"]
 
 Settings = Mapping[str, Any]
 
@@ -24,7 +25,11 @@ _EXECUTION = ("trainer.seed", "trainer.threads", "trainer.clients_per_block", "t
 _SHARED = ("data.fingerprint", "data.groups", "data.partition", "model.pretrained", "model.monitor")
 """Beginnings of the settings that runs must share to be held against each other, besides how many clients there are."""
 _SHORT = {"data.partition.rho": "rho", "method.rank": "rank", "trainer.participation": "participation"}
-"""Settings with a name of their own on the command line and in labels."""
+"""Settings with a name of their own on the command line and in labels; of others the last part will do."""
+_DIGESTS = ("data.fingerprint", "data.groups")
+"""Settings that tell a reader nothing; a label has them only where nothing else tells two groups apart."""
+_NEEDED = ("method", "task", "seed", "final")
+"""What summary.json must say at least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +59,7 @@ class Run:
     @property
     def metric(self) -> str:
         """What runs of its task are judged by: the first metric that is no loss."""
-        return next((key for key in self.summary["final"] if "loss" not in key), "loss")
+        return next((key for key in self.summary["final"] if not is_loss(key)), "loss")
 
     @property
     def is_personal(self) -> bool:
@@ -62,9 +67,16 @@ class Run:
         return self.summary.get("personal_evaluation") == "own"
 
     def setting(self, key: str) -> Any:
-        """Return one of its settings by the full or the short name, or task, method, seed or backbone."""
-        full = next((known for known, short in _SHORT.items() if short == key), key)
-        return self.settings[full] if full in self.settings else self.summary.get(full)
+        """Return one of its settings by the full or a short name, or task, method, seed or backbone; None without."""
+        return self.settings.get(full, self.summary.get(full)) if (full := self._full_name(key)) else None
+
+    def _full_name(self, key: str) -> str | None:
+        """Return the full name of a setting: the key itself, what it is short for, or what alone ends in it."""
+        long = next((known for known, short in _SHORT.items() if short == key), key)
+        if long in self.settings or long in self.summary:
+            return long
+        ending = [known for known in self.settings if known.rpartition(".")[2] == key]
+        return ending[0] if len(ending) == 1 else None
 
     @property
     def settings(self) -> Settings:
@@ -74,6 +86,12 @@ class Run:
     def final(self, metric: str | None = None) -> float:
         """Return a metric, by default the one that counts, after the last round; nan where it was not evaluated."""
         return float(self.summary["final"].get(metric or self.metric, np.nan))
+
+    def history(self, metric: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return where in the columns of `rounds` it was evaluated, int64 ``(n,)``, and a metric there, ``(n,)``."""
+        values = self.rounds.get(column_of(metric or self.metric), np.zeros(0))
+        rows = np.flatnonzero(~np.isnan(values))
+        return rows, values[rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,17 +112,18 @@ class Group:
 
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
-    """Return the finished runs in some folders and below them; of equal settings and seed, the newest alone.
+    """Return the finished runs in some folders and below them.
+
+    Of runs of equal settings and seed the last counts: the highest version of a name, and of several names the one that
+    was given last, or comes last in the alphabet.
 
     Raises:
-        DataError: there is none, or the files of one are damaged.
+        DataError: there is none in one of the folders, or the files of one are damaged.
     """
-    paths = list(paths)
-    files = dict.fromkeys(file for path in paths for file in sorted(path.rglob("summary.json"), key=_age))
-    if not files:
-        raise DataError(
-            f"no finished run below {', '.join(map(str, paths))}: there is no summary.json; run fedgram fit"
-        )
+    found = {path: sorted(path.rglob("summary.json"), key=_age) for path in paths}
+    if empty := [str(path) for path, own in found.items() if not own]:
+        raise DataError(f"no finished run below {', '.join(empty)}: there is no summary.json; run fedgram fit")
+    files = dict.fromkeys(file for own in found.values() for file in own)
     newest: dict[tuple[Any, ...], Run] = {}
     for run in map(_read, files):
         newest[_identity(run), run.seed, None if run.settings else run.folder] = run
@@ -120,6 +139,8 @@ def _age(file: Path) -> tuple[str, int]:
 def _read(file: Path) -> Run:
     try:
         summary = dict(json.loads(file.read_text()))
+        if missing := [key for key in _NEEDED if key not in summary]:
+            raise ValueError(f"{file.name} does not say {', '.join(missing)}")
         with (file.parent / "metrics.csv").open(newline="") as lines:
             rows = list(csv.DictReader(lines))
         columns = {key: np.array([float(row[key] or "nan") for row in rows]) for key in (rows[0] if rows else {})}
@@ -130,9 +151,13 @@ def _read(file: Path) -> Run:
 
 def _identity(run: Run) -> str:
     """Return a text that repetitions of one run have in common."""
+    return json.dumps(_told_apart_by(run), sort_keys=True, default=str)
+
+
+def _told_apart_by(run: Run) -> dict[str, Any]:
+    """Return all that makes two runs different ones, and not repetitions of one."""
     kept = {key: value for key, value in run.settings.items() if key not in _EXECUTION}
-    rest = {key: run.summary.get(key) for key in ("method", "task", "rounds", "personal_evaluation")}
-    return json.dumps([kept, rest], sort_keys=True, default=str)
+    return kept | {key: run.summary.get(key) for key in ("method", "task", "rounds", "personal_evaluation")}
 
 
 def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:
@@ -141,7 +166,12 @@ def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:
     Args:
         runs: the runs.
         by: settings that differ on purpose, by full or short name, such as rank, data.partition.rho or task.
+
+    Raises:
+        DataError: no run has such a setting.
     """
+    for key in by:
+        _check_setting(key, runs)
     found: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         found.setdefault((*(_plain(run.setting(key)) for key in by), _identity(run)), []).append(run)
@@ -152,6 +182,12 @@ def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:
     ]
     groups.sort(key=lambda group: [_sortable(value) for value in group.at])
     return [_labelled(group, groups) for group in groups]
+
+
+def _check_setting(key: str, runs: Sequence[Run]) -> None:
+    if all(run.setting(key) is None for run in runs):
+        known = sorted({own.rpartition(".")[2] for run in runs for own in run.settings if own not in _DIGESTS})
+        raise DataError(f"--by {key}: no run has such a setting, or several end so; there are task, {', '.join(known)}")
 
 
 def _plain(value: Any) -> Any:
@@ -165,17 +201,12 @@ def _sortable(value: Any) -> tuple[float, str]:
 def _labelled(group: Group, groups: Sequence[Group]) -> Group:
     """Add to a label what tells a group from the others of its method in its slice."""
     twins = [other for other in groups if other.method == group.method and other.at == group.at]
-    settings = [_settings_of(twin) for twin in twins]
+    settings = [_told_apart_by(twin.runs[0]) for twin in twins]
     keys = [key for key in dict.fromkeys(key for own in settings for key in own) if _differs(key, settings)]
-    own = _settings_of(group)
+    keys = [key for key in keys if key not in _DIGESTS] or keys
+    own = _told_apart_by(group.runs[0])
     told = ", ".join(f"{_SHORT.get(key, key.rpartition('.')[2])} {own[key]}" for key in keys if key in own)
     return replace(group, label=f"{group.method} ({told})" if told else group.method)
-
-
-def _settings_of(group: Group) -> dict[str, Any]:
-    run = group.runs[0]
-    known = {key: value for key, value in run.settings.items() if key not in _EXECUTION}
-    return known | {"rounds": run.summary.get("rounds")}
 
 
 def _differs(key: str, settings: Sequence[Settings]) -> bool:
@@ -196,22 +227,32 @@ def check_comparable(groups: Sequence[Group]) -> None:
     Raises:
         DataError: with the first difference, and how to ask for the comparison nevertheless.
     """
+    if difference := find_difference(groups):
+        raise DataError(
+            f"{difference}; give folders of like runs, --by KEY to compare along a setting, or --force to compare them "
+            "all the same"
+        )
+
+
+def find_difference(groups: Sequence[Group]) -> str | None:
+    """Say of the first two runs of a slice that can't be held against each other what they differ in."""
     for members in slices(groups).values():
         first, *others = (run for group in members for run in group.runs)
         for other in others:
-            if difference := _difference(first, other):
-                key, one, two = difference
-                raise DataError(
-                    f"{first.folder} and {other.folder} can't be compared: {key} is {one!r} in the one and {two!r} in "
-                    f"the other; give folders of like runs, --by {_SHORT.get(key, key)} to compare along it, or --force"
+            if key := _difference(first, other):
+                one, two = (run.setting(key) for run in (first, other))
+                return (
+                    f"{first.folder} and {other.folder} can't be compared: {_SHORT.get(key, key)} is {one!r} in the "
+                    f"one and {two!r} in the other"
                 )
+    return None
 
 
-def _difference(one: Run, two: Run) -> tuple[str, Any, Any] | None:
-    """Return the first thing that two runs would have to share and do not."""
-    keys = [key for key in dict.fromkeys((*one.settings, *two.settings)) if key.startswith(_SHARED)]
+def _difference(one: Run, two: Run) -> str | None:
+    """Return the first thing that two runs would have to share and do not; what one of them does not tell is none."""
+    keys = [key for key in one.settings if key.startswith(_SHARED)]
     for key in ("task", "backbone", "trainer.clients", *keys, "data_fingerprint"):
         values = [run.settings.get(key, run.summary.get(key)) for run in (one, two)]
-        if values[0] != values[1]:
-            return key, values[0], values[1]
+        if None not in values and values[0] != values[1]:
+            return key
     return None
