@@ -16,7 +16,7 @@ import numpy as np
 from fedgram.errors import DataError
 from fedgram.run_folder import column_of, is_loss
 
-__all__ = ["Group", "Run", "check_comparable", "find_difference", "group_runs", "read_runs", "slices"]
+__all__ = ["Group", "Run", "check_comparable", "find_difference", "group_runs", "read_runs", "short_name", "slices"]
 
 Settings = Mapping[str, Any]
 
@@ -86,6 +86,15 @@ class Run:
     def final(self, metric: str | None = None) -> float:
         """Return a metric, by default the one that counts, after the last round; nan where it was not evaluated."""
         return float(self.summary["final"].get(metric or self.metric, np.nan))
+
+    def initial(self, metric: str | None = None) -> float:
+        """Return a metric before training, by default the one that counts; nan where it was not evaluated."""
+        return float(self.summary.get("initial", {}).get(metric or self.metric, np.nan))
+
+    def figure(self, key: str) -> float:
+        """Return a figure of summary.json, such as seconds; nan where it does not tell."""
+        value = self.summary.get(key)
+        return np.nan if value is None else float(value)
 
     def history(self, metric: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return where in the columns of `rounds` it was evaluated, int64 ``(n,)``, and a metric there, ``(n,)``."""
@@ -190,6 +199,11 @@ def _check_setting(key: str, runs: Sequence[Run]) -> None:
         raise DataError(f"--by {key}: no run has such a setting, or several end so; there are task, {', '.join(known)}")
 
 
+def short_name(key: str) -> str:
+    """Return what a setting is called where there is little room: its own short name, or its last part."""
+    return _SHORT.get(key, key.rpartition(".")[2])
+
+
 def _plain(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
 
@@ -205,7 +219,7 @@ def _labelled(group: Group, groups: Sequence[Group]) -> Group:
     keys = [key for key in dict.fromkeys(key for own in settings for key in own) if _differs(key, settings)]
     keys = [key for key in keys if key not in _DIGESTS] or keys
     own = _told_apart_by(group.runs[0])
-    told = ", ".join(f"{_SHORT.get(key, key.rpartition('.')[2])} {own[key]}" for key in keys if key in own)
+    told = ", ".join(f"{short_name(key)} {own[key]}" for key in keys if key in own)
     return replace(group, label=f"{group.method} ({told})" if told else group.method)
 
 

@@ -64,11 +64,11 @@ def t_interval(values: Sequence[float]) -> Estimate:
     >>> round(t_interval([1.0, 2.0, 3.0]).half_width, 4)  # 4.3027 / √3
     2.4841
     """
-    from scipy.special import stdtrit
-
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         return _without_interval(x)
+    from scipy.special import stdtrit
+
     half = float(stdtrit(len(x) - 1, (1 + LEVEL) / 2) * x.std(ddof=1) / np.sqrt(len(x)))
     mean = float(x.mean())
     return Estimate(mean, mean - half, mean + half, len(x))
@@ -80,11 +80,11 @@ def bootstrap_interval(values: Sequence[float]) -> Estimate:
     The draws come from a generator of a fixed seed. With few seeds the interval is too narrow: of three it covers the
     mean three times in four, since it never goes beyond the figures themselves.
     """
-    from fedgram.seeding import numpy_generator  # which imports torch
-
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         return _without_interval(x)
+    from fedgram.seeding import numpy_generator  # which imports torch
+
     means = numpy_generator(0, "bootstrap").choice(x, (_DRAWS, len(x))).mean(axis=1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     mean = float(x.mean())

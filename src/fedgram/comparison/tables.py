@@ -36,7 +36,8 @@ class Column:
         header: what stands above it.
         group: what stands above that, once for neighbours that have it in common.
         words: whether it holds words, which stand on the left and may be broken into lines, and not numbers.
-        rank: of columns that a narrow terminal has no room for, those of the highest rank go first; 0 always stays.
+        rank: of columns that a narrow terminal has no room for, those of the highest rank go first, together; those
+            of rank 0 always stay.
     """
 
     header: str
@@ -94,21 +95,23 @@ class Table:
 
         table, left_out = self, list[Column]()
         while _width(table._grid()) > width and any(column.rank for column in table.columns):
-            table, column = table._without_last()
-            left_out.append(column)
+            table, columns = table._without_highest()
+            left_out += columns
         grid = table._grid()
         grid.width = min(_width(grid), max(width, _least_width(table, grid)))
         notes = list(self.notes)
         if left_out:
-            names = ", ".join(column.name for column in reversed(left_out))
+            names = ", ".join(column.name for column in self.columns if column in left_out)
             notes.append(f"no room for: {names}; a wider terminal shows them, and so do --csv, --markdown and --latex")
         return Group(Text(self.title, style="italic"), grid, *(Text(note, style="dim") for note in notes))
 
-    def _without_last(self) -> "tuple[Table, Column]":
-        """Return it without the column of the highest rank, of several the last, and that column."""
-        at = max(range(len(self.columns)), key=lambda index: (self.columns[index].rank, index))
-        rows = tuple(row[:at] + row[at + 1 :] for row in self.rows)
-        return replace(self, columns=self.columns[:at] + self.columns[at + 1 :], rows=rows), self.columns[at]
+    def _without_highest(self) -> "tuple[Table, list[Column]]":
+        """Return it without the columns of the highest rank, and those columns."""
+        highest = max(column.rank for column in self.columns)
+        kept = [index for index, column in enumerate(self.columns) if column.rank < highest]
+        rows = tuple(tuple(row[index] for index in kept) for row in self.rows)
+        left_out = [column for column in self.columns if column.rank == highest]
+        return replace(self, columns=tuple(self.columns[index] for index in kept), rows=rows), left_out
 
     def _grid(self) -> "RichTable":
         from rich.box import SIMPLE_HEAD
