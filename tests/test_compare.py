@@ -1,82 +1,177 @@
+import csv
 import json
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
-from fedgram.compare import draw, find_runs, main
-from fedgram.errors import DataError
+from fedgram.compare import main
+from fedgram.errors import ConfigurationError, DataError, FedgramError
+from made_runs import write_run
 
 
 @pytest.fixture
-def runs(tmp_path) -> Path:
-    for number, method in enumerate(("FLoRG", "FedIT", "FLoRG")):
-        folder = tmp_path / "runs" / f"task-{method}" / f"version_{number}"
-        folder.mkdir(parents=True)
-        summary = {
-            "task": "task",
-            "rounds": 2,
-            "method": method,
-            "initial": {"accuracy": 0.5},
-            "final": {"loss": 0.1, "accuracy": 0.7 + number / 100},
-            "parameters_up": 1234567,
-            "parameters_down": 89,
-            "bytes_up": 4938268,
-            "bytes_down": 356,
-            "seconds": 12.34,
-        }
-        (folder / "summary.json").write_text(json.dumps(summary))
-        (folder / "metrics.csv").write_text(
-            "round,accuracy,megabytes_up,megabytes_down\n0,0.5,0,0\n1,,1,2\n" + f"2,{0.7 + number / 100},2,4\n"
-        )
+def runs(tmp_path, monkeypatch):
+    """Two methods with three seeds each; the working directory is above them."""
+    for seed in range(3):
+        write_run(tmp_path / "runs", "FLoRG", seed, [0.5, 0.6, 0.7 + seed / 100], seconds=12.34)
+        write_run(tmp_path / "runs", "FedIT", seed, [0.5, 0.6, 0.65 + seed / 200])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     return tmp_path / "runs"
 
 
-def test_the_table_has_a_row_per_run(runs, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    main([str(runs)])
-    out = capsys.readouterr().out
-    assert "task, 2 rounds" in out
-    assert out.count("FLoRG") == 2
-    (row,) = [line for line in out.splitlines() if "FedIT" in line]
-    for cell in ("0.5000", "0.7100", "1,234,567", "89", "4.94", "0.00", "12.3"):
-        assert cell in row.split()
+@pytest.fixture
+def compared(capsys):
+    """What a call prints."""
+
+    def call(*arguments):
+        main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return call
 
 
-def test_the_picture_has_a_line_per_run_and_a_colour_per_method(runs, tmp_path):
-    figure = draw(find_runs([runs]))
-    by_round, by_megabytes = figure.axes
-    lines = by_round.get_lines()
-    assert len(lines) == len(by_megabytes.get_lines()) == 3
-    assert len({line.get_color() for line in lines}) == 2
-    assert [list(line.get_xdata()) for line in by_megabytes.get_lines()] == [[0, 6]] * 3
-    assert sorted(line.get_ydata()[-1] for line in lines) == pytest.approx([0.7, 0.71, 0.72])
-    assert [text.get_text() for text in by_round.get_legend().get_texts()] == ["FLoRG", "FedIT"]
+def row_of(out, name):
+    (row,) = [line for line in out.splitlines() if line.startswith(name)]
+    return row.split()
 
 
-def test_the_picture_is_written(runs, tmp_path):
-    main([str(runs), "--plot", str(tmp_path / "new" / "plot.png")])
-    assert (tmp_path / "new" / "plot.png").read_bytes().startswith(b"\x89PNG")
+def test_without_arguments_the_runs_below_runs_are_compared_over_seeds(runs, compared):
+    out = compared()
+    assert row_of(out, "FLoRG")[:8] == ["FLoRG", "3", "71.00", "±", "2.48", "+5.50", "0.003", "0.01"]
+    assert row_of(out, "FedIT")[:8] == ["FedIT", "3", "65.50", "±", "1.24", "-5.50", "0.003", "0.01"]
+    assert "12.3" in row_of(out, "FLoRG")
+    assert "warning" not in out
+    assert out.splitlines()[-1] == "curves: tensorboard --logdir runs"
 
 
-def test_no_runs_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="no finished run below"):
-        find_runs([tmp_path])
+def test_each_run_has_a_row_on_request_whatever_it_is_of(runs, compared):
+    write_run(runs, task="other")
+    out = compared("--each")
+    assert row_of(out, "FLoRG task-FLoRG/version_2")[2:5] == ["2", "50.00", "72.00"]
+    assert row_of(out, "FLoRG other-FLoRG/version_0")[2:5] == ["0", "50.00", "70.00"]
+    assert sum(line.startswith(("FLoRG", "FedIT")) for line in out.splitlines()) == 7
 
 
-def test_a_damaged_summary_and_an_unknown_picture_are_errors(runs, tmp_path):
-    with pytest.raises(DataError, match=r"must end in one of .png, .svg, .pdf"):
-        main([str(runs), "--plot", "plot.xyz"])
-    next(runs.rglob("summary.json")).write_text("{")
-    with pytest.raises(DataError, match="is damaged"):
-        find_runs([runs])
+def test_a_narrow_terminal_is_told_what_there_is_no_room_for(runs, compared, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = compared()
+    assert max(map(len, out.splitlines())) <= 80
+    assert "No room for seconds, FLOPs (client, server), peak MB" in " ".join(out.split())
 
 
-def test_models_of_clients_are_marked(runs, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    path = runs / "task-FedIT" / "version_1" / "summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"personal_evaluation": "own"}))
-    main([str(runs)])
-    out = capsys.readouterr().out
-    assert out.count("FedIT*") == 1
-    assert "FLoRG*" not in out
-    assert "* models of clients, each on its own share of the split" in out
+def test_into_a_file_all_columns_are_printed(runs, compared, monkeypatch):
+    monkeypatch.delenv("COLUMNS")
+    out = compared()
+    assert "No room" not in out
+    assert "512.0" in row_of(out, "FLoRG")
+
+
+def test_a_target_a_metric_and_a_setting_can_be_asked_for(runs, compared):
+    out = compared("--target", "0.3", "--metric", "loss", "--by", "rank")
+    assert "task, 2 rounds, rank 4" in out
+    assert row_of(out, "FLoRG")[2:8] == ["0.2900", "±", "0.0248", "-0.0550", "0.003", "2"]
+    assert row_of(out, "FedIT")[6:9] == ["0.003", "-", "(0/3)"]
+    assert "to 0.3" in out
+
+
+def test_the_bootstrap_is_the_same_in_every_call(runs, compared):
+    out = compared("--interval", "bootstrap")
+    assert "71.00 [70.00, 72.00]" in out
+    assert "percentile bootstrap" in out
+    assert compared("--interval", "bootstrap") == out
+
+
+def test_warnings_stand_below_the_tables(runs, compared):
+    write_run(runs, "FFALoRA", evaluated_samples=71)
+    lines = compared().splitlines()
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    assert warnings[0] == "warning: fewer than 3 seeds (FFALoRA 1): chance may decide who is ahead"
+    assert any("one of the 71 evaluated samples is 1.41 points" in line for line in warnings)
+    assert lines.index(warnings[0]) > max(i for i, line in enumerate(lines) if line.startswith("FedIT"))
+
+
+def test_runs_that_cannot_be_compared_are_refused_unless_forced(runs, compared):
+    write_run(runs, task="other", settings={"data.partition.rho": 0.1})
+    with pytest.raises(
+        DataError, match=r"can't be compared: task is .*; give folders of like runs, --by KEY .*--force"
+    ):
+        main([str(runs)])
+    out = compared("--force")
+    assert "warning: " in out
+    assert "can't be compared: task is 'other' in the one and 'task' in the other" in " ".join(out.split())
+    assert row_of(out, "FLoRG (rho 0.1, task other)")
+    assert "can't" not in compared("--by", "task")
+
+
+def test_tables_are_written_as_csv_markdown_and_latex(runs, compared, tmp_path):
+    files = {kind: tmp_path / "new" / f"table.{kind}" for kind in ("csv", "markdown", "latex")}
+    out = compared(*(argument for kind, path in files.items() for argument in (f"--{kind}", path)))
+    for path in files.values():
+        assert f"written: {path}" in out
+    with files["csv"].open() as lines:
+        rows = {row["method"]: row for row in csv.DictReader(lines)}
+    assert float(rows["FLoRG"]["mean"]) == pytest.approx(0.71, abs=1e-15)
+    assert rows["FedIT"]["difference_to"] == "FLoRG"
+    assert "| FLoRG | 3 | **71.00 ± 2.48** | +5.50 |" in files["markdown"].read_text()
+    assert r"FLoRG & 3 & \textbf{71.00 $\pm$ 2.48} & +5.50 &" in files["latex"].read_text()
+
+
+def test_pictures_and_a_report_are_written(runs, compared, tmp_path):
+    plot, pictures, report = tmp_path / "new" / "plot.png", tmp_path / "pictures", tmp_path / "a" / "report.html"
+    out = compared("--plot", plot, "--pictures", pictures, "--report", report)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert list(pictures.glob("*.svg"))
+    assert "71.00" in report.read_text()
+    for path in (plot, report, *pictures.iterdir()):
+        assert f"written: {path}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["--by", "rnk"], DataError, "--by rnk: no run has such a setting"),
+        (["--metric", "f2"], DataError, r"--metric f2: no run was evaluated so; there are loss, accuracy"),
+        (["--target", "80"], ConfigurationError, r"--target 80: accuracy is a share, so give it between 0 and 1"),
+        (["--plot", "plot.xyz"], ConfigurationError, r"must end in one of .png, .svg, .pdf"),
+        (["--each", "--target", "0.5"], ConfigurationError, "--target can't be given with --each"),
+        (["--csv", "runs"], ConfigurationError, r"--csv runs: can't be written \(.*directory"),
+        (["nowhere"], DataError, "no finished run below nowhere"),
+        (["--interval", "z"], FedgramError, "invalid choice: 'z'"),
+        (["--metrik", "f1"], FedgramError, "there is no option 'metrik'; did you mean metric"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_with_the_remedy(runs, arguments, error, message):
+    with pytest.raises(error, match=message):
+        main(arguments)
+
+
+def test_a_loss_is_no_share_and_may_have_a_target_above_one(runs, compared):
+    assert "to 1.5" in compared("--metric", "loss", "--target", "1.5")
+
+
+def test_several_folders_have_the_curves_of_what_is_above_them(runs, compared, tmp_path):
+    out = compared(runs / "task-FLoRG", runs / "task-FedIT")
+    assert out.splitlines()[-1] == f"curves: tensorboard --logdir {runs}"
+
+
+def test_a_damaged_run_is_refused_with_its_folder(runs):
+    own = write_run(runs, "FFALoRA")
+    (own / "summary.json").write_text(json.dumps({"method": "FFALoRA"}))
+    with pytest.raises(DataError, match=r"task-FFALoRA/version_0 is damaged \(summary.json does not say task"):
+        main([str(runs)])
+
+
+def test_help_teaches_with_examples(compared, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("fedgram compare runs/quickstart --target 0.75", "--by KEY", "the bootstrap of three is too narrow"):
+        assert words in text
+
+
+def test_a_comparison_needs_no_torch(runs):
+    code = "import sys; from fedgram.compare import main; main(['runs']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stdout=subprocess.DEVNULL)

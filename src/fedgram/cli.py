@@ -20,7 +20,7 @@ COMMANDS = {
     "test": "evaluate a run's model on the test split",
     "predict": "write a run's predictions to a CSV file",
     "sweep": "run a grid of methods, seeds and settings, here or as a SLURM job array",
-    "compare": "compare finished runs in a table and a picture",
+    "compare": "compare finished runs in tables, pictures and a report, and with the paper",
 }
 
 _HELP = """\

@@ -1,140 +1,247 @@
-"""Tables and pictures over runs, read from their folders."""
+"""``fedgram compare``: tables, pictures and a report over finished runs, and the paper's numbers beside them."""
 
 import argparse
-import csv
-import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
-from fedgram.errors import DataError
+from fedgram.comparison import Group, Run, check_comparable, find_difference, group_runs, read_runs
+from fedgram.comparison.caveats import caveats
+from fedgram.comparison.figures import is_share
+from fedgram.comparison.overview import View, group_tables, run_table
+from fedgram.comparison.statistics import INTERVALS
+from fedgram.comparison.tables import Table, csv_text
+from fedgram.errors import ConfigurationError, DataError
+from fedgram.files import atomic_write
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from rich.table import Table
+    from rich.console import Console
 
-__all__ = ["comparison", "draw", "find_runs", "main"]
+__all__ = ["main"]
 
-Summary = dict[str, Any]
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _PICTURES = (".png", ".svg", ".pdf")
-_LINES = ("-", "--", "-.", ":")
+_UNBOUNDED = 1000
+"""Characters of a line where nobody looks at a terminal: room for all columns."""
+_DESCRIPTION = """\
+Compare finished runs. Runs that differ in the seed alone are repetitions of one: of those, the table tells the mean
+with its 95 % interval, what sets it apart from the best other method, and what it cost. Runs of other data, tasks,
+partitions or backbones are refused, with the difference.
+"""
+_EXAMPLES = """\
+examples:
+  fedgram compare                                        every run below runs/
+  fedgram compare runs/quickstart --target 0.75          what each method takes to an accuracy of 75 %
+  fedgram compare runs/paper_table4 --by task --by rank  a table for each task and rank
+  fedgram compare runs --metric f1 --interval bootstrap
+  fedgram compare runs --each                            a row for each run, whatever it is of
+  fedgram compare runs --csv runs.csv --latex runs.tex --plot curves.svg
+  fedgram compare runs --report report.html              tables, pictures and settings in one file
+  fedgram compare runs/paper_table1 --paper table1       FLoRG's paper beside your runs
+
+Of runs of equal settings and seed, the last version counts. With few seeds prefer --interval t: the bootstrap of three
+is too narrow. On a narrow terminal some columns are left out; the files have them all, and --csv in full precision.
+"""
 
 
-def find_runs(paths: Iterable[Path]) -> list[tuple[Path, Summary]]:
-    """Return the folders below some paths that hold a finished run, with what their summary.json says.
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises an error of one line instead of printing all of its usage."""
 
-    Raises:
-        DataError: there is none.
-    """
-    paths = list(paths)
-    found = {file.parent: file for path in paths for file in sorted(path.rglob("summary.json"))}
-    if not found:
-        raise DataError(
-            f"no finished run below {', '.join(map(str, paths))}: there is no summary.json; run fedgram fit"
-        )
-    return [(folder, _read(file)) for folder, file in found.items()]
+    def error(self, message: str) -> NoReturn:
+        from fedgram.usage import UsageError, explain  # which imports lightning
+
+        raise UsageError(explain(message, [option.lstrip("-") for option in self._option_string_actions], self.prog))
 
 
-def _read(file: Path) -> Summary:
-    try:
-        return dict(json.loads(file.read_text()))
-    except ValueError as error:
-        raise DataError(f"{file} is damaged ({error}); run it again, or leave its folder out") from error
+@dataclass(frozen=True)
+class _Answer:
+    """What a comparison says: of which groups, in which tables, and what weakens it."""
 
-
-def comparison(runs: Sequence[tuple[Path, Summary]]) -> "Table":
-    """Return a table with one row per run: the metric before and after, what was sent, and the time."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    metric = _metric(runs[0][1])
-    table = Table(
-        title=_title(runs), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True, show_edge=False
-    )
-    table.add_column("run", no_wrap=True)
-    for column in (f"{metric}\nbefore", "\nafter", "parameters\nup", "\ndown", "MB\nup", "\ndown", "seconds"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for folder, summary in runs:
-        mark = "*" if summary.get("personal_evaluation") == "own" else ""
-        table.add_row(f"{summary['method']}{mark} [dim]{folder.name}[/dim]", *_cells(summary, metric))
-    if any(summary.get("personal_evaluation") == "own" for _, summary in runs):
-        table.caption = "* models of clients, each on its own share of the split: not to be compared with one model's"
-    return table
-
-
-def _title(runs: Sequence[tuple[Path, Summary]]) -> str:
-    return "; ".join(dict.fromkeys(f"{summary['task']}, {summary['rounds']} rounds" for _, summary in runs))
-
-
-def draw(runs: Sequence[tuple[Path, Summary]]) -> "Figure":
-    """Return a picture of the metric against the round and against the megabytes sent, one line per run.
-
-    Runs of one method share a colour (of Okabe and Ito's palette, told apart by the colour-blind) and a line style.
-    """
-    from matplotlib.figure import Figure
-
-    metric = _metric(runs[0][1])
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    methods = list(dict.fromkeys(summary["method"] for _, summary in runs))
-    for folder, summary in runs:
-        number = methods.index(summary["method"])
-        style = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _LINES[number % len(_LINES)], "marker": "."}
-        rows = _evaluated(folder / "metrics.csv", metric)
-        values = [float(row[metric]) for row in rows]
-        axes[0].plot([int(row["round"]) for row in rows], values, label=summary["method"], **style)
-        axes[1].plot([float(r["megabytes_up"]) + float(r["megabytes_down"]) for r in rows], values, **style)
-    axes[0].set(xlabel="round", ylabel=f"{metric} ({runs[0][1]['task']})")
-    axes[1].set(xlabel="megabytes sent, up and down, all clients")
-    handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-    axes[0].legend(handles.values(), handles.keys())
-    return figure
-
-
-def _evaluated(file: Path, metric: str) -> list[dict[str, str]]:
-    with file.open(newline="") as lines:
-        return [row for row in csv.DictReader(lines) if row.get(metric)]
-
-
-def _metric(summary: Summary) -> str:
-    """Return the first metric that is not the loss."""
-    return next((key for key in summary["final"] if key != "loss"), "loss")
-
-
-def _cells(summary: Summary, metric: str) -> list[str]:
-    def share(when: str) -> str:
-        value = summary[when].get(metric)
-        return "-" if value is None else f"{value:.4f}"
-
-    return [
-        share("initial"),
-        share("final"),
-        f"{summary['parameters_up']:,}",
-        f"{summary['parameters_down']:,}",
-        f"{summary['bytes_up'] / 1e6:.2f}",
-        f"{summary['bytes_down'] / 1e6:.2f}",
-        f"{summary['seconds']:.1f}",
-    ]
+    view: View
+    groups: Sequence[Group]
+    tables: Sequence[Table]
+    warnings: Sequence[str]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run ``fedgram compare``."""
+    """Run ``fedgram compare``.
+
+    Raises:
+        UsageError: an option can't be understood.
+        DataError: the runs can't be read or compared.
+        ConfigurationError: options contradict each other, or a file can't be written.
+    """
     from rich.console import Console
 
-    parser = argparse.ArgumentParser("fedgram compare", description="Compare finished runs in a table and a picture.")
-    parser.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], help="folders of runs, or above them")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves as well: .png, .svg or .pdf")
-    given = parser.parse_args(arguments)
-    runs = find_runs(given.runs)
+    given = _parser().parse_args(arguments)
+    _check_options(given)
+    runs = read_runs(given.runs)
+    _check_metric(runs, given.metric, given.target)
+    answer = _answer(given, runs)
     console = Console()
-    console.print(comparison(runs))
-    if given.plot is not None:
-        if given.plot.suffix not in _PICTURES:
-            raise DataError(f"--plot {given.plot}: the name must end in one of {', '.join(_PICTURES)}")
-        given.plot.parent.mkdir(parents=True, exist_ok=True)
-        draw(runs).savefig(given.plot, dpi=120)
-        console.print(f"picture: {given.plot}")
-    roots = sorted({str(folder.parent.parent) for folder, _ in runs})
-    console.print(f"curves: tensorboard --logdir {roots[0] if len(roots) == 1 else '.'}")
+    _show(console, answer)
+    for path in _write(given, answer):
+        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+    root = given.runs[0] if len(given.runs) == 1 else os.path.commonpath([path.resolve() for path in given.runs])
+    console.print(f"curves: tensorboard --logdir {root}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        "fedgram compare",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], help="folders of runs, or above them")
+    what = parser.add_argument_group("what is compared")
+    what.add_argument(
+        "--by",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a table for each value of a setting: rank, rho, participation, task, lr or another; may be given again",
+    )
+    what.add_argument("--metric", metavar="M", help="accuracy, f1, loss or what else was evaluated; or the task's")
+    what.add_argument(
+        "--target",
+        type=float,
+        metavar="X",
+        help="rounds, parameters, megabytes and FLOPs until the metric is at least X (a loss: at most X), such as 0.8",
+    )
+    what.add_argument(
+        "--interval", choices=list(INTERVALS), default="t", help="how intervals over seeds are made; default: t"
+    )
+    what.add_argument("--each", action="store_true", help="a row for each run instead of means over seeds")
+    what.add_argument("--paper", metavar="TABLE", help="FLoRG's paper beside your runs: table1 to table12")
+    what.add_argument("--force", action="store_true", help="compare runs that can't be, and say what differs")
+    files = parser.add_argument_group("files")
+    files.add_argument("--csv", type=Path, metavar="FILE", help="the tables for programs, in full precision")
+    files.add_argument("--markdown", type=Path, metavar="FILE", help="the tables as Markdown")
+    files.add_argument("--latex", type=Path, metavar="FILE", help="the tables as LaTeX, for the package booktabs")
+    files.add_argument("--plot", type=Path, metavar="FILE", help="curves by round and by MB: .png, .svg or .pdf")
+    files.add_argument("--pictures", type=Path, metavar="FOLDER", help="all pictures, as PNG and SVG")
+    files.add_argument("--report", type=Path, metavar="FILE", help="one HTML file with tables, pictures and settings")
+    return parser
+
+
+def _check_options(given: argparse.Namespace) -> None:
+    """Refuse what can't be asked for together, before anything is read."""
+    if given.plot is not None and given.plot.suffix not in _PICTURES:
+        raise ConfigurationError(f"--plot {given.plot}: the name must end in one of {', '.join(_PICTURES)}")
+    for option in ("by", "metric", "target", "each"):
+        if given.paper and getattr(given, option):
+            raise ConfigurationError(f"--{option} can't be given with --paper: the paper's tables say what they are of")
+    if given.each and given.target is not None:
+        raise ConfigurationError("--target can't be given with --each: it is told of methods, so leave one of them out")
+
+
+def _check_metric(runs: Sequence[Run], metric: str | None, target: float | None) -> None:
+    known = dict.fromkeys(key for run in runs for key in run.summary["final"])
+    if metric is not None and metric not in known:
+        raise DataError(f"--metric {metric}: no run was evaluated so; there are {', '.join(known)}")
+    judged = metric or runs[0].metric
+    if target is not None and is_share(judged) and not 0 <= target <= 1:
+        raise ConfigurationError(f"--target {target:g}: {judged} is a share, so give it between 0 and 1, such as 0.8")
+
+
+def _answer(given: argparse.Namespace, runs: Sequence[Run]) -> _Answer:
+    view = View(given.metric, given.target, given.interval, tuple(given.by))
+    groups = group_runs(runs, view.by)
+    if not given.each:
+        warnings = _checked(groups, given.force)
+        return _Answer(view, groups, group_tables(groups, view), [*warnings, *caveats(groups, view)])
+    warnings = _checked(groups, given.force) if given.plot or given.pictures or given.report else []
+    by_task: dict[str, list[Run]] = {}
+    for run in runs:
+        by_task.setdefault(str(run.summary["task"]), []).append(run)
+    return _Answer(view, groups, [run_table(of_task, view.metric) for of_task in by_task.values()], warnings)
+
+
+def _checked(groups: Sequence[Group], force: bool) -> list[str]:
+    """Refuse groups that can't be compared, or if that is not wanted, return what differs."""
+    if not force:
+        check_comparable(groups)
+    difference = find_difference(groups)
+    return [difference] if difference else []
+
+
+def _show(console: "Console", answer: _Answer) -> None:
+    """Print the tables, as wide as the terminal or, into a file, as they are, and the warnings."""
+    width = console.width if console.is_terminal or "COLUMNS" in os.environ else _UNBOUNDED
+    for table in answer.tables:
+        console.print(table.rich(width), crop=False)
+        console.print()
+    left_out = dict.fromkeys(name for table in answer.tables for name in table.left_out(width))
+    if left_out:
+        text = (
+            f"No room for {', '.join(left_out)}: a wider terminal shows them, and so do --csv, --markdown and --latex."
+        )
+        console.print(text, markup=False, highlight=False, style="dim")
+    for warning in answer.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False, style="yellow")
+
+
+def _write(given: argparse.Namespace, answer: _Answer) -> list[Path]:
+    """Write the files that are asked for, and return their paths."""
+    written: list[Path] = []
+    for option, write in _WRITERS.items():
+        path = getattr(given, option)
+        try:
+            written += write(path, answer) if path is not None else []
+        except OSError as error:
+            raise ConfigurationError(f"--{option} {path}: can't be written ({error.strerror or error})") from error
+    return written
+
+
+def _write_csv(path: Path, answer: _Answer) -> list[Path]:
+    atomic_write(path, csv_text(answer.tables).encode())
+    return [path]
+
+
+def _write_markdown(path: Path, answer: _Answer) -> list[Path]:
+    atomic_write(path, "\n".join(table.markdown() for table in answer.tables).encode())
+    return [path]
+
+
+def _write_latex(path: Path, answer: _Answer) -> list[Path]:
+    atomic_write(path, "\n".join(table.latex() for table in answer.tables).encode())
+    return [path]
+
+
+def _write_plot(path: Path, answer: _Answer) -> list[Path]:
+    from fedgram.comparison.pictures import draw_curves
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_curves(answer.groups, _metric(answer)).savefig(path, dpi=120)
+    return [path]
+
+
+def _write_pictures(path: Path, answer: _Answer) -> list[Path]:
+    from fedgram.comparison.pictures import write_pictures
+
+    return write_pictures(answer.groups, path, _metric(answer), answer.view.by)
+
+
+def _write_report(path: Path, answer: _Answer) -> list[Path]:
+    from fedgram.comparison.report import write_report
+
+    write_report(path, answer.groups, answer.tables, _metric(answer), answer.view.by, answer.warnings)
+    return [path]
+
+
+def _metric(answer: _Answer) -> str:
+    return answer.view.metric or answer.groups[0].runs[0].metric
+
+
+_WRITERS: Mapping[str, Callable[[Path, _Answer], list[Path]]] = {
+    "csv": _write_csv,
+    "markdown": _write_markdown,
+    "latex": _write_latex,
+    "plot": _write_plot,
+    "pictures": _write_pictures,
+    "report": _write_report,
+}
+"""What writes the file, or the files, that an option asks for."""

@@ -10,7 +10,8 @@ from rich.console import Console
 
 import fedgram
 from fedgram.callbacks import Callback
-from fedgram.compare import comparison
+from fedgram.comparison import Run
+from fedgram.comparison.overview import run_table
 from fedgram.data import FederatedData
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
@@ -89,7 +90,7 @@ class FedgramCLI(LightningCLI):
         summary = self.trainer.fit(**kwargs)
         if self.trainer.fabric.global_rank == 0 and self.trainer.folder is not None:
             console = Console()
-            console.print(comparison([(self.trainer.folder.path, summary)]))
+            console.print(run_table([Run(self.trainer.folder.path, summary, {})]).rich(console.width), crop=False)
             if self.trainer.loggers is True:
                 console.print(f"curves: tensorboard --logdir {self.trainer.default_root_dir}", soft_wrap=True)
 

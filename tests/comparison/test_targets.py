@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from fedgram.comparison import group_runs, read_runs
@@ -41,6 +42,14 @@ def test_of_a_loss_at_most_the_target_counts(tmp_path):
     assert cost_to_target(run, "loss", 0.25)["round"] == 1
     assert cost_to_target(run, "loss", 0.2)["round"] == 2
     assert cost_to_target(run, "loss", 0.1) is None
+
+
+def test_a_target_is_reached_but_for_rounding_to_32_bits(tmp_path):
+    write_run(tmp_path, accuracy=[0.5, float(np.float32(0.7)), 0.9])
+    run = only(tmp_path)
+    assert run.rounds["accuracy"][1] < 0.7
+    assert cost_to_target(run, "accuracy", 0.7)["round"] == 1
+    assert cost_to_target(run, "accuracy", 0.70001)["round"] == 2
 
 
 def test_runs_of_older_versions_do_not_tell_their_flops(tmp_path):

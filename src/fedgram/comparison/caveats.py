@@ -34,8 +34,9 @@ def caveats(groups: Sequence[Group], view: View) -> list[str]:
     """Return what weakens a comparison, a sentence each: seeds, the size of the split, and unequal conditions."""
     found: dict[str, list[str]] = {}
     sliced = slices(groups)
+    telling = [index for index in range(len(view.by)) if len({at[index] for at in sliced}) > 1]
     for at, members in sliced.items():
-        place = ", ".join(f"{short_name(key)} {value}" for key, value in zip(view.by, at, strict=True))
+        place = ", ".join(f"{short_name(view.by[index])} {at[index]}" for index in telling)
         metric = view.metric or members[0].runs[0].metric
         for sentence in _of_slice(members, metric, view):
             found.setdefault(sentence, []).append(place)

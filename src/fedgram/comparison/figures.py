@@ -13,6 +13,7 @@ __all__ = [
     "estimate_text",
     "flops_text",
     "is_share",
+    "mean_text",
     "metric_text",
     "p_text",
     "seconds_text",
@@ -44,6 +45,12 @@ def _known(write: Callable[[float], str]) -> Callable[[float], str]:
 def count_text(value: float) -> str:
     """Return a count, with commas."""
     return f"{round(value):,}"
+
+
+@_known
+def mean_text(value: float) -> str:
+    """Return a mean of small counts, such as rounds."""
+    return f"{round(value, 1):g}"
 
 
 @_known

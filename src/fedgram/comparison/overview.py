@@ -12,6 +12,7 @@ from fedgram.comparison.figures import (
     estimate_text,
     flops_text,
     is_share,
+    mean_text,
     metric_text,
     p_text,
     seconds_text,
@@ -113,13 +114,18 @@ def group_tables(groups: Sequence[Group], view: View) -> list[Table]:
 
 def run_table(runs: Sequence[Run], metric: str | None = None) -> Table:
     """Return a table with a row for each run: the metric before and after, and what it cost."""
-    groups = [Group(run.method, f"{run.method} {run.folder.name}", (), (run,)) for run in runs]
+    groups = [Group(run.method, _label(run), (), (run,)) for run in runs]
     metric = metric or runs[0].metric
     entries = _entries(groups, metric, View(metric))
     after: _Made = (Column("after", _headed(metric)), partial(_final, "t"))
-    columns = [(Column("run", words=True), _name), _before(metric, rank=0), after, *_costs()]
+    seed: _Made = (Column("seed", rank=1), lambda entry: Cell(str(entry.group.runs[0].seed)))
+    columns = [(Column("run", words=True), _name), seed, _before(metric, rank=0), after, *_costs()]
     notes = (_PERSONAL,) if any(run.is_personal for run in runs) else ()
     return replace(_table(_title(groups, {}), columns, entries, {}), notes=notes)
+
+
+def _label(run: Run) -> str:
+    return f"{run.method} {run.folder.parent.name}/{run.folder.name}"
 
 
 def _headed(metric: str) -> str:
@@ -135,8 +141,9 @@ def _title(groups: Sequence[Group], keys: Mapping[str, object]) -> str:
     runs = [run for group in groups for run in group.runs]
     tasks = ", ".join(dict.fromkeys(str(run.summary["task"]) for run in runs))
     rounds = " or ".join(dict.fromkeys(str(run.summary.get("rounds")) for run in runs))
+    spent = "1 round" if rounds == "1" else f"{rounds} rounds"
     told = [f"{short_name(key)} {value}" for key, value in keys.items() if key != "task"]
-    return ", ".join([tasks, f"{rounds} rounds", *told])
+    return ", ".join([tasks, spent, *told])
 
 
 def _notes(groups: Sequence[Group], metric: str, view: View) -> list[str]:
@@ -150,7 +157,7 @@ def _notes(groups: Sequence[Group], metric: str, view: View) -> list[str]:
     if view.target is not None:
         notes.append(
             f"to {target_text(view.target, metric)}: what all clients took until the first evaluated round that "
-            "reaches it, mean over seeds; '- (1/3)' where only 1 of 3 seeds did"
+            "reaches it, up and down, mean over seeds; '- (1/3)' where only 1 of 3 seeds did"
         )
     return notes + [_PERSONAL] * any(group.runs[0].is_personal for group in groups)
 
@@ -254,15 +261,15 @@ def _to_target(view: View, metric: str) -> list[_Made]:
     if view.target is None:
         return []
     to = f"to {target_text(view.target, metric)}"
-    sent = (("parameters", "parameters", count_text, 2), ("megabytes", "MB", size_text, 3))
     return [
         (Column("rounds", to), partial(_rounds, view.target)),
-        *(
-            (Column(way, f"{name} {to}", rank=rank if way == "both" else 11), partial(_cost, f"{key}_{way}", form))
-            for key, name, form, rank in sent
-            for way in ("both", "up", "down")
-        ),
+        (Column("MB", to, rank=2), partial(_cost, "megabytes_both", size_text)),
+        (Column("parameters", to, rank=3), partial(_cost, "parameters_both", count_text)),
         (Column("client FLOPs", to, rank=4), partial(_cost, "client_flops", flops_text)),
+        (Column("up", f"MB {to}", rank=11), partial(_cost, "megabytes_up", size_text)),
+        (Column("down", f"MB {to}", rank=11), partial(_cost, "megabytes_down", size_text)),
+        (Column("up", f"parameters {to}", rank=11), partial(_cost, "parameters_up", count_text)),
+        (Column("down", f"parameters {to}", rank=11), partial(_cost, "parameters_down", count_text)),
     ]
 
 
@@ -272,7 +279,7 @@ def _rounds(target: float, entry: _Entry) -> Cell:
     if found is None:
         return Cell()
     mean = found.means["round"]
-    text = f"- ({found.reached}/{found.seeds})" if np.isnan(mean) else f"{round(mean, 1):g}"
+    text = f"- ({found.reached}/{found.seeds})" if np.isnan(mean) else mean_text(mean)
     values = {"target": target, "target_reached": found.reached, "round_to_target": mean}
     return Cell(text, "round" in entry.leads, values)
 

@@ -243,8 +243,8 @@ def check_comparable(groups: Sequence[Group]) -> None:
     """
     if difference := find_difference(groups):
         raise DataError(
-            f"{difference}; give folders of like runs, --by KEY to compare along a setting, or --force to compare them "
-            "all the same"
+            f"{difference}; give folders of like runs, --by KEY to compare along a setting, --each to list them, or "
+            "--force to compare them all the same"
         )
 
 

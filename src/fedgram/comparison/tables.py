@@ -93,25 +93,32 @@ class Table:
         from rich.console import Group
         from rich.text import Text
 
-        table, left_out = self, list[Column]()
-        while _width(table._grid()) > width and any(column.rank for column in table.columns):
-            table, columns = table._without_highest()
-            left_out += columns
+        table = self._fitted(width)
         grid = table._grid()
         grid.width = min(_width(grid), max(width, _least_width(table, grid)))
-        notes = list(self.notes)
-        if left_out:
-            names = ", ".join(column.name for column in self.columns if column in left_out)
-            notes.append(f"no room for: {names}; a wider terminal shows them, and so do --csv, --markdown and --latex")
-        return Group(Text(self.title, style="italic"), grid, *(Text(note, style="dim") for note in notes))
+        return Group(Text(self.title, style="italic"), grid, *(Text(note, style="dim") for note in self.notes))
 
-    def _without_highest(self) -> "tuple[Table, list[Column]]":
-        """Return it without the columns of the highest rank, and those columns."""
+    def left_out(self, width: int) -> list[str]:
+        """Return what a terminal of so many characters has no room for, neighbours of a group in one."""
+        gone = [column for column in self.columns if column not in self._fitted(width).columns]
+        names = []
+        for group, columns in groupby(gone, key=lambda column: column.group):
+            headers = ", ".join(column.header for column in columns)
+            names.append(f"{group} ({headers})" if group else headers)
+        return names
+
+    def _fitted(self, width: int) -> "Table":
+        table = self
+        while _width(table._grid()) > width and any(column.rank for column in table.columns):
+            table = table._without_highest()
+        return table
+
+    def _without_highest(self) -> "Table":
+        """Return it without the columns of the highest rank."""
         highest = max(column.rank for column in self.columns)
         kept = [index for index, column in enumerate(self.columns) if column.rank < highest]
         rows = tuple(tuple(row[index] for index in kept) for row in self.rows)
-        left_out = [column for column in self.columns if column.rank == highest]
-        return replace(self, columns=tuple(self.columns[index] for index in kept), rows=rows), left_out
+        return replace(self, columns=tuple(self.columns[index] for index in kept), rows=rows)
 
     def _grid(self) -> "RichTable":
         from rich.box import SIMPLE_HEAD

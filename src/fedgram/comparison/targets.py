@@ -21,6 +21,8 @@ COSTS = (
     "client_flops",
 )
 """What is counted: over all clients, from the first round to the one that reached the target."""
+_ROUNDING = 1e-6
+"""By how much metrics, which are of 32 bits, may miss a target that they reach: 7 of 10 is 0.69999999."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def cost_to_target(run: Run, metric: str, target: float) -> dict[str, float] | N
     A loss must be at most the target. Rounds between two evaluations do not count, as nobody knows what they reached.
     """
     rows, values = run.history(metric)
-    there = rows[values <= target] if is_loss(metric) else rows[values >= target]
+    there = rows[values <= target + _ROUNDING] if is_loss(metric) else rows[values >= target - _ROUNDING]
     if not len(there):
         return None
     columns = {key: values[there[0]] for key, values in run.rounds.items()}
