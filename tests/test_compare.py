@@ -128,6 +128,28 @@ def test_pictures_and_a_report_are_written(runs, compared, tmp_path):
         assert f"written: {path}" in out
 
 
+def test_the_papers_numbers_stand_beside_those_of_runs(tmp_path, compared, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    for method, accuracy in (("FLoRG", 0.70), ("FedIT", 0.65)):
+        write_run(tmp_path / "runs", method, 0, [0.5, accuracy], task="rte", backbone="roberta-large")
+    write_run(tmp_path / "runs", "FLoRG", 0, [0.5, 0.9], task="sst2", settings={"data.fingerprint": "other"})
+    out = compared(tmp_path / "runs", "--paper", "table1", "--csv", tmp_path / "paper.csv")
+    assert "Table 1 of the paper" in out
+    assert row_of(out, "RoBERTa-large  rte   FLoRG ")[2:] == ["FLoRG", "1", "70.00", "71.26", "-1.26"]
+    assert "FLoRG is ahead in 1 of 1 rows in the paper, and in 1 here" in out
+    assert "warning: fewer than 3 seeds (every method)" in out
+    assert "sst2" not in out
+    assert (tmp_path / "paper.csv").read_text().count("71.26") == 1
+
+
+def test_runs_of_one_cell_of_the_paper_must_be_comparable(tmp_path, compared):
+    write_run(tmp_path, "FLoRG", task="rte")
+    write_run(tmp_path, "FedIT", task="rte", settings={"data.fingerprint": "other"})
+    with pytest.raises(DataError, match=r"can't be compared: data.fingerprint"):
+        main([str(tmp_path), "--paper", "table1"])
+    assert "warning: " in compared(tmp_path, "--paper", "table1", "--force")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -136,6 +158,10 @@ def test_pictures_and_a_report_are_written(runs, compared, tmp_path):
         (["--target", "80"], ConfigurationError, r"--target 80: accuracy is a share, so give it between 0 and 1"),
         (["--plot", "plot.xyz"], ConfigurationError, r"must end in one of .png, .svg, .pdf"),
         (["--each", "--target", "0.5"], ConfigurationError, "--target can't be given with --each"),
+        (["--paper", "table1", "--by", "rho"], ConfigurationError, "--by can't be given with --paper"),
+        (["--paper", "table1", "--target", "0"], ConfigurationError, "--target can't be given with --paper"),
+        (["--paper", "table0"], ConfigurationError, "--paper table0: there is no such table; there are table1, "),
+        (["--paper", "table1"], DataError, "--paper table1: no run fits: it is of task mnli"),
         (["--csv", "runs"], ConfigurationError, r"--csv runs: can't be written \(.*directory"),
         (["nowhere"], DataError, "no finished run below nowhere"),
         (["--interval", "z"], FedgramError, "invalid choice: 'z'"),

@@ -11,6 +11,8 @@ from fedgram.comparison import Group, Run, check_comparable, find_difference, gr
 from fedgram.comparison.caveats import caveats
 from fedgram.comparison.figures import is_share
 from fedgram.comparison.overview import View, group_tables, run_table
+from fedgram.comparison.paper import check_matches, group_for_paper, load, match
+from fedgram.comparison.paper_tables import paper_tables
 from fedgram.comparison.statistics import INTERVALS
 from fedgram.comparison.tables import Table, csv_text
 from fedgram.errors import ConfigurationError, DataError
@@ -131,9 +133,11 @@ def _check_options(given: argparse.Namespace) -> None:
     """Refuse what can't be asked for together, before anything is read."""
     if given.plot is not None and given.plot.suffix not in _PICTURES:
         raise ConfigurationError(f"--plot {given.plot}: the name must end in one of {', '.join(_PICTURES)}")
-    for option in ("by", "metric", "target", "each"):
-        if given.paper and getattr(given, option):
-            raise ConfigurationError(f"--{option} can't be given with --paper: the paper's tables say what they are of")
+    asked = {"by": given.by, "metric": given.metric, "target": given.target is not None, "each": given.each}
+    if given.paper:
+        load(given.paper)
+        if others := [option for option, is_asked in asked.items() if is_asked]:
+            raise ConfigurationError(f"--{others[0]} can't be given with --paper: its tables say what they are of")
     if given.each and given.target is not None:
         raise ConfigurationError("--target can't be given with --each: it is told of methods, so leave one of them out")
 
@@ -148,6 +152,8 @@ def _check_metric(runs: Sequence[Run], metric: str | None, target: float | None)
 
 
 def _answer(given: argparse.Namespace, runs: Sequence[Run]) -> _Answer:
+    if given.paper:
+        return _paper_answer(given, runs)
     view = View(given.metric, given.target, given.interval, tuple(given.by))
     groups = group_runs(runs, view.by)
     if not given.each:
@@ -158,6 +164,18 @@ def _answer(given: argparse.Namespace, runs: Sequence[Run]) -> _Answer:
     for run in runs:
         by_task.setdefault(str(run.summary["task"]), []).append(run)
     return _Answer(view, groups, [run_table(of_task, view.metric) for of_task in by_task.values()], warnings)
+
+
+def _paper_answer(given: argparse.Namespace, runs: Sequence[Run]) -> _Answer:
+    table = load(given.paper)
+    by, groups = group_for_paper(runs)
+    matches = match(table, groups, by)
+    check_matches(table, matches, runs)
+    fitting = {run for own in matches for found in own.groups.values() for group in found for run in group.runs}
+    used = [group for group in groups if fitting.issuperset(group.runs)]
+    view = View(interval=given.interval, by=by)
+    warnings = [*_checked(used, given.force), *(caveats(used, view) if table.is_of_metrics else [])]
+    return _Answer(view, used, paper_tables(table, matches, given.interval), warnings)
 
 
 def _checked(groups: Sequence[Group], force: bool) -> list[str]:
@@ -215,25 +233,21 @@ def _write_plot(path: Path, answer: _Answer) -> list[Path]:
     from fedgram.comparison.pictures import draw_curves
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_curves(answer.groups, _metric(answer)).savefig(path, dpi=120)
+    draw_curves(answer.groups, answer.view.metric, answer.view.by).savefig(path, dpi=120)
     return [path]
 
 
 def _write_pictures(path: Path, answer: _Answer) -> list[Path]:
     from fedgram.comparison.pictures import write_pictures
 
-    return write_pictures(answer.groups, path, _metric(answer), answer.view.by)
+    return write_pictures(answer.groups, path, answer.view.metric, answer.view.by)
 
 
 def _write_report(path: Path, answer: _Answer) -> list[Path]:
     from fedgram.comparison.report import write_report
 
-    write_report(path, answer.groups, answer.tables, _metric(answer), answer.view.by, answer.warnings)
+    write_report(path, answer.groups, answer.tables, answer.view.metric, answer.view.by, answer.warnings)
     return [path]
-
-
-def _metric(answer: _Answer) -> str:
-    return answer.view.metric or answer.groups[0].runs[0].metric
 
 
 _WRITERS: Mapping[str, Callable[[Path, _Answer], list[Path]]] = {

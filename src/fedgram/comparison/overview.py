@@ -33,10 +33,10 @@ from fedgram.comparison.tables import Cell, Column, Table
 from fedgram.comparison.targets import COSTS, ToTarget, group_cost_to_target
 from fedgram.run_folder import is_loss
 
-__all__ = ["View", "by_seed", "group_tables", "run_table"]
+__all__ = ["PERSONAL_NOTE", "View", "by_seed", "group_tables", "run_table"]
 
 _PERCENT = f"{100 * LEVEL:g} %"
-_PERSONAL = (
+PERSONAL_NOTE = (
     "* models of clients, each on its own share of the split: not to be compared with one model's, and so neither the "
     "best nor the best other"
 )
@@ -120,7 +120,7 @@ def run_table(runs: Sequence[Run], metric: str | None = None) -> Table:
     after: _Made = (Column("after", _headed(metric)), partial(_final, "t"))
     seed: _Made = (Column("seed", rank=1), lambda entry: Cell(str(entry.group.runs[0].seed)))
     columns = [(Column("run", words=True), _name), seed, _before(metric, rank=0), after, *_costs()]
-    notes = (_PERSONAL,) if any(run.is_personal for run in runs) else ()
+    notes = (PERSONAL_NOTE,) if any(run.is_personal for run in runs) else ()
     return replace(_table(_title(groups, {}), columns, entries, {}), notes=notes)
 
 
@@ -159,7 +159,7 @@ def _notes(groups: Sequence[Group], metric: str, view: View) -> list[str]:
             f"to {target_text(view.target, metric)}: what all clients took until the first evaluated round that "
             "reaches it, up and down, mean over seeds; '- (1/3)' where only 1 of 3 seeds did"
         )
-    return notes + [_PERSONAL] * any(group.runs[0].is_personal for group in groups)
+    return notes + [PERSONAL_NOTE] * any(group.runs[0].is_personal for group in groups)
 
 
 def _entries(groups: Sequence[Group], metric: str, view: View) -> list[_Entry]:

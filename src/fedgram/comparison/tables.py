@@ -126,10 +126,11 @@ class Table:
         from rich.text import Text
 
         grid = RichTable(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True, show_edge=False)
-        above = ""
+        above, has_groups = "", any(column.group for column in self.columns)
         for column in self.columns:
+            top = f"{column.group if column.group != above else ''}\n" if has_groups else ""
             grid.add_column(
-                Text(f"{column.group if column.group != above else ''}\n{column.header}"),
+                Text(f"{top}{column.header}"),
                 justify="left" if column.words else "right",
                 no_wrap=not column.words,
                 overflow="fold",
