@@ -192,13 +192,19 @@ def test_a_row_for_each_run_tells_before_and_after(tmp_path):
     table = run_table(read_runs([tmp_path]))
     found = texts(table)
     assert set(found) == {
-        "FLoRG task-FLoRG/version_0",
-        "FLoRG task-FLoRG/version_1",
-        "FedSALoRA task-FedSALoRA/version_0*",
+        "task-FLoRG/version_0",
+        "task-FLoRG/version_1",
+        "task-FedSALoRA/version_0*",
     }
-    row = found["FLoRG task-FLoRG/version_1"]
+    row = found["task-FLoRG/version_1"]
     assert (row["seed"], row["accuracy % before"], row["accuracy % after"]) == ("1", "50.00", "80.00")
     assert any(note.startswith("* models of clients") for note in table.notes)
+
+
+def test_a_run_in_a_folder_of_another_name_is_told_with_its_method(tmp_path):
+    own = write_run(tmp_path)
+    own.parent.rename(tmp_path / "mine")
+    assert list(texts(run_table(read_runs([tmp_path])))) == ["FLoRG mine/version_0"]
 
 
 def test_eighty_characters_have_room_for_the_metric_the_difference_and_the_megabytes(tmp_path):

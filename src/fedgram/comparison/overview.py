@@ -125,7 +125,9 @@ def run_table(runs: Sequence[Run], metric: str | None = None) -> Table:
 
 
 def _label(run: Run) -> str:
-    return f"{run.method} {run.folder.parent.name}/{run.folder.name}"
+    """Return the last two parts of a run's folder, behind its method where they do not name that."""
+    path = f"{run.folder.parent.name}/{run.folder.name}"
+    return path if run.method in path else f"{run.method} {path}"
 
 
 def _headed(metric: str) -> str:
