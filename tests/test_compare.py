@@ -87,7 +87,7 @@ def test_warnings_stand_below_the_tables(runs, compared):
     write_run(runs, "FFALoRA", evaluated_samples=71)
     lines = compared().splitlines()
     warnings = [line for line in lines if line.startswith("warning: ")]
-    assert warnings[0] == "warning: fewer than 3 seeds (FFALoRA 1): chance may decide who is ahead"
+    assert warnings[0] == "warning: fewer than 3 seeds (1: FFALoRA): chance may decide who is ahead"
     assert any("one of the 71 evaluated samples is 1.41 points" in line for line in warnings)
     assert lines.index(warnings[0]) > max(i for i, line in enumerate(lines) if line.startswith("FedIT"))
 

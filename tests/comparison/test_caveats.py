@@ -26,8 +26,8 @@ def test_few_seeds(tmp_path):
     write_runs(tmp_path, ["FLoRG"], seeds=3)
     write_runs(tmp_path, ["FedIT"], seeds=2)
     few, other = told(tmp_path)
-    assert few == "fewer than 3 seeds (FedIT 2): chance may decide who is ahead"
-    assert other.startswith("other seeds (FLoRG 0 1 2, FedIT 0 1): ")
+    assert few == "fewer than 3 seeds (2: FedIT): chance may decide who is ahead"
+    assert other.startswith("other seeds (0 1 2: FLoRG; 0 1: FedIT): ")
 
 
 def test_few_seeds_of_all(tmp_path):
@@ -40,7 +40,7 @@ def test_as_many_seeds_that_are_others(tmp_path):
     for seed in (0, 1, 7):
         write_run(tmp_path, "FedIT", seed, [0.5, 0.7 + seed / 50])
     (other,) = told(tmp_path)
-    assert other.startswith("other seeds (FLoRG 0 1 2, FedIT 0 1 7): ")
+    assert other.startswith("other seeds (0 1 2: FLoRG; 0 1 7: FedIT): ")
 
 
 @pytest.mark.parametrize(
@@ -78,11 +78,11 @@ def test_one_sample_is_no_share_of_a_loss(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "summary", "sentence"),
     [
-        ({}, {"rounds": 30}, "other rounds (FLoRG 1, FedIT 30)"),
-        ({"trainer.participation": 0.5}, {}, "other participation (FLoRG 1, FedIT 0.5)"),
-        ({"trainer.local_steps": 8}, {}, "other local_steps (FLoRG 2, FedIT 8)"),
-        ({"data.batch_size": 8}, {}, "other batch_size (FLoRG 4, FedIT 8)"),
-        ({"method.rank": 8}, {}, "other rank (FLoRG 4, FedIT 8)"),
+        ({}, {"rounds": 30}, "other rounds (1: FLoRG; 30: FedIT)"),
+        ({"trainer.participation": 0.5}, {}, "other participation (1: FLoRG; 0.5: FedIT)"),
+        ({"trainer.local_steps": 8}, {}, "other local_steps (2: FLoRG; 8: FedIT)"),
+        ({"data.batch_size": 8}, {}, "other batch_size (4: FLoRG; 8: FedIT)"),
+        ({"method.rank": 8}, {}, "other rank (4: FLoRG; 8: FedIT)"),
     ],
 )
 def test_other_conditions(tmp_path, settings, summary, sentence):

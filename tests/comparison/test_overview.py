@@ -77,11 +77,12 @@ def test_the_highest_mean_is_bold_and_of_losses_the_lowest(tmp_path):
     assert texts(table)["FLoRG"]["difference to best"] == "-0.0500"
 
 
-def test_one_method_alone_is_not_the_best_and_equal_ones_all_are(tmp_path):
+def test_equal_ones_are_the_best_if_another_is_worse_and_one_alone_is_not(tmp_path):
     write_runs(tmp_path / "one", {"FLoRG": [0.75]})
-    write_runs(tmp_path / "two", {"FLoRG": [0.75], "FedIT": [0.75], "FFALoRA": [0.5]})
-    assert not bold(tables_of(tmp_path / "one")[0])
-    assert {row for row, _ in bold(tables_of(tmp_path / "two")[0])} == {"FLoRG", "FedIT"}
+    write_runs(tmp_path / "two", {"FLoRG": [0.75], "FedIT": [0.75]})
+    write_runs(tmp_path / "three", {"FLoRG": [0.75], "FedIT": [0.75], "FFALoRA": [0.5]})
+    best = {name: {row for row, _ in bold(tables_of(tmp_path / name)[0])} for name in ("one", "two", "three")}
+    assert best == {"one": set(), "two": set(), "three": {"FLoRG", "FedIT"}}
 
 
 def test_models_of_clients_are_marked_and_race_among_themselves(tmp_path):

@@ -95,4 +95,8 @@ def _other_conditions(groups: Sequence[Group]) -> Iterable[str]:
 
 
 def _list(values: Mapping[str, str]) -> str:
-    return ", ".join(f"{label} {value}" for label, value in values.items())
+    """Return labels by the value that they have."""
+    labels: dict[str, list[str]] = {}
+    for label, value in values.items():
+        labels.setdefault(value, []).append(label)
+    return "; ".join(f"{value}: {', '.join(of_value)}" for value, of_value in labels.items())

@@ -28,6 +28,7 @@ from fedgram.comparison.statistics import (
     best,
     estimate,
     paired_difference,
+    winners,
 )
 from fedgram.comparison.tables import Cell, Column, Table
 from fedgram.comparison.targets import COSTS, ToTarget, group_cost_to_target
@@ -153,7 +154,7 @@ def _notes(groups: Sequence[Group], metric: str, view: View) -> list[str]:
     how = f"± {_PERCENT} t interval" if view.interval == "t" else f"[{_PERCENT} percentile bootstrap interval]"
     notes = [
         f"{metric}{', in per cent' if share else ''}: after the last round, mean over seeds {how}; the best in bold",
-        f"difference: to the best other method, over the seeds that both have{', in points' if share else ''}; p: of a "
+        f"difference: to the best other row, over the seeds that both have{', in points' if share else ''}; p: of a "
         "paired t test, not adjusted for choosing the best",
     ]
     if view.target is not None:
@@ -194,9 +195,9 @@ def by_seed(group: Group, metric: str) -> dict[int, float]:
 
 
 def _best(groups: Sequence[Group], figures: Sequence[float], lowest: bool) -> frozenset[int]:
-    """Return where the best groups stand; models of clients are of no race, and one alone has not won."""
+    """Return where the best groups stand; models of clients are of no race, and where all are alike none has won."""
     racing = [np.nan if g.runs[0].is_personal else value for g, value in zip(groups, figures, strict=True)]
-    return best(racing, lowest) if np.count_nonzero(~np.isnan(racing)) > 1 else frozenset()
+    return winners(racing, lowest)
 
 
 def _rival(index: int, groups: Sequence[Group], finals: Sequence[Estimate], lowest: bool) -> int | None:

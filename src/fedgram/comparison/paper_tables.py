@@ -9,7 +9,7 @@ from fedgram.comparison.figures import flops_text, is_share, p_text, seconds_tex
 from fedgram.comparison.overview import PERSONAL_NOTE
 from fedgram.comparison.paper import Block, Match, PaperTable, measured_by_seed
 from fedgram.comparison.runs import Group, short_name
-from fedgram.comparison.statistics import Estimate, Interval, best, estimate, paired_difference, rank_agreement
+from fedgram.comparison.statistics import Estimate, Interval, estimate, paired_difference, rank_agreement, winners
 from fedgram.comparison.tables import Cell, Column, Table
 
 __all__ = ["paper_tables"]
@@ -143,8 +143,9 @@ def _conditions(groups: Sequence[Group]) -> str:
 def _entry_cells(match: Match, interval: Interval) -> list[list[Cell]]:
     """Return the cells of each of a block's rows: method, seeds, ours, the paper's, and how they differ."""
     block, entries = match.block, _entries(match, interval)
-    ours = _winners([np.nan if entry.is_personal else entry.ours.mean for entry in entries], block)
-    papers = _winners([entry.paper for entry in entries], block)
+    lowest = block.lowest_is_best
+    ours = winners([np.nan if entry.is_personal else entry.ours.mean for entry in entries], lowest)
+    papers = winners([entry.paper for entry in entries], lowest)
     return [
         [
             _name(entry),
@@ -166,10 +167,6 @@ def _entries(match: Match, interval: Interval) -> list[_Entry]:
         owners: Sequence[Group | None] = groups or [None]
         entries += [_Entry(method, group, paper, _estimate(group, match.block, interval)) for group in owners]
     return entries
-
-
-def _winners(figures: Sequence[float], block: Block) -> frozenset[int]:
-    return best(figures, block.lowest_is_best) if np.count_nonzero(~np.isnan(figures)) > 1 else frozenset()
 
 
 def _name(entry: _Entry) -> Cell:

@@ -22,6 +22,7 @@ __all__ = [
     "paired_difference",
     "rank_agreement",
     "t_interval",
+    "winners",
 ]
 
 Interval = Literal["t", "bootstrap"]
@@ -158,6 +159,16 @@ def best(means: Sequence[float], lowest: bool = False) -> frozenset[int]:
         return frozenset()
     top = min(known) if lowest else max(known)
     return frozenset(index for index, value in enumerate(means) if value == top)
+
+
+def winners(figures: Sequence[float], lowest: bool = False) -> frozenset[int]:
+    """Return where the best figures stand if there are worse ones.
+
+    >>> sorted(winners([0.5, 0.7, 0.7])), sorted(winners([0.7, 0.7]))
+    ([1, 2], [])
+    """
+    found = best(figures, lowest)
+    return found if len(found) < np.count_nonzero(~np.isnan(figures)) else frozenset()
 
 
 def rank_agreement(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
