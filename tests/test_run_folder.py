@@ -128,7 +128,7 @@ def test_every_run_of_a_name_gets_the_next_number(tmp_path):
 
 def test_a_number_that_another_process_takes_meanwhile_is_left_to_it(tmp_path, monkeypatch):
     RunFolder.create(tmp_path, "a")
-    monkeypatch.setattr("fedgram.run_folder._versions", lambda parent: [])
+    monkeypatch.setattr("fedgram.run_folder.versions", lambda parent: [])
     assert RunFolder.create(tmp_path, "a").path.name == "version_1"
 
 
