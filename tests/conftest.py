@@ -6,13 +6,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from browser import Browser, obstacle
 from tiny_text import WORDS, sentences
 
 
@@ -101,3 +102,13 @@ def fedgram(
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; the test is skipped where one is missing."""
+    reason = obstacle()
+    if reason is not None:
+        pytest.skip(reason)
+    with Browser() as chromium:
+        yield chromium
