@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["MOST_CLIENTS", "Lines", "counts", "draw", "draw_lines", "write_lines", "write_table"]
+__all__ = ["MOST_CLIENTS", "Lines", "counts", "draw", "draw_file", "draw_lines", "write_lines", "write_table"]
 
 MOST_CLIENTS = 10_000
 """The most clients that a table has a row for each; of more it shows `Lines`."""
@@ -179,6 +179,22 @@ def draw(counts: np.ndarray, label_names: Sequence[str]) -> "Figure":
         return draw_lines(Lines.of_counts(counts), counts.sum(1), label_names)
     figure = Figure(figsize=(7, 1.5 + 0.2 * len(counts)), layout="constrained")
     _draw_bars(figure.subplots(), counts, label_names)
+    return figure
+
+
+def draw_file(path: Path) -> "Figure":
+    """Draw what `write_table` or `write_lines` wrote; of lines the shares alone, as they tell no client's size."""
+    from matplotlib.figure import Figure
+
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    table = np.array(rows, dtype=np.int64)
+    if header[0] == "client":
+        return draw(table[:, 2:], header[2:])
+    clients, sizes, _, _, *amounts = table.T
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    shares = np.stack(amounts, axis=1) / np.maximum(sizes, 1)[:, None]
+    _draw_shares(figure.subplots(), shares, int(clients.sum()), header[4:])
     return figure
 
 

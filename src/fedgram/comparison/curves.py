@@ -1,0 +1,133 @@
+"""The numbers behind the pictures: a group's figures by round or by cost, as a mean over seeds with its interval."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from fedgram.comparison.runs import Group, Run
+from fedgram.comparison.statistics import t_interval
+from fedgram.run_folder import column_of
+
+__all__ = ["ROUNDING", "Against", "Curve", "curve_of", "is_personal", "label_of", "log_curve_of", "point_of"]
+
+Against = Literal["round", "megabytes", "client_flops"]
+
+ROUNDING = 1e-6
+"""A relative error below this is that of rounding in float32: on a log scale it would take the room of all others."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A group's line, and what is around it.
+
+    Attributes:
+        label: which group it is.
+        x: where, float64 ``(n,)``, ascending.
+        mean: over the seeds, ``(n,)``.
+        lower: end of the 95 % interval of the mean, ``(n,)``; nan where there is none, as of one seed.
+        upper: its other end.
+        extent: the least and the largest figure of any seed.
+    """
+
+    label: str
+    x: Float[np.ndarray, " n"]
+    mean: Float[np.ndarray, " n"]
+    lower: Float[np.ndarray, " n"]
+    upper: Float[np.ndarray, " n"]
+    extent: tuple[float, float]
+
+    @classmethod
+    def joined(cls, curves: "Sequence[Curve]") -> "Curve":
+        """Return curves of one label as one, in the order of their places."""
+        x, mean, lower, upper = (
+            np.concatenate([getattr(curve, name) for curve in curves]) for name in ("x", "mean", "lower", "upper")
+        )
+        order = np.argsort(x)
+        least, most = zip(*(curve.extent for curve in curves), strict=True)
+        return cls(curves[0].label, x[order], mean[order], lower[order], upper[order], (min(least), max(most)))
+
+    def scaled(self, factor: float) -> "Curve":
+        """Return it with other units on the horizontal axis."""
+        return replace(self, x=self.x * factor)
+
+    def after_start(self) -> "Curve":
+        """Return it without what costs nothing, which has no place on a log scale."""
+        kept = self.x > 0
+        return replace(self, x=self.x[kept], mean=self.mean[kept], lower=self.lower[kept], upper=self.upper[kept])
+
+
+def is_personal(group: Group) -> bool:
+    """Say whether a group's models belong to clients, and each answered its client's share of the split."""
+    return group.runs[0].is_personal
+
+
+def label_of(group: Group) -> str:
+    """Return a group's name in pictures, with a star where its models belong to clients."""
+    return group.label + ("*" if is_personal(group) else "")
+
+
+def curve_of(group: Group, metric: str, against: Against) -> Curve | None:
+    """Return a metric by round or by cost; None if no round has both for all seeds.
+
+    Args:
+        group: the repetitions.
+        metric: as it is called in summary.json.
+        against: "round"; "megabytes" sent by and to all clients so far; or "client_flops", of all clients so far.
+    """
+    column = column_of(metric)
+    return _curve(group, lambda run: _cost(run, against), lambda run: _column(run, column))
+
+
+def log_curve_of(group: Group, column: str) -> Curve | None:
+    """Return a figure by round for a log scale: the mean and the interval of its logarithm, taken back.
+
+    Rounds in which it is not above `ROUNDING` are left out; None if there is no other.
+    """
+    curve = _curve(group, lambda run: run.rounds["round"], lambda run: _logarithm(_column(run, column)))
+    if curve is None:
+        return None
+    mean, lower, upper = (np.exp(values) for values in (curve.mean, curve.lower, curve.upper))
+    least, most = curve.extent
+    return replace(curve, mean=mean, lower=lower, upper=upper, extent=(math.exp(least), math.exp(most)))
+
+
+def point_of(group: Group, metric: str, x: float) -> Curve | None:
+    """Return a metric after the last round as a curve of one point; None where it was not evaluated."""
+    values = np.array([[run.final(metric)] for run in group.runs])
+    return _over_seeds(label_of(group), np.array([x]), values) if np.isfinite(values).all() else None
+
+
+def _curve(group: Group, place: Callable[[Run], np.ndarray], figure: Callable[[Run], np.ndarray]) -> Curve | None:
+    """Return a figure against a place, over the rounds in which all seeds have both."""
+    rounds = reduce(np.intersect1d, (run.rounds["round"][np.isfinite(place(run) + figure(run))] for run in group.runs))
+    if not len(rounds):
+        return None
+    chosen = [np.isin(run.rounds["round"], rounds) for run in group.runs]
+    x, y = (np.array([of(run)[rows] for run, rows in zip(group.runs, chosen, strict=True)]) for of in (place, figure))
+    return _over_seeds(label_of(group), x.mean(0), y)
+
+
+def _over_seeds(label: str, x: Float[np.ndarray, " n"], values: Float[np.ndarray, "seeds n"]) -> Curve:
+    estimates = [t_interval(column) for column in values.T]
+    mean, lower, upper = np.array([(one.mean, one.low, one.high) for one in estimates]).T
+    return Curve(label, x, mean, lower, upper, (float(values.min()), float(values.max())))
+
+
+def _column(run: Run, name: str) -> Float[np.ndarray, " rounds"]:
+    return run.rounds.get(name, np.full(len(run.rounds["round"]), np.nan))
+
+
+def _cost(run: Run, against: Against) -> Float[np.ndarray, " rounds"]:
+    if against == "megabytes":
+        return _column(run, "megabytes_up") + _column(run, "megabytes_down")
+    return _column(run, against)
+
+
+def _logarithm(values: np.ndarray) -> np.ndarray:
+    """Return the logarithm of what is more than rounding, nan of the rest."""
+    return np.log(np.where(values > ROUNDING, values, np.nan))
