@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgram.data.partition import IID, Dirichlet, Shards
-from fedgram.data.partition_picture import Lines, _cells, counts, draw, draw_lines, write_lines, write_table
+from fedgram.data.partition_picture import Lines, _cells, counts, draw, draw_file, draw_lines, write_lines, write_table
 from fedgram.errors import DataError
 
 labels_strategy = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
@@ -148,4 +148,27 @@ def test_lines_are_drawn_with_the_sizes_of_all_clients(tmp_path):
     assert figure.axes[0].images[0].get_array().shape == (400, 3)
     assert figure.axes[0].get_ylim() == (15_000, 0)
     assert sum(bar.get_height() for bar in figure.axes[1].patches) == 15_000
+    figure.savefig(tmp_path / "f.png")
+
+
+def test_a_table_that_was_written_is_drawn_as_it_would_have_been(tmp_path):
+    table = np.array([[3, 1], [0, 2], [5, 5]])
+    write_table(tmp_path / "t.csv", table, ["bad, really", "good"])
+    drawn, expected = draw_file(tmp_path / "t.csv"), draw(table, ["bad, really", "good"])
+    widths = [[bar.get_width() for bar in figure.axes[0].patches] for figure in (drawn, expected)]
+    names = [[text.get_text() for text in f.axes[0].get_legend().get_texts()] for f in (drawn, expected)]
+    assert widths[0] == widths[1]
+    assert names[0] == names[1]
+
+
+def test_lines_that_were_written_are_drawn_as_shares_of_their_samples(tmp_path):
+    table = np.random.default_rng(0).integers(0, 30, (801, 3))
+    lines = Lines.of_counts(table)
+    write_lines(tmp_path / "t.csv", lines, ["a", "b", "c"])
+    figure = draw_file(tmp_path / "t.csv")
+    shares, _ = figure.axes  # the second is of the colours
+    expected = lines.counts / lines.counts.sum(1, keepdims=True)
+    assert np.allclose(shares.images[0].get_array(), expected)
+    assert shares.get_ylim() == (801, 0)
+    assert [tick.get_text() for tick in shares.get_xticklabels()] == ["a", "b", "c"]
     figure.savefig(tmp_path / "f.png")

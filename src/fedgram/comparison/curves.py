@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from fedgram.comparison.figures import is_share
 from fedgram.comparison.runs import Group, Run
 from fedgram.comparison.statistics import t_interval
 from fedgram.run_folder import column_of
@@ -72,15 +73,15 @@ def label_of(group: Group) -> str:
 
 
 def curve_of(group: Group, metric: str, against: Against) -> Curve | None:
-    """Return a metric by round or by cost; None if no round has both for all seeds.
+    """Return a metric, a share in per cent, by round or by cost; None if no round has both for all seeds.
 
     Args:
         group: the repetitions.
         metric: as it is called in summary.json.
         against: "round"; "megabytes" sent by and to all clients so far; or "client_flops", of all clients so far.
     """
-    column = column_of(metric)
-    return _curve(group, lambda run: _cost(run, against), lambda run: _column(run, column))
+    column, factor = column_of(metric), _factor(metric)
+    return _curve(group, lambda run: _cost(run, against), lambda run: factor * _column(run, column))
 
 
 def log_curve_of(group: Group, column: str) -> Curve | None:
@@ -88,7 +89,7 @@ def log_curve_of(group: Group, column: str) -> Curve | None:
 
     Rounds in which it is not above `ROUNDING` are left out; None if there is no other.
     """
-    curve = _curve(group, lambda run: run.rounds["round"], lambda run: _logarithm(_column(run, column)))
+    curve = _curve(group, _rounds, lambda run: _logarithm(_column(run, column)))
     if curve is None:
         return None
     mean, lower, upper = (np.exp(values) for values in (curve.mean, curve.lower, curve.upper))
@@ -97,17 +98,17 @@ def log_curve_of(group: Group, column: str) -> Curve | None:
 
 
 def point_of(group: Group, metric: str, x: float) -> Curve | None:
-    """Return a metric after the last round as a curve of one point; None where it was not evaluated."""
-    values = np.array([[run.final(metric)] for run in group.runs])
+    """Return a metric after the last round, a share in per cent, as a curve of one point; None where it is missing."""
+    values = _factor(metric) * np.array([[run.final(metric)] for run in group.runs])
     return _over_seeds(label_of(group), np.array([x]), values) if np.isfinite(values).all() else None
 
 
 def _curve(group: Group, place: Callable[[Run], np.ndarray], figure: Callable[[Run], np.ndarray]) -> Curve | None:
     """Return a figure against a place, over the rounds in which all seeds have both."""
-    rounds = reduce(np.intersect1d, (run.rounds["round"][np.isfinite(place(run) + figure(run))] for run in group.runs))
+    rounds = reduce(np.intersect1d, (_rounds(run)[np.isfinite(place(run) + figure(run))] for run in group.runs))
     if not len(rounds):
         return None
-    chosen = [np.isin(run.rounds["round"], rounds) for run in group.runs]
+    chosen = [np.isin(_rounds(run), rounds) for run in group.runs]
     x, y = (np.array([of(run)[rows] for run, rows in zip(group.runs, chosen, strict=True)]) for of in (place, figure))
     return _over_seeds(label_of(group), x.mean(0), y)
 
@@ -118,8 +119,16 @@ def _over_seeds(label: str, x: Float[np.ndarray, " n"], values: Float[np.ndarray
     return Curve(label, x, mean, lower, upper, (float(values.min()), float(values.max())))
 
 
+def _factor(metric: str) -> float:
+    return 100.0 if is_share(metric) else 1.0
+
+
+def _rounds(run: Run) -> Float[np.ndarray, " rounds"]:
+    return run.rounds.get("round", np.zeros(0))
+
+
 def _column(run: Run, name: str) -> Float[np.ndarray, " rounds"]:
-    return run.rounds.get(name, np.full(len(run.rounds["round"]), np.nan))
+    return run.rounds.get(name, np.full(len(_rounds(run)), np.nan))
 
 
 def _cost(run: Run, against: Against) -> Float[np.ndarray, " rounds"]:

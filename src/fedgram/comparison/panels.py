@@ -21,10 +21,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PANEL", "PICTURE_TYPES", "Panel", "draw_panels", "look", "save_picture", "seeds_of", "styles_of", "svg_of"]
+__all__ = [
+    "LETTER",
+    "PANEL",
+    "PICTURE_TYPES",
+    "Panel",
+    "draw_panels",
+    "look",
+    "save_picture",
+    "seeds_of",
+    "styles_of",
+    "svg_of",
+]
 
 PANEL = (3.5, 2.6)
 """Width and height of a panel in inches: two fill the width of a page, one that of a column."""
+LETTER = 0.075
+"""Width of a letter in inches."""
 PICTURE_TYPES = (".png", ".svg", ".pdf")
 """The endings of files that a picture can be written to."""
 
@@ -59,10 +72,10 @@ _NARROW = 100
 """A log scale whose ends differ by less than this factor has more numbers than the powers of ten."""
 _MOST_BELOW = 6
 """Groups whose legend stands below the panels; that of more stands beside them."""
-_LETTER, _LINE = 0.075, 0.19
-"""Width of a letter and height of a line of text, in inches."""
-_TWINS = (("full", 0.0), ("none", 0.3), ("left", 0.5), ("top", 0.2), ("right", 0.4), ("bottom", 0.6))
-"""How groups of one method are told apart: by the part of the marker that is filled, and by how pale they are."""
+_LINE = 0.19
+"""Height of a line of a legend or a note, in inches."""
+_TWINS = (("none", 0.3), ("left", 0.5), ("top", 0.2), ("right", 0.4), ("bottom", 0.6))
+"""What tells further groups of one method from its first: the part of the marker that is filled, and how pale it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +122,9 @@ def _twin(style: Mapping[str, Any], number: int) -> dict[str, Any]:
     """Return a method's style for the first of its groups, and variations of it for the others."""
     from matplotlib.colors import to_hex, to_rgb
 
-    fill, pale = _TWINS[number % len(_TWINS)]
+    if number == 0:
+        return dict(style)
+    fill, pale = _TWINS[(number - 1) % len(_TWINS)]
     red, green, blue = (channel + pale * (1 - channel) for channel in to_rgb(style["color"]))
     return {**style, "color": to_hex((red, green, blue)), "fillstyle": fill}
 
@@ -162,7 +177,7 @@ def _size(rows: Sequence[Sequence[Panel]], labels: Sequence[str]) -> tuple[float
     lines = sum(max(len(_wrapped(panel.note)) for panel in row) for row in rows)
     width, height = PANEL[0] * max(map(len, rows)), PANEL[1] * len(rows) + _LINE * lines
     if len(labels) > _MOST_BELOW:
-        return width + 0.7 + _LETTER * max(map(len, labels)), max(height, _LINE * (len(labels) + 5))
+        return width + 0.7 + LETTER * max(map(len, labels)), max(height, _LINE * (len(labels) + 6))
     return width, height + _LINE * (2 + math.ceil(len(labels) / _legend_columns(width, labels)))
 
 
@@ -172,7 +187,7 @@ def _wrapped(note: str) -> list[str]:
 
 def _legend_columns(width: float, labels: Sequence[str]) -> int:
     """Return into how many columns of a legend of some width labels go, of about equally many."""
-    fitting = max(1, int(width / (0.7 + _LETTER * max(map(len, labels)))))
+    fitting = max(1, int(width / (0.7 + LETTER * max(map(len, labels)))))
     return math.ceil(len(labels) / math.ceil(len(labels) / fitting))
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Float
 
 from fedgram.comparison.curves import ROUNDING, Against, Curve, curve_of, is_personal, label_of, log_curve_of, point_of
-from fedgram.comparison.panels import PANEL, Panel, draw_panels, look, save_picture, seeds_of, styles_of
-from fedgram.comparison.runs import Group, Run, slices
+from fedgram.comparison.figures import is_share
+from fedgram.comparison.panels import LETTER, PANEL, Panel, draw_panels, look, save_picture, seeds_of, styles_of
+from fedgram.comparison.runs import Group, Run, short_name, slices
 from fedgram.errors import DataError
 
 if TYPE_CHECKING:
@@ -111,8 +112,10 @@ def _titles(groups: Sequence[Group], by: Sequence[str]) -> list[str]:
     return [_told(by, at) for at in slices(groups)]
 
 
-def _told(keys: Iterable[str], values: Iterable[Any]) -> str:
-    return ", ".join(f"{key} {_text(value)}" for key, value in zip(keys, values, strict=False))
+def _told(keys: Sequence[str], values: Sequence[Any]) -> str:
+    """Return values with their names, or alone where these are not given."""
+    names = [f"{short_name(key)} " for key in keys] or [""] * len(values)
+    return ", ".join(f"{name}{_text(value)}" for name, value in zip(names, values, strict=True))
 
 
 def _text(value: Any) -> str:
@@ -124,10 +127,11 @@ def _metric_of(group: Group, metric: str | None) -> str:
 
 
 def _metric_label(groups: Sequence[Group], metric: str | None) -> str:
-    """Return what metrics are called, with the task unless they are of several."""
-    metrics = " or ".join(dict.fromkeys(_metric_of(group, metric) for group in groups))
+    """Return what metrics are called, with their unit, and with the task unless they are of several."""
+    names = dict.fromkeys(_metric_of(group, metric) for group in groups)
+    metrics = " or ".join(f"{name} (%)" if is_share(name) else name for name in names)
     tasks = {str(group.runs[0].summary["task"]) for group in groups}
-    return f"{metrics} ({tasks.pop()})" if len(tasks) == 1 else metrics
+    return f"{metrics} on {tasks.pop()}" if len(tasks) == 1 else metrics
 
 
 def _metric_panel(groups: Sequence[Group], metric: str | None, against: Against) -> Panel | None:
@@ -205,7 +209,9 @@ def _setting_panel(
     )
     labels = dict.fromkeys(point.label for point in points)
     curves = [Curve.joined([point for point in points if point.label == label]) for label in labels]
-    return Panel(curves, key, _metric_label(groups, metric), ticks=[*map(_text, values)]) if curves else None
+    return (
+        Panel(curves, short_name(key), _metric_label(groups, metric), ticks=[*map(_text, values)]) if curves else None
+    )
 
 
 def draw_communication(groups: Sequence[Group], by: Sequence[str] = ()) -> "Figure | None":
@@ -224,8 +230,9 @@ def draw_communication(groups: Sequence[Group], by: Sequence[str] = ()) -> "Figu
     if not rows:
         return None
     heights = [1.0 + 0.28 * len(sent) for sent, _ in rows.values()]
+    width = 1.8 * PANEL[0] + LETTER * max(len(label) for sent, _ in rows.values() for label in sent)
     with look():
-        figure = Figure(figsize=(2 * PANEL[0], sum(heights)), layout="constrained")
+        figure = Figure(figsize=(width, sum(heights)), layout="constrained")
         grid = figure.add_gridspec(len(rows), 2, height_ratios=heights)
         for number, (sent, titles) in enumerate(rows.values()):
             left = figure.add_subplot(grid[number, 0])
@@ -296,7 +303,10 @@ def all_pictures(groups: Sequence[Group], metric: str | None = None, by: Sequenc
         _draw_curves(groups, metric, by, against) for against in (("round", "megabytes"), ("client_flops",))
     )
     drawn = [
-        *((f"by_{key}", f"{what} after the last round. {lines}", draw_setting(groups, metric, by, key)) for key in by),
+        *(
+            (f"by_{short_name(key)}", f"{what} after the last round. {lines}", draw_setting(groups, metric, by, key))
+            for key in by
+        ),
         ("curves", f"{what} by round and by what was sent. {lines}", by_round),
         ("compute", f"{what} by what was computed. {lines}", by_compute),
         ("aggregation", f"{_AGGREGATION} {lines} {_LOGARITHMS}", draw_diagnostics(groups, by)),
