@@ -56,6 +56,7 @@ _LOOK = {
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "legend.frameon": False,
+    "text.parse_math": False,  # a name with dollar signs is no formula
     "svg.hashsalt": "fedgram",  # or the ids in a file would be others each time
 }
 _DOTS_PER_INCH = 200

@@ -32,6 +32,7 @@ __all__ = [
     "draw_diagnostics",
     "draw_partition",
     "draw_setting",
+    "slice_name",
     "write_pictures",
 ]
 
@@ -109,11 +110,11 @@ def _draw_curves(
 
 def _titles(groups: Sequence[Group], by: Sequence[str]) -> list[str]:
     """Return what each slice is called."""
-    return [_told(by, at) for at in slices(groups)]
+    return [slice_name(by, at) for at in slices(groups)]
 
 
-def _told(keys: Sequence[str], values: Sequence[Any]) -> str:
-    """Return values with their names, or alone where these are not given."""
+def slice_name(keys: Sequence[str], values: Sequence[Any]) -> str:
+    """Return what a slice is called: by the values of its settings, with their names where these are given."""
     names = [f"{short_name(key)} " for key in keys] or [""] * len(values)
     return ", ".join(f"{name}{_text(value)}" for name, value in zip(names, values, strict=True))
 
@@ -198,7 +199,7 @@ def draw_setting(groups: Sequence[Group], metric: str | None, by: Sequence[str],
         [_setting_panel(row, metric, key, [values.index(group.at[place]) for group in row], values)]
         for row in rows.values()
     ]
-    return draw_panels(panels, [_told(others, at) for at in rows], groups)
+    return draw_panels(panels, [slice_name(others, at) for at in rows], groups)
 
 
 def _setting_panel(
@@ -303,12 +304,9 @@ def all_pictures(groups: Sequence[Group], metric: str | None = None, by: Sequenc
         _draw_curves(groups, metric, by, against) for against in (("round", "megabytes"), ("client_flops",))
     )
     drawn = [
-        *(
-            (f"by_{short_name(key)}", f"{what} after the last round. {lines}", draw_setting(groups, metric, by, key))
-            for key in by
-        ),
-        ("curves", f"{what} by round and by what was sent. {lines}", by_round),
-        ("compute", f"{what} by what was computed. {lines}", by_compute),
+        *(_by_setting(groups, metric, by, key) for key in by),
+        ("curves", f"By round and by what was sent: {what}. {lines}", by_round),
+        ("compute", f"By what was computed: {what}. {lines}", by_compute),
         ("aggregation", f"{_AGGREGATION} {lines} {_LOGARITHMS}", draw_diagnostics(groups, by)),
         ("communication", _COMMUNICATION, draw_communication(groups, by)),
     ]
@@ -316,6 +314,14 @@ def all_pictures(groups: Sequence[Group], metric: str | None = None, by: Sequenc
         *(Picture(name, caption, figure) for name, caption, figure in drawn if figure is not None),
         *_partitions(groups, by),
     ]
+
+
+def _by_setting(
+    groups: Sequence[Group], metric: str | None, by: Sequence[str], key: str
+) -> "tuple[str, str, Figure | None]":
+    name, what = short_name(key), _metric_label(groups, metric)
+    caption = f"By {name}, after the last round: {what}. {_what_lines_are(groups)}"
+    return f"by_{name}", caption, draw_setting(groups, metric, by, key)
 
 
 def _what_lines_are(groups: Sequence[Group]) -> str:
@@ -335,7 +341,7 @@ def _partitions(groups: Sequence[Group], by: Sequence[str]) -> list[Picture]:
         if figure is None:
             continue
         name = f"partition_{len(pictures) + 1}" if pictures else "partition"
-        told = ", ".join(filter(None, (_told(by, at), f"seed {run.seed}")))
+        told = ", ".join(filter(None, (slice_name(by, at), f"seed {run.seed}")))
         picture = Picture(name, f"The samples of each label that each client holds ({told}).", figure)
         pictures.setdefault((run.folder / _PARTITION).read_bytes(), picture)
     return list(pictures.values())

@@ -245,3 +245,5 @@ def _draw_shares(axes: "Axes", shares: np.ndarray, clients: int, label_names: Se
 def _draw_sizes(axes: "Axes", sizes: np.ndarray) -> None:
     axes.hist(sizes, bins=min(50, int(np.ptp(sizes)) + 1), color=_PALETTE[0])
     axes.set(xlabel="samples of a client", ylabel="clients", yscale="log", title=f"{len(sizes):,} clients")
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_minor_formatter("")
