@@ -11,6 +11,7 @@ from fedgram.comparison import Group, Run, check_comparable, find_difference, gr
 from fedgram.comparison.caveats import caveats
 from fedgram.comparison.figures import is_share
 from fedgram.comparison.overview import View, group_tables, run_table
+from fedgram.comparison.panels import PICTURE_TYPES, save_picture
 from fedgram.comparison.paper import check_matches, group_for_paper, load, match
 from fedgram.comparison.paper_tables import paper_tables
 from fedgram.comparison.statistics import INTERVALS
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_PICTURES = (".png", ".svg", ".pdf")
 _UNBOUNDED = 1000
 """Characters of a line where nobody looks at a terminal: room for all columns."""
 _DESCRIPTION = """\
@@ -131,8 +131,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check_options(given: argparse.Namespace) -> None:
     """Refuse what can't be asked for together, before anything is read."""
-    if given.plot is not None and given.plot.suffix not in _PICTURES:
-        raise ConfigurationError(f"--plot {given.plot}: the name must end in one of {', '.join(_PICTURES)}")
+    if given.plot is not None and given.plot.suffix not in PICTURE_TYPES:
+        raise ConfigurationError(f"--plot {given.plot}: the name must end in one of {', '.join(PICTURE_TYPES)}")
     asked = {"by": given.by, "metric": given.metric, "target": given.target is not None, "each": given.each}
     if given.paper:
         load(given.paper)
@@ -232,8 +232,7 @@ def _write_latex(path: Path, answer: _Answer) -> list[Path]:
 def _write_plot(path: Path, answer: _Answer) -> list[Path]:
     from fedgram.comparison.pictures import draw_curves
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_curves(answer.groups, answer.view.metric, answer.view.by).savefig(path, dpi=120)
+    save_picture(draw_curves(answer.groups, answer.view.metric, answer.view.by), path)
     return [path]
 
 
