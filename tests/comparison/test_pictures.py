@@ -140,6 +140,15 @@ def test_rounds_that_only_some_seeds_evaluated_are_left_out(tmp_path, groups):
     assert line(draw_curves(groups()).axes[0], "FLoRG").get_xydata().tolist() == [[0, 50], [2, 80], [3, 80]]
 
 
+def test_one_evaluated_round_is_a_point_on_axes_that_start_with_training(tmp_path, groups):
+    write_run(tmp_path, accuracy=(None, None, 0.7), parameters={"up": 250_000, "down": 500_000})
+    by_round, by_megabytes = draw_curves(groups()).axes
+    assert by_round.get_xlim() == pytest.approx((-0.08, 2.08))
+    assert by_megabytes.get_xlim() == pytest.approx((-0.24, 6.24))
+    assert by_round.get_ylim() == pytest.approx((68.6, 71.4))
+    assert all(number == round(number) for number in by_round.get_xticks())
+
+
 def test_losses_and_correlations_are_no_shares(tmp_path, groups):
     write_run(tmp_path, accuracy=(0.25, 0.75))
     axes = draw_curves(groups(), "loss").axes[0]
@@ -204,12 +213,12 @@ def test_a_method_looks_the_same_in_every_picture_and_whatever_it_is_compared_wi
 
 
 def test_groups_of_one_method_are_told_apart(tmp_path, groups):
-    for rate in (0.1, 0.01, 0.001):
+    for rate in range(1, 20):
         write_run(tmp_path, settings={"optimizer.lr": rate})
     figure = draw_curves(groups())
-    assert labels(figure) == ["FLoRG (lr 0.1)", "FLoRG (lr 0.01)", "FLoRG (lr 0.001)"]
+    assert labels(figure) == [f"FLoRG (lr {rate})" for rate in range(1, 20)]
     drawn = figure.axes[0].get_lines()
-    assert len({(line.get_color(), line.get_fillstyle()) for line in drawn}) == 3
+    assert len({(line.get_color(), line.get_fillstyle()) for line in drawn}) == 19
     assert drawn[0].get_color() == style_of("FLoRG")["color"]
     assert {line.get_marker() for line in drawn} == {style_of("FLoRG")["marker"]}
 
@@ -291,7 +300,7 @@ def test_a_metric_by_a_setting_has_a_point_with_an_error_bar_for_each_value(tmp_
     assert curves["FLoRG"][0] == [0, 1]
     assert curves["FLoRG"][1] == pytest.approx([41, 50])
     assert curves["FLoRG"][2] == pytest.approx([half, half])
-    assert curves["FedIT"] == ([0], pytest.approx([90]), pytest.approx([0]))
+    assert curves["FedIT"] == ([0], pytest.approx([90]), pytest.approx([np.nan], nan_ok=True))
     assert figure.axes[0].get_xlabel() == "rho"
     assert legend_title(figure) == "mean and 95 % interval (t) over 1 to 3 seeds"
 
@@ -316,6 +325,8 @@ def test_values_of_another_setting_have_a_row_each(tmp_path, groups):
     assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy (%) on mrpc", "accuracy (%) on rte"]
     by_task = draw_setting(groups("rank", "task"), None, ["rank", "task"], "task")
     assert [ticks for ticks, _ in settings_axes(by_task)] == [["mrpc", "rte"]] * 2
+    joins = [figure.axes[0].containers[0].lines[0].get_linestyle() for figure in (figure, by_task)]
+    assert joins == ["-", "None"]
     assert [axes.get_ylabel() for axes in by_task.axes] == ["accuracy (%)"] * 2
 
 
@@ -386,6 +397,8 @@ def test_each_partition_is_shown_once(tmp_path, groups):
         folder = write_run(tmp_path, settings={"data.partition.rho": rho})
         (folder / "partition.csv").write_text(f"client,samples,bad,good\n{sizes}\n")
     shown = {p.name: p.caption for p in all_pictures(groups("rho"), by=["rho"]) if p.name.startswith("partition")}
+    titles = [p.figure.axes[0].get_title("left") for p in all_pictures(groups("rho"), by=["rho"])]
+    assert titles[-2:] == ["rho 0.1, seed 0", "rho 0.5, seed 0"]
     assert shown == {
         "partition": "The samples of each label that each client holds (rho 0.1, seed 0).",
         "partition_2": "The samples of each label that each client holds (rho 0.5, seed 0).",

@@ -75,7 +75,8 @@ _MOST_BELOW = 6
 """Groups whose legend stands below the panels; that of more stands beside them."""
 _LINE = 0.19
 """Height of a line of a legend or a note, in inches."""
-_TWINS = (("none", 0.3), ("left", 0.5), ("top", 0.2), ("right", 0.4), ("bottom", 0.6))
+_FILLS = ("none", "left", "top", "right", "bottom")
+_PALES = (0.3, 0.5, 0.15, 0.4)
 """What tells further groups of one method from its first: the part of the marker that is filled, and how pale it is."""
 
 
@@ -90,6 +91,7 @@ class Panel:
         log: the axes that have a log scale: "x", "y" or none.
         ticks: what stands at 0, 1, ... of the horizontal axis, where there are points with error bars; none where
             there are lines with bands over numbers.
+        is_joined: whether a line joins the points.
         note: what is said below it.
     """
 
@@ -98,6 +100,7 @@ class Panel:
     y: str
     log: str = ""
     ticks: Sequence[str] = ()
+    is_joined: bool = True
     note: str = ""
 
 
@@ -125,9 +128,9 @@ def _twin(style: Mapping[str, Any], number: int) -> dict[str, Any]:
 
     if number == 0:
         return dict(style)
-    fill, pale = _TWINS[(number - 1) % len(_TWINS)]
+    pale = _PALES[(number - 1) % len(_PALES)]
     red, green, blue = (channel + pale * (1 - channel) for channel in to_rgb(style["color"]))
-    return {**style, "color": to_hex((red, green, blue)), "fillstyle": fill}
+    return {**style, "color": to_hex((red, green, blue)), "fillstyle": _FILLS[(number - 1) % len(_FILLS)]}
 
 
 def seeds_of(groups: Sequence[Group]) -> str:
@@ -222,7 +225,8 @@ def _draw_panel(axes: "Axes", panel: Panel, styles: Mapping[str, Mapping[str, An
     """Draw the curves of a panel, whose vertical axis is that of some panels."""
     for number, curve in enumerate(panel.curves):
         if panel.ticks:
-            _draw_points(axes, curve, styles[curve.label], number - (len(panel.curves) - 1) / 2)
+            style = styles[curve.label] if panel.is_joined else {**styles[curve.label], "linestyle": "none"}
+            _draw_points(axes, curve, style, number - (len(panel.curves) - 1) / 2)
         else:
             _draw_line(axes, curve, styles[curve.label], 0.6 / max(4, len(panel.curves)))
     axes.set(xlabel="\n".join([panel.x, *_wrapped(panel.note)]), ylabel=panel.y)
@@ -231,6 +235,9 @@ def _draw_panel(axes: "Axes", panel: Panel, styles: Mapping[str, Mapping[str, An
         axes.set_xlim(-0.5, len(panel.ticks) - 0.5)
     else:
         axes.set_ylim(_limits([curve for other in row for curve in other.curves], panel.log == "y"))
+        if panel.log != "x":  # which starts where training does
+            right = max(float(curve.x[-1]) for curve in panel.curves) or 1.0
+            axes.set_xlim(-0.04 * right, 1.04 * right)
     _set_scales(axes, panel)
     axes.grid(visible=True)
 
@@ -261,15 +268,15 @@ def _draw_line(axes: "Axes", curve: Curve, style: Mapping[str, Any], alpha: floa
 
 def _draw_points(axes: "Axes", curve: Curve, style: Mapping[str, Any], place: float) -> None:
     """Draw points with error bars, beside those of other curves by their place among these, whose middle is 0."""
-    bars = np.nan_to_num(curve.upper - curve.mean)
-    axes.errorbar(curve.x + 0.07 * place, curve.mean, bars, capsize=2.5, elinewidth=1, label=curve.label, **style)
+    half = curve.upper - curve.mean
+    axes.errorbar(curve.x + 0.07 * place, curve.mean, half, capsize=2.5, elinewidth=1, label=curve.label, **style)
 
 
 def _limits(curves: Sequence[Curve], is_log: bool) -> tuple[float, float]:
     """Return limits that hold every seed; the intervals of few seeds may go beyond, and would flatten the lines."""
     ends = np.array([curve.extent for curve in curves])
     low, high = (np.log(ends) if is_log else ends)[:, 0].min(), (np.log(ends) if is_log else ends)[:, 1].max()
-    margin = 0.05 * (high - low) or 0.05
+    margin = 0.05 * (high - low) or 0.02 * abs(high) or 0.05
     limits = np.array([low - margin, high + margin])
     low, high = np.exp(limits) if is_log else limits
     return float(low), float(high)

@@ -210,9 +210,11 @@ def _setting_panel(
     )
     labels = dict.fromkeys(point.label for point in points)
     curves = [Curve.joined([point for point in points if point.label == label]) for label in labels]
-    return (
-        Panel(curves, short_name(key), _metric_label(groups, metric), ticks=[*map(_text, values)]) if curves else None
-    )
+    if not curves:
+        return None
+    is_joined = all(isinstance(value, int | float) for value in values)  # between words there is nothing
+    y = _metric_label(groups, metric)
+    return Panel(curves, short_name(key), y, ticks=[*map(_text, values)], is_joined=is_joined)
 
 
 def draw_communication(groups: Sequence[Group], by: Sequence[str] = ()) -> "Figure | None":
@@ -342,6 +344,7 @@ def _partitions(groups: Sequence[Group], by: Sequence[str]) -> list[Picture]:
             continue
         name = f"partition_{len(pictures) + 1}" if pictures else "partition"
         told = ", ".join(filter(None, (slice_name(by, at), f"seed {run.seed}")))
+        figure.axes[0].set_title(told, loc="left")
         picture = Picture(name, f"The samples of each label that each client holds ({told}).", figure)
         pictures.setdefault((run.folder / _PARTITION).read_bytes(), picture)
     return list(pictures.values())
