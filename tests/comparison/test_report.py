@@ -207,12 +207,12 @@ def test_every_run_has_the_command_that_repeats_it(tmp_path):
 
 
 def test_commits_and_versions_stand_beside_each_run_where_they_differ(tmp_path):
-    write_run(tmp_path, seed=0, git_commit="0123456789abcdef", versions={"torch": "2.6"})
+    write_run(tmp_path, seed=0, git_commit="0123456789" * 4, versions={"torch": "2.6"})
     write_run(tmp_path, seed=1, git_commit=None, versions={"torch": "2.13"})
     page = Page(report(tmp_path))
     assert page.tables["runs"] == [
         ["method", "seed", "command", "commit", "versions"],
-        ["FLoRG", "0", "-", "0123456789ab", "torch 2.6"],
+        ["FLoRG", "0", "-", "012345678901", "torch 2.6"],
         ["FLoRG", "1", "-", "-", "torch 2.13"],
     ]
     assert "versions torch 2.6, torch 2.13" in page.text

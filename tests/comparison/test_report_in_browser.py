@@ -73,6 +73,15 @@ def test_it_fits_a_narrow_screen(browser, report):
     assert all(width > 300 for _, width, *_ in browser.run(PICTURES))
 
 
+def test_it_fits_on_paper_with_all_that_is_folded(browser, report):
+    path, _ = report
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    browser.resize(1040, 700)  # A4, landscape, less its margins
+    browser.open(path)
+    assert browser.run("return document.documentElement.scrollWidth") == 1040
+    assert browser.run("return document.querySelector('#shared').getBoundingClientRect().height") > 100
+
+
 @pytest.mark.parametrize(("scheme", "page"), [("light", WHITE), ("dark", DARK)])
 def test_pictures_are_on_white_in_either_scheme(browser, report, tmp_path, scheme, page):
     path, _ = report

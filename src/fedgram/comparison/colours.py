@@ -17,9 +17,8 @@ _LINES = ("-", "--", "-.", ":", _LONG, _DOTS)
 
 _BLUE, _VERMILION, _PURPLE, _GREEN, _ORANGE, _BLACK = "#0072B2", "#D55E00", "#CC79A7", "#009E73", "#E69F00", "#000000"
 _SKY, _INDIGO, _CYAN, _NAVY, _STEEL = "#56B4E9", "#332288", "#88CCEE", "#004488", "#6699CC"
-_WINE, _FOREST, _TEAL, _OLIVE, _VIOLET, _BROWN, _GREY = (
-    *("#882255", "#117733", "#44AA99", "#999933", "#AA4499", "#661100", "#777777"),
-)
+_WINE, _FOREST, _TEAL, _OLIVE = "#882255", "#117733", "#44AA99", "#999933"
+_VIOLET, _BROWN, _GREY = "#AA4499", "#661100", "#777777"
 
 # Colour, line and marker, by the name in small letters and digits alone, so that LoRA-FAIR is LoRAFAIR.
 _KNOWN: dict[str, tuple[str, Any, str]] = {

@@ -22,6 +22,8 @@ __all__ = ["write_report"]
 _UNKNOWN = "-"
 _MOST_NAMES = 4
 """Methods that a title names; of more it tells the number."""
+_DIGEST = 12
+"""Letters of a digest that tell it from others."""
 _WIDE = 500
 """Points of width from which on a picture is not shrunk to a narrow screen, which scrolls it instead."""
 
@@ -51,15 +53,12 @@ def write_report(
         by: the settings that the comparison goes by, in the order of `Group.at`.
         warnings: what to know before believing it, a sentence each.
     """
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    template = environment.from_string(files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8"))
     names = [", ".join(filter(None, (group.label, slice_name(by, group.at)))) for group in groups]
     differences, shared = _settings(groups)
     runs = [_repetition(name, run) for name, group in zip(names, groups, strict=True) for run in group.runs]
-    page = template.render(
+    page = _render(
         title=_title(groups),
         facts=_facts(groups, metric),
         warnings=warnings,
@@ -77,6 +76,15 @@ def write_report(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, page.encode())
+
+
+def _render(**content: Any) -> str:
+    """Return the page with some content, of which all is escaped but what is Markup."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    template = files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(template).render(content)
 
 
 def _title(groups: Sequence[Group]) -> str:
@@ -124,10 +132,11 @@ def _distinct(texts: Iterable[str]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """Return a setting as people read it."""
+    """Return a setting as people read it: of a digest the first letters."""
     if value is None:
         return _UNKNOWN
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text[:_DIGEST] if re.fullmatch("[0-9a-f]{32,}", text) else text
 
 
 def _settings(groups: Sequence[Group]) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -158,7 +167,7 @@ def _versions(run: Run) -> str:
 
 
 def _commit(run: Run) -> str:
-    return str(run.summary.get("git_commit") or _UNKNOWN)[:12]
+    return _text(run.summary.get("git_commit"))
 
 
 def _inline_svg(picture: Picture) -> str:
