@@ -186,3 +186,10 @@ def test_a_run_without_its_table_is_damaged(tmp_path):
     (write_run(tmp_path) / "metrics.csv").unlink()
     with pytest.raises(DataError, match="is damaged"):
         read_runs([tmp_path])
+
+
+def test_the_rounds_are_told_once(tmp_path):
+    for rounds in (4, 12):
+        settings = {"trainer.rounds": rounds, "trainer.clients": 3}
+        write_run(tmp_path / str(rounds), accuracy=[0.5], settings=settings, rounds=rounds)
+    assert [group.label for group in group_runs(read_runs([tmp_path]))] == ["FLoRG (rounds 12)", "FLoRG (rounds 4)"]

@@ -165,7 +165,8 @@ def _identity(run: Run) -> str:
 
 def _told_apart_by(run: Run) -> dict[str, Any]:
     """Return all that makes two runs different ones, and not repetitions of one."""
-    kept = {key: value for key, value in run.settings.items() if key not in _EXECUTION}
+    # Of the two ways to tell the rounds, every run has the summary's.
+    kept = {key: value for key, value in run.settings.items() if key not in (*_EXECUTION, "trainer.rounds")}
     return kept | {key: run.summary.get(key) for key in ("method", "task", "rounds", "personal_evaluation")}
 
 
