@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from fedgram import (
@@ -427,15 +426,6 @@ def test_a_checkpoint_for_other_labels_is_refused(fit, tiny_backbone, tiny_data,
         trainer.test(TextClassification(tiny_backbone), data, FLoRG(rank=2), "last")
 
 
-def test_any_lightning_logger_will_do(fit, tmp_path):
-    from lightning.fabric.loggers import CSVLogger
-
-    _, trainer = fit(loggers=[CSVLogger(tmp_path / "csv", name="", version="")])
-    logged = rows(tmp_path / "csv")
-    assert len([row for row in logged if row.get("accuracy")]) == 4
-    del trainer
-
-
 def test_the_progress_bar_shows_round_loss_accuracy_pace_and_time_left(fit, monkeypatch, capsys):
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "140")
@@ -475,24 +465,6 @@ def test_callbacks_are_called_in_order(fit):
         ("end", 1),
         ("done",),
     ]
-
-
-def test_tensorboard_has_scalars_by_round_and_by_megabytes_and_hyperparameters(fit, monkeypatch):
-    monkeypatch.setattr("fedgram.tracking.MEGABYTE", 1000)  # a tiny model sends too little to tell megabytes apart
-    _, trainer = fit(loggers=True)
-    events = EventAccumulator(str(trainer.folder.path)).Reload()
-    tags = events.Tags()
-    by_round = events.Scalars("accuracy")
-    assert [event.step for event in by_round] == [0, 1, 2, 3]
-    assert [event.value for event in events.Scalars("by_megabytes/accuracy")] == [e.value for e in by_round]
-    sent = [float(row["megabytes_up"]) + float(row["megabytes_down"]) for row in rows(trainer.folder.path)]
-    assert [event.step for event in events.Scalars("by_megabytes/accuracy")] == [round(megabytes) for megabytes in sent]
-    assert len({round(megabytes) for megabytes in sent}) == 4
-    assert any(tag.startswith("aggregation_error/") for tag in tags["scalars"])
-    assert tags["images"] == ["partition"]
-    hparams = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    for setting in (b"method", b"FLoRG", b"method.rank", b"optimizer.lr", b"data.partition.rho"):
-        assert setting in hparams
 
 
 def test_validate_test_and_predict_use_a_checkpoint(fit, tiny_backbone, tiny_data, tmp_path):

@@ -127,7 +127,7 @@ class Federation:
     method: Method
     optimizer: ClientOptimizer
     folder: RunFolder
-    loggers: list[Any]
+    tracker: tracking.Tracker
     held: State
     state: State
     store: ClientStore = field(default_factory=ClientStore)
@@ -304,8 +304,7 @@ class Federation:
         self.folder.diagnostics.extend(
             {"round": current.number, "layer": name, **figures} for name, figures in current.diagnostics.items()
         )
-        tracking.log_round(self.loggers, current.row, list(self.evaluated(current.row)))
-        tracking.log_diagnostics(self.loggers, current.diagnostics, current.number)
+        self.tracker.log_round(current.row, self.evaluated(current.row), current.diagnostics)
 
     def checkpoint(self) -> None:
         """Save where the run stands, and as ``best`` as well if the monitored metric has never been better."""

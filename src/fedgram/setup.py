@@ -161,9 +161,10 @@ def begin(
             compare_settings(path, checkpoint.settings, settings)
         own = _folder(trainer, ranks, path)
     trainer.folder, trainer.plan = RunFolder(Path(ranks.broadcast(str(own.path)))), plan
-    loggers = _loggers(trainer, trainer.folder) if ranks.rank == 0 else []
+    loggers = _loggers(trainer, trainer.folder, method) if ranks.rank == 0 else []
+    tracker = tracking.Tracker(loggers, {"task": data.name, "trainer.rounds": trainer.rounds, **settings})
     federation = Federation(
-        plan, settings, ranks, network, data, shards, method, optimizer, trainer.folder, loggers, start, start
+        plan, settings, ranks, network, data, shards, method, optimizer, trainer.folder, tracker, start, start
     )
     if checkpoint is not None:
         federation.resume(checkpoint)
@@ -225,11 +226,12 @@ def _open_folder(federation: Federation) -> None:
             " and ".join(federation.devices),
         )
     folder.rewind(federation.finished)
+    tracking.rewind(folder.path, federation.finished, sum(federation.totals.total(way).bytes for way in ("up", "down")))
     job = current_job()
     if job is not None:
         folder.remember_start(_start_of(job))
     figure = write_partition(folder.path, federation.data, federation.shards)
-    tracking.log_figure(federation.loggers, "partition", figure)
+    federation.tracker.start(figure, federation.evaluated(federation.metrics))
 
 
 def _clients_per_block(
@@ -297,7 +299,7 @@ def _folder(trainer: "FederatedTrainer", ranks: Ranks, checkpoint: Path | None) 
     return RunFolder.create(trainer.default_root_dir, trainer.run_name)
 
 
-def _loggers(trainer: "FederatedTrainer", folder: RunFolder) -> list[Logger]:
+def _loggers(trainer: "FederatedTrainer", folder: RunFolder, method: Method) -> list[Logger]:
     if isinstance(trainer.loggers, bool):
-        return tracking.default_loggers(folder.path) if trainer.loggers else []
+        return tracking.default_loggers(folder.path, method.name) if trainer.loggers else []
     return trainer.loggers if isinstance(trainer.loggers, list) else [trainer.loggers]

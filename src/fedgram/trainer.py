@@ -374,14 +374,12 @@ class FederatedTrainer:
             requeue(job)
 
     def _finish(self, federation: Federation) -> dict[str, Any]:
-        """Write summary.json and the hyperparameters."""
+        """Write summary.json, and tell the loggers what came of the run."""
         summary = summarise(federation)
         if federation.ranks.rank == 0:
             federation.folder.write_json("summary.json", summary)
-            settings = {"trainer.rounds": self.rounds, **federation.settings}
-            tracking.log_hyperparameters(federation.loggers, settings, federation.metrics)
-            for logger in federation.loggers:
-                logger.finalize("success")
+            sent = {f"megabytes_{way}": summary[f"bytes_{way}"] / tracking.MEGABYTE for way in ("up", "down")}
+            federation.tracker.finish(federation.finished, {**federation.metrics, **sent})
         return summary
 
 
