@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help install demo test test-slow test-slurm test-browser bench bench-peers bench-precision lint format clean
+.PHONY: help install demo test test-slow test-slurm test-browser screenshots bench bench-peers bench-precision lint format clean
 
 help:
 	@echo "make demo     install, train FLoRG and FedIT on the quickstart, print the comparison"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-slow  the tests that load a model of some size (a 98 MB package, once)"
 	@echo "make test-slurm  as root: jobs on a SLURM cluster that the tests start; says what is missing where they can't"
 	@echo "make test-browser  pages and TensorBoard in a headless Chromium; says what is missing where there is none"
+	@echo "make screenshots  train FLoRG and FedIT on the quickstart, and take the README's picture of TensorBoard"
 	@echo "make bench    measure, in under 20 minutes, and rewrite the tables of docs/performance.md; with PEERS=FOLDER"
 	@echo "              MODEL=FOLDER against other simulators too, and with make bench-peers in five passes, an hour or two"
 	@echo "make bench-precision  bfloat16 against float32, over five seeds"
@@ -52,6 +53,16 @@ test-slurm: $(VENV)/.installed-tests
 
 test-browser: $(VENV)/.installed-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -rs
+
+# The test that the picture comes from sees first that it shows the two runs.
+SHOTS = runs/screenshots
+
+screenshots: $(VENV)/.installed-tests
+	rm -rf $(SHOTS)
+	$(BIN)/fedgram fit --config configs/quickstart.yaml --trainer.default_root_dir $(SHOTS)
+	$(BIN)/fedgram fit --config configs/quickstart.yaml --trainer.default_root_dir $(SHOTS) --method FedIT
+	$(BIN)/python -m pytest -m browser -rs tests/test_tensorboard.py \
+		--board-runs $(SHOTS) --board-picture docs/tensorboard.png
 
 # Tables go into the document, figures to runs/bench/. Each script is bounded, so that all together are.
 WRITE = --write docs/performance.md --json runs/bench/$(1).json

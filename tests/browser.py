@@ -36,6 +36,12 @@ _SWITCHES = (
     "--force-color-profile=srgb",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
+_EVERYWHERE = """
+function everywhere(selector, root = document.documentElement) {
+    const inside = [...root.children, ...(root.shadowRoot ? root.shadowRoot.children : [])];
+    return inside.flatMap((child) => [...(child.matches(selector) ? [child] : []), ...everywhere(selector, child)]);
+}
+"""
 
 
 def obstacle() -> str | None:
@@ -78,13 +84,9 @@ class Browser:
 
     def __exit__(self, *_: object) -> None:
         if self.driver is not None:
-            started = _family(self.driver.service.process.pid)
-            for process in started:  # not by asking, since one that hangs would not answer, and nothing is to be kept
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+            end(self.driver.service.process.pid)  # not by asking: one that hangs would not answer
             with suppress(Exception):  # it has nobody to tell any more, but closes what selenium has open
                 self.driver.quit()
-            psutil.wait_procs(started, timeout=SECONDS)
             self.driver = None
         self._folder.cleanup()
 
@@ -113,8 +115,12 @@ class Browser:
         self.driver.get(page.resolve().as_uri() if isinstance(page, Path) else page)
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """Return what a script's function body returns in the page; `arguments` are its arguments there."""
-        return self.driver.execute_script(script, *arguments)
+        """Return what a script's function body returns in the page; `arguments` are its arguments there.
+
+        A script may call ``everywhere(selector, root)``: the elements in the page, or below a root, that a selector is
+        true of, those in shadow roots too.
+        """
+        return self.driver.execute_script(_EVERYWHERE + script, *arguments)
 
     def wait_for(self, script: str, *arguments: Any, seconds: float = SECONDS) -> Any:
         """Wait until what `run` returns is true, not empty and not 0, and return that.
@@ -167,7 +173,16 @@ def _chromium() -> str | None:
     return next(filter(None, map(shutil.which, _CHROMIUMS)), None)
 
 
-def _family(pid: int) -> list[psutil.Process]:
+def end(pid: int) -> None:
+    """Kill a process and all that it started, and wait until they are gone."""
+    processes = family(pid)
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=SECONDS)
+
+
+def family(pid: int) -> list[psutil.Process]:
     """Return a process and all that it started, directly or not."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)

@@ -17,6 +17,11 @@ from browser import Browser, obstacle
 from tiny_text import WORDS, sentences
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--board-runs", help="runs of two methods, for test_tensorboard.py instead of its own")
+    parser.addoption("--board-picture", help="where test_tensorboard.py leaves a picture of TensorBoard")
+
+
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random BERT of 2 layers, hidden 16, with a word-level tokenizer, in a folder."""

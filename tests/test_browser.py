@@ -66,10 +66,18 @@ def test_a_screenshot_has_the_size_that_was_asked_for(browser, page, tmp_path):
     assert browser.run("return [innerWidth, innerHeight]") == [640, 300]
 
 
+def test_elements_are_found_in_shadow_roots_too(browser, tmp_path):
+    (tmp_path / "page.html").write_text("<div id='host'></div><p>outside</p>")
+    browser.open(tmp_path / "page.html")
+    browser.run("document.getElementById('host').attachShadow({mode: 'open'}).innerHTML = '<b><p>inside</p></b>'")
+    assert browser.run("return everywhere('p').map((p) => p.textContent)") == ["inside", "outside"]
+    assert browser.run("return everywhere('p', everywhere('b')[0]).map((p) => p.textContent)") == ["inside"]
+
+
 @pytest.mark.usefixtures("browser")  # for its skip
 def test_no_process_and_no_profile_is_left_when_the_browser_hangs():
     with Browser() as other:
-        processes = browsers._family(other.driver.service.process.pid)
+        processes = browsers.family(other.driver.service.process.pid)
         profile = other._folder.name
         assert len(processes) > 2
         processes[0].suspend()  # chromedriver no longer answers

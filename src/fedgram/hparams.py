@@ -35,7 +35,7 @@ def table(settings: Mapping[str, Any], metrics: Mapping[str, str]) -> Any:
     from tensorboard.plugins.hparams import api_pb2, metadata
 
     types = {bool: api_pb2.DATA_TYPE_BOOL, float: api_pb2.DATA_TYPE_FLOAT64, str: api_pb2.DATA_TYPE_STRING}
-    known = dict(_options()) | _plain(settings)
+    known = dict(_options()) | {key: "" if value is None else _as_value(value) for key, value in settings.items()}
     experiment = api_pb2.Experiment(
         hparam_infos=[
             api_pb2.HParamInfo(name=key, type=types[_kind(value)], differs=key in _SHOWN)
