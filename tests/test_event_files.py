@@ -1,5 +1,6 @@
 """Event files, cut and read back by TensorBoard."""
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
@@ -47,3 +48,14 @@ def test_wherever_a_kill_has_cut_a_file_whole_events_are_left(file, tmp_path):
         lengths.add(len(kept))
     assert len(lengths) == 1 + 1 + 6  # nothing, the version, and then one value after the other
     assert curves(file) == {"one": [(0, 0.0), (1, 0.5), (2, 1.0)], "other": [(0, 0.0), (1, -1.0), (2, -2.0)]}
+
+
+def test_a_damaged_file_is_no_error(file, tmp_path):
+    whole, random = file.read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        content = bytearray(whole)
+        first = int(random.integers(len(whole)))
+        content[first : first + 8] = random.bytes(8) if random.integers(2) else bytes(8)
+        file.write_bytes(content)
+        keep(tmp_path, lambda tag, step: True)
+        assert len(file.read_bytes()) <= len(content)

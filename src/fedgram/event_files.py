@@ -13,7 +13,7 @@ _CHECKSUM = 4
 
 
 def keep(folder: Path, counts: Callable[[str, int], bool]) -> None:
-    """Drop values from all event files in a folder and below it, and records that a kill has left half written.
+    """Drop values from all event files in a folder and below it, and what comes after a damaged record.
 
     Args:
         folder: where to look.
@@ -21,27 +21,30 @@ def keep(folder: Path, counts: Callable[[str, int], bool]) -> None:
     """
     for path in sorted(folder.rglob("events.out.tfevents.*")):
         content = path.read_bytes()
-        kept = [record for record, event in _records(content) if _all_count(event, counts)]
+        kept = [record for record, values in _records(content) if all(counts(tag, step) for tag, step in values)]
         if sum(map(len, kept)) < len(content):
             atomic_write(path, *kept)
 
 
-def _records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Return the whole records of a file, each with its event."""
+def _records(content: bytes) -> Iterator[tuple[bytes, list[tuple[str, int]]]]:
+    """Return the records of a file, each with the tag and the step of its values, up to the first that is no record.
+
+    Such a one is what a kill has left half written. Checksums are not looked at: they are slow to compute in Python,
+    and who reads the file looks at them.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+
     start = 0
     while start + _LENGTH.size <= len(content):
         (length,) = _LENGTH.unpack_from(content, start)
-        event = start + _LENGTH.size + _CHECKSUM
-        end = event + length + _CHECKSUM
-        if end > len(content):
+        first = start + _LENGTH.size + _CHECKSUM
+        end = first + length + _CHECKSUM
+        if not length or end > len(content):
             return
-        yield content[start:end], content[event : event + length]
+        try:
+            event = Event.FromString(content[first : first + length])
+        except DecodeError:
+            return
+        yield content[start:end], [(value.tag, event.step) for value in event.summary.value]
         start = end
-
-
-def _all_count(event: bytes, counts: Callable[[str, int], bool]) -> bool:
-    """Say whether an event stays: all its values count, or it has none, as the one that tells the file's version."""
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    parsed = Event.FromString(event)
-    return all(counts(value.tag, parsed.step) for value in parsed.summary.value)
