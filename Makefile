@@ -59,8 +59,9 @@ SHOTS = runs/screenshots
 
 screenshots: $(VENV)/.installed-tests
 	rm -rf $(SHOTS)
-	$(BIN)/fedgram fit --config configs/quickstart.yaml --trainer.default_root_dir $(SHOTS)
-	$(BIN)/fedgram fit --config configs/quickstart.yaml --trainer.default_root_dir $(SHOTS) --method FedIT
+	$(BIN)/fedgram fit --config configs/quickstart.yaml --trainer.default_root_dir $(SHOTS) --trainer.evaluate_every 1
+	$(BIN)/fedgram fit --config configs/quickstart.yaml --trainer.default_root_dir $(SHOTS) --trainer.evaluate_every 1 \
+		--method FedIT
 	$(BIN)/python -m pytest -m browser -rs tests/test_tensorboard.py \
 		--board-runs $(SHOTS) --board-picture docs/tensorboard.png
 

@@ -140,6 +140,21 @@ class Browser:
                 )
             time.sleep(0.1)
 
+    def settled(self, script: str, *arguments: Any, seconds: float = SECONDS) -> Any:
+        """Return what `run` returns, once it has been the same for half a second: what moves has arrived.
+
+        Raises:
+            AssertionError: it did not come to rest in time.
+        """
+        end = time.monotonic() + seconds
+        before, after = None, self.run(script, *arguments)
+        while before != after:
+            if time.monotonic() > end:
+                raise AssertionError(f"after {seconds} s there is no rest: {script.strip()} {list(arguments) or ''}")
+            time.sleep(0.5)
+            before, after = after, self.run(script, *arguments)
+        return after
+
     def text(self) -> str:
         """Return the text that the page shows, without that of shadow roots."""
         return str(self.run("return document.body ? document.body.innerText : ''"))
@@ -159,9 +174,9 @@ class Browser:
         """Return the messages of `console` that are errors."""
         return [entry["message"] for entry in self.console() if entry["level"] == "SEVERE"]
 
-    def resize(self, width: int, height: int) -> None:
-        """Give the page this size in pixels, whatever the window around it takes."""
-        metrics = {"width": width, "height": height, "deviceScaleFactor": self._scale, "mobile": False}
+    def resize(self, width: int, height: int, scale: float | None = None) -> None:
+        """Give the page this size in pixels, whatever the window around it takes, and perhaps another scale."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": scale or self._scale, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def screenshot(self, path: Path) -> None:

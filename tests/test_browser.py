@@ -28,6 +28,16 @@ def test_waits_for_what_scripts_make_of_a_page(browser, page):
     assert browser.text().split() == ["early", "late"]
 
 
+def test_what_moves_is_read_when_it_has_arrived(browser, tmp_path):
+    (tmp_path / "page.html").write_text(
+        "<script>let n = 0; setInterval(() => { n = Math.min(n + 1, 9); }, 100)</script>"
+    )
+    browser.open(tmp_path / "page.html")
+    assert browser.settled("return n") == 9
+    with pytest.raises(AssertionError, match="no rest"):
+        browser.settled("return performance.now()", seconds=1)
+
+
 def test_what_does_not_come_about_is_reported_with_the_page_and_its_console(browser, page):
     browser.open(page)
     with pytest.raises(AssertionError, match=r"(?s)never.*early.*a complaint") as error:
@@ -58,12 +68,13 @@ def test_no_other_machine_can_be_reached(browser, tmp_path):
 def test_a_screenshot_has_the_size_that_was_asked_for(browser, page, tmp_path):
     from PIL import Image
 
-    browser.resize(640, 300)
     browser.open(page)
-    browser.screenshot(tmp_path / "shot.png")
-    with Image.open(tmp_path / "shot.png") as image:
-        assert image.size == (640, 300)
-    assert browser.run("return [innerWidth, innerHeight]") == [640, 300]
+    for scale, size in ((None, (640, 300)), (1.5, (960, 450))):
+        browser.resize(640, 300, scale)
+        browser.screenshot(tmp_path / "shot.png")
+        with Image.open(tmp_path / "shot.png") as image:
+            assert image.size == size
+        assert browser.run("return [innerWidth, innerHeight]") == [640, 300]
 
 
 def test_elements_are_found_in_shadow_roots_too(browser, tmp_path):

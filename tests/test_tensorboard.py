@@ -180,7 +180,7 @@ def test_the_scalars_of_two_methods_show_on_one_chart(page, runs, request):
     chromium = page("custom_scalars&_smoothingWeight=0")
     lines = "everywhere('path.line').filter((line) => line.getAttribute('d'))"
     chromium.wait_for(f"return {lines}.length >= {len(runs) * len(charts)}")
-    shown = chromium.run(CHARTS)
+    shown = chromium.settled(CHARTS)
     for title, columns in charts.items():
         assert_curves(lines_on(shown, title, runs), {run: curve(folder, columns) for run, folder in runs.items()})
     picture = request.config.getoption("--board-picture")
@@ -254,9 +254,12 @@ def wait_for_runs(board, runs):
 
 
 def take_picture(chromium, path):
-    """Keep what the page shows, at the width of the README, with as few colours as the page has."""
+    """Keep the first four charts, large enough to be read where the picture is as wide as a page of text."""
     from PIL import Image
 
+    chromium.resize(1080, 694, scale=1.5)
+    chromium.run("everywhere('paper-checkbox').find((box) => box.textContent.includes('Ignore outliers')).click()")
+    chromium.settled(CHARTS)
     chromium.screenshot(path)
     with Image.open(path) as image:
-        image.convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(path, optimize=True)
+        image.convert("RGB").quantize(64).save(path, optimize=True)
