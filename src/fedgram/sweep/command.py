@@ -176,7 +176,8 @@ class _Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def __call__(self, progress: Progress, left: Sequence[Point], ended: Outcome | None) -> None:
         self._bar.update(self._task, completed=progress.finished + progress.failed, description=_status(progress, left))
