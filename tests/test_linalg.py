@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fedgram import linalg
 from helpers import conditioned, deficient, drifted, orthogonal, rng, unequal_weights, with_singular_values
@@ -518,6 +519,24 @@ def test_truncated_svd_has_as_many_triplets_as_the_product_has_rank():
     close(left * singular @ right, U @ V, 1e-12)
     nothing = linalg.truncated_svd(t(0 * U), t(V), 3)
     assert [tuple(part.shape) for part in nothing] == [(7, 0), (0,), (0, 11)]
+
+
+@pytest.mark.parametrize(("m", "n", "rank"), [(7, 11, 3), (11, 7, 3), (7, 11, 1), (6, 6, 6)])
+def test_singular_triplets_are_as_many_as_asked_for_with_values_of_zero_beyond_the_rank(m, n, rank):
+    M = deficient(m, n, rank, rng(1))
+    left, singular, right = linalg.singular_triplets(t(M), 3)
+    expected = np.linalg.svd(M, compute_uv=False)[:3] * (np.arange(3) < rank)
+    assert (left.shape, right.shape) == ((m, 3), (3, n))
+    np.testing.assert_array_equal(singular.numpy() == 0, expected == 0)
+    close(singular, expected, 1e-12)
+    U, values, Vh = np.linalg.svd(M, full_matrices=False)
+    close(left * singular @ right, U[:, :3] * values[:3] @ Vh[:3], 1e-12)
+
+
+def test_what_is_made_of_weights_has_shapes_that_do_not_depend_on_them():
+    with FakeTensorMode():
+        left, singular, right = linalg.singular_triplets(torch.empty(7, 11), 3)
+    assert [tuple(x.shape) for x in (left, singular, right)] == [(7, 3), (3,), (3, 11)]
 
 
 @given(st.integers(1, 8), st.integers(0, 1000))

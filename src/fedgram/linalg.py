@@ -429,25 +429,32 @@ def truncated_svd(U: Float[Tensor, "m p"], V: Float[Tensor, "p n"], r: int) -> t
     O_U, R_U = torch.linalg.qr(U.double())
     O_V, R_V = torch.linalg.qr(V.double().mT)
     left, singular, right = torch.linalg.svd(R_U @ R_V.mT, full_matrices=False)
-    return _leading(O_U @ left, singular, right @ O_V.mT, r)
+    found = int(nonzero(singular, max(O_U.shape[0], O_V.shape[0])).sum())
+    return _leading(O_U @ left, singular, right @ O_V.mT, min(r, found))
 
 
 def singular_triplets(M: Float[Tensor, "m n"], r: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the r leading singular triplets of M, in the form of `truncated_svd`.
+    """Return the r leading singular triplets of M, in the form of `truncated_svd`, but always r.
 
-    >>> singular_triplets(torch.diag(torch.tensor([-3.0, 1.0])), 1)[1]
-    tensor([3.], dtype=torch.float64)
+    Singular values at rounding level are 0. What shape the result has does not depend on the values of M, so that what
+    is made of weights can be told without them.
+
+    Args:
+        M: (m, n).
+        r: how many, at most min(m, n).
+
+    >>> singular_triplets(torch.diag(torch.tensor([-3.0, 0.0])), 2)[1]
+    tensor([3., 0.], dtype=torch.float64)
     """
     left, singular, right = torch.linalg.svd(M.double(), full_matrices=False)
-    return _leading(left, singular, right, r)
+    return _leading(left, singular * nonzero(singular, max(M.shape)), right, r)
 
 
 def _leading(left: Tensor, singular: Tensor, right: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep the r first triplets that are above rounding, and fix their signs by the right vectors."""
-    count = min(r, int(nonzero(singular, max(left.shape[0], right.shape[1])).sum()))
-    signed = canonical_signs(right[:count])
-    flips = torch.where((signed == right[:count]).all(dim=1), 1.0, -1.0).to(right)
-    return left[:, :count] * flips, singular[:count], signed
+    """Keep the r first triplets, and fix their signs by the right vectors."""
+    signed = canonical_signs(right[:r])
+    flips = torch.where((signed == right[:r]).all(dim=1), 1.0, -1.0).to(right)
+    return left[:, :r] * flips, singular[:r], signed
 
 
 def deviation_basis(weights: Float[Tensor, " N"]) -> Float[Tensor, "N-1 N"]:
