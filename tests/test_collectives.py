@@ -211,6 +211,15 @@ def test_the_bytes_put_into_collectives_are_counted():
     assert on_ranks(2, work) == [[8, 8 + 15 * 8, 32]] * 2
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_whole_numbers_are_added_exactly(size):
+    counts = [[2**61, rank, 3] for rank in range(size)]
+    assert (
+        on_ranks(size, lambda ranks: ranks.add_up(counts[ranks.rank]))
+        == [[sum(c) for c in zip(*counts, strict=True)]] * size
+    )
+
+
 class OfAnotherKindError(Exception):
     pass
 

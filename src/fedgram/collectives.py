@@ -133,15 +133,21 @@ class Ranks:
             return ledger
         keys = [(direction, part) for direction in ("up", "down") for part in PARTS]
         traffic = [ledger.entries.get(key, Traffic()) for key in keys]
-        counts = [[t.clients, t.parameters, t.bytes] for t in traffic]
-        merged = self._all_reduce(torch.tensor(counts, dtype=torch.int64, device=self.device), "sum").tolist()
+        merged = iter(self.add_up([count for t in traffic for count in (t.clients, t.parameters, t.bytes)]))
         return Ledger.of(
             [
                 {"direction": key[0], "part": key[1], "clients": c, "parameters": p, "bytes": b}
-                for key, (c, p, b) in zip(keys, merged, strict=True)
+                for key, c, p, b in zip(keys, merged, merged, merged, strict=True)
                 if c
             ]
         )
+
+    def add_up(self, counts: Sequence[int]) -> list[int]:
+        """Return the sums of whole numbers over all ranks, each below 2^63."""
+        if self.size == 1:
+            return list(counts)
+        own = torch.tensor(counts, dtype=torch.int64, device=self.device)
+        return [int(count) for count in self._all_reduce(own, "sum").tolist()]
 
     def broadcast(self, value: T, source: int = 0) -> T:
         """Return one rank's value on every rank."""

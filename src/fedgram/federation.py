@@ -5,7 +5,8 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,11 @@ from fedgram.cohort import (
     sample,
 )
 from fedgram.collectives import Ranks
+from fedgram.compute import Compute
 from fedgram.data import FederatedData, Shards
 from fedgram.errors import located
 from fedgram.evaluation import evaluate
+from fedgram.flops import Work
 from fedgram.ledger import Ledger
 from fedgram.methods import Diagnostics, Method, RoundInfo
 from fedgram.network import ClientNetwork
@@ -78,6 +81,7 @@ class Round:
         uploads: what this rank's clients sent.
         kept: what they keep until they take part again.
         losses: their mean training losses, which stay on the device until the round ends.
+        work: what they trained on.
         ledger: what travelled to and from this rank's clients, and after `Federation.account` the whole cohort.
         row: the round's row of metrics.csv.
         diagnostics: figures about the aggregation.
@@ -91,6 +95,7 @@ class Round:
     uploads: dict[int, State] = field(default_factory=dict)
     kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     losses: dict[int, Tensor] = field(default_factory=dict)
+    work: Work = field(default_factory=Work)
     ledger: Ledger = field(default_factory=Ledger)
     row: dict[str, float] = field(default_factory=dict)
     diagnostics: Diagnostics = field(default_factory=dict)
@@ -110,6 +115,7 @@ class Federation:
         dealt: the samples of each client in splits that were evaluated by clients, by split.
         finished: the last round that is done; 0 is the evaluation before training, -1 that nothing is.
         totals: all traffic so far.
+        compute: all operations so far.
         seconds: time spent in rounds so far, over all starts of the run.
         seconds_training: of these, those of local training and of the server, without evaluation and figures.
         initial: the evaluation before training.
@@ -130,6 +136,7 @@ class Federation:
     tracker: tracking.Tracker
     held: State
     state: State
+    compute: Compute = field(default_factory=Compute)
     store: ClientStore = field(default_factory=ClientStore)
     last_rounds: np.ndarray = field(init=False)
     dealt: dict[str, Shards] = field(default_factory=dict)
@@ -202,6 +209,7 @@ class Federation:
         heed = self.ranks.heed
         trained = train_block(self.network, self.optimizer, start, table, batches, span, frozen, memories, heed)
         current.losses |= dict(zip(block.clients, trained.losses, strict=True))
+        current.work += Work.of(table, chain(*batches))
         for client, state, memory in zip(block.clients, trained.states, trained.memories, strict=True):
             current.kept[client] = to_keep(self.method.kept(state), memory if self.optimizer.keep_state else None)
         return trained.states
@@ -253,15 +261,18 @@ class Federation:
         return dict(zip(current.cohort, everyone.tolist(), strict=True))
 
     def account(self, current: Round) -> None:
-        """Add up what travelled, over all clients and rounds."""
+        """Add up what travelled and what was computed, over all clients and rounds."""
         current.ledger = self.ranks.merge(current.ledger)
         self.totals.add(current.ledger)
+        if current.cohort:
+            self.compute.add(Work(*self.ranks.add_up(astuple(current.work))))
         up, down = self.totals.total("up"), self.totals.total("down")
         current.row |= {
             "parameters_up": up.parameters,
             "parameters_down": down.parameters,
             "megabytes_up": up.bytes / tracking.MEGABYTE,
             "megabytes_down": down.bytes / tracking.MEGABYTE,
+            **{name: float(flops) for name, flops in self.compute.sums().items()},
         }
 
     def _due(self, number: int) -> bool:
@@ -336,6 +347,7 @@ class Federation:
         """Return what a checkpoint keeps beside the tensors."""
         return {
             "totals": self.totals.rows(),
+            **self.compute.sums(),
             "seconds": self.seconds,
             "seconds_training": self.seconds_training,
             "initial": self.initial,
@@ -351,6 +363,7 @@ class Federation:
         self.finished = checkpoint.round
         self._recall()
         self.totals = Ledger.of(checkpoint.progress["totals"])
+        self.compute.resume(checkpoint.progress)
         self.seconds = checkpoint.progress["seconds"]
         self.seconds_training = checkpoint.progress["seconds_training"]
         self.initial = checkpoint.progress["initial"]

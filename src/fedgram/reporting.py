@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fedgram.checkpoint import fingerprint
 from fedgram.data import FederatedData, Shards, partition_picture
 from fedgram.files import atomic_write
@@ -88,6 +90,9 @@ def summarise(federation: "Federation") -> dict[str, Any]:
         "parameters_down": down.parameters,
         "bytes_up": up.bytes,
         "bytes_down": down.bytes,
+        "client_flops": federation.compute.sums().get("client_flops"),
+        "server_flops": federation.compute.sums().get("server_flops"),
+        "evaluated_samples": _evaluated_samples(federation.data) if federation.metrics else 0,
         "personal_evaluation": federation.plan.personal_evaluation if federation.method.personal else None,
         "seconds": federation.seconds,
         "seconds_training": federation.seconds_training,
@@ -105,6 +110,11 @@ def summarise(federation: "Federation") -> dict[str, Any]:
         "data_fingerprint": federation.data.fingerprint(),
         "state_hash": tensor_hash(federation.standing().tensors()),
     }
+
+
+def _evaluated_samples(data: FederatedData) -> int:
+    """Return how many answers the final metrics are about: samples of the validation split, of SQuAD its questions."""
+    return len(np.unique(data.units("validation")))
 
 
 def device_kind(device: "torch.device") -> str:

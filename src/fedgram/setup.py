@@ -19,6 +19,7 @@ from fedgram.checkpoint import Checkpoint, compare_settings, load_first
 from fedgram.clients import ClientStore, Models
 from fedgram.cohort import cohort_size
 from fedgram.collectives import Ranks
+from fedgram.compute import Compute, find_prices
 from fedgram.data import FederatedData
 from fedgram.errors import CheckpointError, ConfigurationError
 from fedgram.federation import Federation, Plan
@@ -152,6 +153,8 @@ def begin(
         shards, start = data.shards(trainer.clients, trainer.seed), network.initial_state()
         path, checkpoint = _checkpoint_to_go_on_from(trainer, ckpt_path)
         clients_per_block = _clients_per_block(trainer, network, start, data, checkpoint)
+        cohort, longest = cohort_size(trainer.participation, trainer.clients), int(data.split("train").lengths.max())
+        compute = Compute(find_prices(network, method, cohort, longest))
     _check_start(ranks, network, start)
     chosen = {"clients_per_block": ranks.broadcast(clients_per_block), "threads": _threads(trainer, checkpoint)}
     plan = Plan(**{key: chosen.get(key, getattr(trainer, key)) for key in Plan.__dataclass_fields__})
@@ -164,7 +167,7 @@ def begin(
     loggers = _loggers(trainer, trainer.folder, method) if ranks.rank == 0 else []
     tracker = tracking.Tracker(loggers, {"task": data.name, "trainer.rounds": trainer.rounds, **settings})
     federation = Federation(
-        plan, settings, ranks, network, data, shards, method, optimizer, trainer.folder, tracker, start, start
+        plan, settings, ranks, network, data, shards, method, optimizer, trainer.folder, tracker, start, start, compute
     )
     if checkpoint is not None:
         federation.resume(checkpoint)

@@ -53,6 +53,8 @@ def test_every_rank_ends_with_the_bits_of_one_process(alone, together, name):
         assert summary["ranks"] == size
         for key in ("state_hash", "initial", "final", "best", "bytes_up", "bytes_down", "parameters_up"):
             assert summary[key] == expected[key], key
+        assert summary["client_flops"] == expected["client_flops"] > 0
+        assert summary["server_flops"] == expected["server_flops"] > 0
     for table in ("metrics.csv", "communication.csv", "diagnostics.csv", "partition.csv"):
         runs = [without_ranks(rows(root / name / "run" / "version_0", table)) for root in (alone, folder)]
         assert runs[0] == runs[1], table

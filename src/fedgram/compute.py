@@ -1,0 +1,79 @@
+"""What a run computes, in floating-point operations, kept from round to round."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedgram.errors import FedgramError
+from fedgram.flops import TrainingFlops, Work, training_flops
+from fedgram.methods import Method
+from fedgram.network import ClientNetwork
+from fedgram.server_flops import server_flops
+
+__all__ = ["Compute", "Prices", "find_prices"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What things cost, in operations.
+
+    Attributes:
+        training: local steps.
+        aggregation: the server's part of a round.
+    """
+
+    training: TrainingFlops
+    aggregation: int
+
+
+@dataclass
+class Compute:
+    """The operations of a run so far, as whole numbers.
+
+    Attributes:
+        prices: what things cost; None where that is not known, and so neither are the sums.
+        client_flops: of all clients in all rounds.
+        server_flops: of the server.
+    """
+
+    prices: Prices | None = None
+    client_flops: int = 0
+    server_flops: int = 0
+
+    def add(self, work: Work) -> None:
+        """Add a round in which all clients together did some work."""
+        if self.prices is not None:
+            self.client_flops += self.prices.training.of(work)
+            self.server_flops += self.prices.aggregation
+
+    def sums(self) -> dict[str, int]:
+        """Return both sums by name; none where they are not known."""
+        return {} if self.prices is None else {"client_flops": self.client_flops, "server_flops": self.server_flops}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; where its run has not counted, neither does this one."""
+        if "client_flops" not in progress:
+            self.prices = None
+        else:
+            self.client_flops, self.server_flops = int(progress["client_flops"]), int(progress["server_flops"])
+
+
+def find_prices(network: ClientNetwork, method: Method, clients: int, longest: int) -> Prices | None:
+    """Return what a run's steps and rounds cost; None, with a warning, where that can't be told.
+
+    Args:
+        network: the run's.
+        method: the run's.
+        clients: how many take part in a round.
+        longest: tokens of the longest sample.
+    """
+    config: Any = network.task.loaded().config
+    try:
+        training = training_flops(network.task, config, method, longest)
+        return Prices(training, server_flops(method, network.layers, clients))
+    except FedgramError as error:
+        log.warning("%s; client_flops and server_flops are left out", error)
+        return None

@@ -1,0 +1,198 @@
+"""Floating-point operations of local training.
+
+What is counted are matrix products and attention, forwards and backwards, as torch's FlopCounterMode counts them: 2 m n
+p for the product of m x n by n x p. It is the plain network's work on real tokens: no padding, no fillers, and none of
+fedgram's shortcuts (`fedgram.packing`, `fedgram.first_token`); frozen weights get no gradient, as in torch; attention
+is its two products over all pairs of tokens of a sample, also where a decoder masks half of them; weights are in single
+precision. What is done entry by entry (norms, softmax, losses, the optimizer) counts nothing.
+
+One local step of samples of T₁, T₂, … tokens is exactly
+
+    step + Σᵢ (sample + token Tᵢ + squared_token Tᵢ²)
+
+since most products grow with the tokens of a sample, attention's with their square, those of some heads with neither;
+``step`` is what a method does once for all samples, such as FLoRG's A R. These four numbers come of one step on fake
+tensors (`fedgram.skeleton`), of as many samples and tokens as are primes that divide no size of the network: the
+operations of a product then tell which powers of both they have. Another step checks them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fedgram.data.tokens import TokenTable
+from fedgram.flop_counter import FlopCounter, NotCountableError, countable
+from fedgram.methods import Method
+from fedgram.models import FederatedTask
+from fedgram.network import ClientNetwork
+from fedgram.skeleton import batch_of, cut, equal_layers, skeleton
+from fedgram.state import Layout, merge, split, stack
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["TrainingFlops", "Work", "training_flops"]
+
+_SAMPLES = 10_007
+"""A prime that is no factor of any size of a network."""
+_PRIMES = (61, 59, 53, 47, 43, 41, 37, 31, 29, 23, 19, 17, 13, 11, 7, 5)
+_OFFSET = 2
+"""Positions that some backbones leave out at the start of their table, as RoBERTa does."""
+_counted_before: dict[str, "TrainingFlops"] = {}
+"""By all that it depends on: a process that trains often counts once."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What was trained on.
+
+    Attributes:
+        steps: local steps.
+        samples: of all steps, each as often as it was seen.
+        tokens: Σ T over these samples.
+        squared_tokens: Σ T².
+    """
+
+    steps: int = 0
+    samples: int = 0
+    tokens: int = 0
+    squared_tokens: int = 0
+
+    @classmethod
+    def of(cls, table: TokenTable, batches: Iterable[np.ndarray]) -> "Work":
+        """Return the work of local steps on these samples."""
+        lengths = [table.lengths_of(rows).astype(np.int64) for rows in batches]
+        everything = np.concatenate([np.zeros(0, np.int64), *lengths])
+        return cls(len(lengths), len(everything), int(everything.sum()), int((everything**2).sum()))
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class TrainingFlops:
+    """What local steps cost, in operations: of each step, and of each sample, token and squared number of tokens."""
+
+    step: int
+    sample: int
+    token: int
+    squared_token: int
+
+    def of(self, work: Work) -> int:
+        """Return the operations of some work.
+
+        >>> TrainingFlops(step=5, sample=1, token=10, squared_token=100).of(Work(1, 2, 7, 25))
+        2577
+        """
+        return sum(cost * count for cost, count in zip(astuple(self), astuple(work), strict=True))
+
+
+def training_flops(task: FederatedTask, config: "PretrainedConfig", method: Method, longest: int = 64) -> TrainingFlops:
+    """Count what local steps cost; no weights are needed, and none are made.
+
+    It takes some tenths of a second, whatever the backbone: equal layers are counted once.
+
+    Args:
+        task: the task.
+        config: of its network with the head.
+        method: the method.
+        longest: tokens of the samples that the result is checked on.
+
+    Raises:
+        NotCountableError: the network can't be run on fake tensors, or the formula does not hold for it.
+        ConfigurationError: the method does not fit the network.
+    """
+    key = repr([type(task), task.settings, config.to_dict(), type(method), vars(method), longest])
+    if key not in _counted_before:
+        with countable(f"{method.name} on {task.backbone!r}"), skeleton(task, config, method) as network:
+            _counted_before[key] = _counted(network, method, longest)
+    return _counted_before[key]
+
+
+def _counted(network: ClientNetwork, method: Method, longest: int) -> TrainingFlops:
+    """Count by one layer and by two, where all are equal: every further one costs what the second does."""
+    layers = equal_layers(network)
+    if layers is None or len(layers) <= 3:
+        found = _told_apart(network, method)
+        _check(found, _step(network, method, 2, longest), longest)
+        return found
+    depth = len(layers)
+    cut(network, layers, 3)
+    third = _step(network, method, 2, longest)
+    cut(network, layers, 2)
+    two = _told_apart(network, method)
+    cut(network, layers, 1)
+    one = _told_apart(network, method)
+    _check(_deeper(one, two, 3), third, longest)
+    return _deeper(one, two, depth)
+
+
+def _deeper(one: TrainingFlops, two: TrainingFlops, depth: int) -> TrainingFlops:
+    """Return what a backbone of some layers costs, from those of one layer and of two."""
+    pairs = zip(astuple(one), astuple(two), strict=True)
+    return TrainingFlops(*(first + (depth - 1) * (second - first) for first, second in pairs))
+
+
+def _told_apart(network: ClientNetwork, method: Method) -> TrainingFlops:
+    """Count one step, product by product."""
+    tokens = _telling_length(network)
+    found = {(0, 0): 0, (1, 0): 0, (1, 1): 0, (1, 2): 0}
+    for flops in _step(network, method, _SAMPLES, tokens):
+        powers = _power(flops, _SAMPLES), _power(flops, tokens)
+        if powers not in found:
+            raise NotCountableError(
+                f"a product has {flops} operations for {_SAMPLES} samples of {tokens} tokens, which no formula in the "
+                "samples, their tokens and the squares of these has: they can't be summed over samples of all lengths"
+            )
+        found[powers] += flops // (_SAMPLES ** powers[0] * tokens ** powers[1])
+    return TrainingFlops(*found.values())
+
+
+def _power(number: int, prime: int) -> int:
+    """Return how often a prime divides a positive number.
+
+    >>> _power(18, 3)
+    2
+    """
+    return 0 if number % prime else 1 + _power(number // prime, prime)
+
+
+def _telling_length(network: ClientNetwork) -> int:
+    """Return the largest prime that divides no size of the network, and is no more tokens than it can read."""
+    backbone: Any = network.task.loaded()
+    sizes = {size for tensor in (*backbone.parameters(), *backbone.buffers()) for size in tensor.shape}
+    limit = getattr(backbone.config, "max_position_embeddings", None) or max(_PRIMES) + _OFFSET
+    for prime in _PRIMES:
+        if prime + _OFFSET <= limit and all(size % prime for size in sizes):
+            return prime
+    raise NotCountableError(f"a network of {limit} positions is too small to count the operations of its steps")
+
+
+def _check(found: TrainingFlops, counted: Sequence[int], tokens: int) -> None:
+    """Compare the formula with a count of its own."""
+    expected = found.of(Work(1, 2, 2 * tokens, 2 * tokens**2))
+    if expected != sum(counted):
+        raise NotCountableError(
+            f"two samples of {tokens} tokens take {sum(counted)} operations, and not {expected}, as a formula in the "
+            "samples, their tokens and the squares of these has it: they can't be summed over samples of all lengths"
+        )
+
+
+def _step(network: ClientNetwork, method: Method, samples: int, tokens: int) -> list[int]:
+    """Count one local step of one client, product by product."""
+    state = network.initial_state()
+    network.share(state)
+    own, held = split(method.without_shared(state), method.frozen_fields)
+    layout, fixed = Layout.of(own), stack([held])
+    trained = layout.pack([own]).requires_grad_()
+    table, rows = batch_of(network, samples, tokens)
+    network.load(merge(layout.unpack(trained), fixed))  # what is made once and kept is made here
+    with FlopCounter() as counter, sdpa_kernel(SDPBackend.MATH):
+        network.load(merge(layout.unpack(trained), fixed))
+        outputs, _ = network.run(table, rows)
+        torch.autograd.grad([tensor.sum() for tensor in outputs.values()], trained)
+    return [int(flops) for flops in counter.calls if flops]

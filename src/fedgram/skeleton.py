@@ -1,0 +1,90 @@
+"""A backbone with a method's adapters in it, of tensors that have shapes and no numbers.
+
+What a step costs depends on shapes alone. So the real code runs on torch's fake tensors: `Method.install`, the
+adapters, `ClientNetwork.run` and the backward pass. RoBERTa-large and Llama-3.2-3B take no memory and no time to
+speak of, and a new method needs nothing of its own.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fedgram.adapters import ClientLayer
+from fedgram.data.tokens import TokenTable
+from fedgram.methods import Method
+from fedgram.models import FederatedTask
+from fedgram.models.loading import draw_network, quiet
+from fedgram.network import ClientNetwork
+from fedgram.packing import stack_of_layers
+from fedgram.seeding import isolated
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["batch_of", "cut", "equal_layers", "skeleton"]
+
+
+@contextmanager
+def skeleton(
+    task: FederatedTask, config: "PretrainedConfig", method: Method, dtype: torch.dtype = torch.float32
+) -> Iterator[ClientNetwork]:
+    """Have a task speak for a network without numbers for a while, in the place of the one that it may have.
+
+    Args:
+        task: the task.
+        config: of the network with its head.
+        method: whose adapters are put into it.
+        dtype: the type of the frozen weights.
+    """
+    config = copy.deepcopy(config)
+    config.use_cache = False
+    if config.pad_token_id is None:  # a decoder that classifies asks for one
+        config.pad_token_id = 0
+    with FakeTensorMode(allow_non_fake_inputs=True), isolated(0, "skeleton"), quiet():
+        network = draw_network(task.auto_class, config, dtype).eval().requires_grad_(False)
+        layers = method.install(network, seed=0)
+    own, task.network = task.network, network
+    try:
+        place, pad = torch.device("cpu"), int(config.pad_token_id)
+        yield ClientNetwork(task, layers, place, torch.float32, nullcontext, pad, method.shared_fields)
+    finally:
+        task.network = own
+
+
+def batch_of(network: ClientNetwork, samples: int, tokens: int) -> tuple[TokenTable, np.ndarray]:
+    """Return samples of one length, none of whose tokens pads, and their rows."""
+    token = 1 if network.pad_id == 0 else 0
+    ids, offsets = np.full(samples * tokens, token, np.int32), np.arange(samples + 1) * tokens
+    return TokenTable(ids, None, offsets, np.zeros(samples, np.int64)), np.arange(samples)
+
+
+def equal_layers(network: ClientNetwork) -> nn.ModuleList | None:
+    """Return the layers that a backbone consists of; None where they differ, or are not one stack."""
+    stack = stack_of_layers(network.task.loaded())
+    return None if stack is None or any(_form(layer) != _form(stack[0]) for layer in stack) else stack
+
+
+def _form(layer: nn.Module) -> list[tuple[Any, ...]]:
+    """Return what the cost of a layer depends on: its modules, and the shapes of their tensors."""
+    return [
+        (name, type(module), [(key, tuple(tensor.shape)) for key, tensor in _tensors(module)])
+        for name, module in layer.named_modules()
+    ]
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
+
+
+def cut(network: ClientNetwork, layers: nn.ModuleList, depth: int) -> None:
+    """Keep the first of a backbone's layers alone."""
+    del layers[depth:]
+    found = network.task.loaded().named_modules()
+    network.layers = {name: module for name, module in found if isinstance(module, ClientLayer)}
