@@ -2,6 +2,7 @@
 
 import math
 import resource
+from collections.abc import Iterable
 
 import numpy as np
 import psutil
@@ -12,7 +13,7 @@ from fedgram.errors import ConfigurationError
 from fedgram.network import ClientNetwork
 from fedgram.state import State, parameters_of
 
-__all__ = ["choose_clients_per_block", "peak_megabytes"]
+__all__ = ["choose_clients_per_block", "held_bytes", "peak_megabytes", "saved_bytes"]
 
 _SHARE = 0.5
 """Share of the free memory that a block may fill: the rest is for kernels' workspaces and evaluation."""
@@ -29,8 +30,7 @@ def saved_bytes(network: ClientNetwork, state: State, table: TokenTable, rows: n
     sizes: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
+        sizes.update(_storages([tensor]))
         return tensor.detach()  # what a node has made, kept in it with its history, would keep the node for ever
 
     network.load_one(state)
@@ -38,8 +38,22 @@ def saved_bytes(network: ClientNetwork, state: State, table: TokenTable, rows: n
         layer.load({field: tensor.requires_grad_() for field, tensor in layer.clients.items()})
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network.run(table, rows)
-    shared = {tensor.untyped_storage().data_ptr() for tensor in network.held_once()}
+    shared = _storages(network.held_once())
     return sum(size for storage, size in sizes.items() if storage not in shared)
+
+
+def held_bytes(network: ClientNetwork) -> int:
+    """Count the bytes that a rank holds once, however many clients it trains: the backbone, and what they share."""
+    return sum(_storages(network.held_once()).values())
+
+
+def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """Return the bytes of the memory behind some tensors, each once, by what tells it apart.
+
+    That is no address, since fake tensors, which have shapes and no numbers, are at none.
+    """
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return {storage._cdata: storage.nbytes() for storage in storages}
 
 
 def choose_clients_per_block(
