@@ -84,6 +84,11 @@ class FederatedData(LightningDataModule, ABC):
             raise ConfigurationError("the data has no tokenizer yet; set data.tokenizer before prepare_data and setup")
         return self.load_tables()
 
+    @property
+    def known_samples(self) -> int | None:
+        """How many training samples there are, where that is known without reading them."""
+        return None
+
     def split(self, name: str) -> TokenTable:
         """Return the table of a split.
 

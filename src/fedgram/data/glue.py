@@ -16,25 +16,33 @@ Task = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wn
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the benchmark says of a task: columns of text, labels in order (none for a regression), metrics."""
+    """What the benchmark says of a task.
+
+    Attributes:
+        text: columns of text.
+        labels: in order; none for a regression.
+        metrics: the most important one first.
+        samples: of the train split.
+    """
 
     text: tuple[str, ...]
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
+    samples: int
 
 
 _TWO = ("sentence1", "sentence2")
 _FACTS: Mapping[str, _Facts] = {
     # Accuracy is not official for CoLA, but most papers give it as well.
-    "cola": _Facts(("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation", "accuracy")),
-    "sst2": _Facts(("sentence",), ("negative", "positive"), ("accuracy",)),
-    "mrpc": _Facts(_TWO, ("not_equivalent", "equivalent"), ("accuracy", "f1")),
-    "stsb": _Facts(_TWO, (), ("pearson", "spearman")),
-    "qqp": _Facts(("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
-    "mnli": _Facts(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), ("accuracy",)),
-    "qnli": _Facts(("question", "sentence"), ("entailment", "not_entailment"), ("accuracy",)),
-    "rte": _Facts(_TWO, ("entailment", "not_entailment"), ("accuracy",)),
-    "wnli": _Facts(_TWO, ("not_entailment", "entailment"), ("accuracy",)),
+    "cola": _Facts(("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation", "accuracy"), 8_551),
+    "sst2": _Facts(("sentence",), ("negative", "positive"), ("accuracy",), 67_349),
+    "mrpc": _Facts(_TWO, ("not_equivalent", "equivalent"), ("accuracy", "f1"), 3_668),
+    "stsb": _Facts(_TWO, (), ("pearson", "spearman"), 5_749),
+    "qqp": _Facts(("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), 363_846),
+    "mnli": _Facts(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), ("accuracy",), 392_702),
+    "qnli": _Facts(("question", "sentence"), ("entailment", "not_entailment"), ("accuracy",), 104_743),
+    "rte": _Facts(_TWO, ("entailment", "not_entailment"), ("accuracy",), 2_490),
+    "wnli": _Facts(_TWO, ("not_entailment", "entailment"), ("accuracy",), 635),
 }
 
 
@@ -103,6 +111,11 @@ class GLUE(TextClassificationData):
         )
         self.name = self.task = task
         self.metrics = facts.metrics
+
+    @property
+    def known_samples(self) -> int | None:
+        """As published; files of one's own may hold others."""
+        return None if is_local(self.path) else self._kept_of(_FACTS[self.task].samples)
 
     def read(self) -> dict[str, RawSplit]:
         labels = _FACTS[self.task].labels

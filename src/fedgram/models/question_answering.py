@@ -51,7 +51,10 @@ class QuestionAnswering(FederatedTask):
             raise ConfigurationError(
                 f"model QuestionAnswering needs questions about contexts, with data SQuAD; got {type(data).__name__}"
             )
-        self.build(tokenizer, seed, num_labels=2)  # the start's logit and the end's
+        self.build(tokenizer, seed, **self.head_settings(2))
+
+    def head_settings(self, labels: int) -> dict[str, Any]:
+        return {"num_labels": 2}  # the start's logit and the end's, whatever the data
 
     def outputs(self, batch: Batch) -> Outputs:
         said = self.say(batch)

@@ -7,7 +7,7 @@ from pathlib import Path
 from fedgram.data.packages import package_path
 from fedgram.errors import ConfigurationError
 
-__all__ = ["Source", "find_source", "is_shape", "known_shapes"]
+__all__ = ["Source", "find_source", "is_shape", "known_shapes", "shape_of"]
 
 _SHAPE = "shape:"
 _SHAPES = Path(__file__).parent / "shapes"
@@ -63,6 +63,16 @@ def is_shape(reference: str) -> bool:
     (True, False)
     """
     return reference.startswith(_SHAPE)
+
+
+def shape_of(reference: str) -> str | None:
+    """Return the reference to the shape of a model of the hub, if that shape comes with fedgram.
+
+    >>> shape_of("FacebookAI/roberta-large"), shape_of("meta-llama/Llama-3.2-3B"), shape_of("bert-base-uncased")
+    ('shape:roberta-large', 'shape:llama-3.2-3b', None)
+    """
+    name = reference.rpartition("/")[2].lower()
+    return _SHAPE + name if name in known_shapes() else None
 
 
 def known_shapes() -> list[str]:
