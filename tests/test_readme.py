@@ -27,7 +27,7 @@ def test_links_lead_somewhere():
 
 
 @pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if re.match(r"fedgram (fit|prepare) (?!.*(help|median_lora))", c)]
+    "command", [c for c in COMMANDS if re.match(r"fedgram (fit|prepare|cost) (?!.*(help|median_lora))", c)]
 )
 def test_commands_parse(command, monkeypatch, capsys):
     arguments = shlex.split(command.replace("\\\n", " "), comments=True)

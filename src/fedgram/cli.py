@@ -16,6 +16,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "fit": "fine-tune a model across clients",
     "prepare": "download, tokenise and check what fit needs, where there is a network",
+    "cost": "tell what fit would cost: what is sent and computed, and memory",
     "validate": "evaluate a run's model on the validation split",
     "test": "evaluate a run's model on the test split",
     "predict": "write a run's predictions to a CSV file",
@@ -44,6 +45,7 @@ examples:
   fedgram fit --config configs/quickstart.yaml --print_config
   fedgram fit --config configs/quickstart.yaml --ckpt_path last     go on with the newest run
   fedgram prepare --config configs/roberta_qnli.yaml                on the login node of a cluster
+  fedgram cost --config configs/roberta_qnli.yaml --method all      in seconds, without weights or data
   fedgram test --config configs/quickstart.yaml --ckpt_path best
   fedgram sweep configs/sweeps/quickstart.yaml
   fedgram compare runs

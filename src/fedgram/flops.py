@@ -28,6 +28,7 @@ from fedgram.data.tokens import TokenTable
 from fedgram.flop_counter import FlopCounter, NotCountableError, countable
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
+from fedgram.models.loading import positions
 from fedgram.network import ClientNetwork
 from fedgram.skeleton import batch_of, cut, equal_layers, skeleton
 from fedgram.state import Layout, merge, split, stack
@@ -40,8 +41,6 @@ __all__ = ["TrainingFlops", "Work", "training_flops"]
 _SAMPLES = 10_007
 """A prime that is no factor of any size of a network."""
 _PRIMES = (61, 59, 53, 47, 43, 41, 37, 31, 29, 23, 19, 17, 13, 11, 7, 5)
-_OFFSET = 2
-"""Positions that some backbones leave out at the start of their table, as RoBERTa does."""
 _counted_before: dict[str, "TrainingFlops"] = {}
 """By all that it depends on: a process that trains often counts once."""
 
@@ -165,9 +164,9 @@ def _telling_length(network: ClientNetwork) -> int:
     """Return the largest prime that divides no size of the network, and is no more tokens than it can read."""
     backbone: Any = network.task.loaded()
     sizes = {size for tensor in (*backbone.parameters(), *backbone.buffers()) for size in tensor.shape}
-    limit = getattr(backbone.config, "max_position_embeddings", None) or max(_PRIMES) + _OFFSET
+    limit = positions(backbone)
     for prime in _PRIMES:
-        if prime + _OFFSET <= limit and all(size % prime for size in sizes):
+        if (limit is None or prime <= limit) and all(size % prime for size in sizes):
             return prime
     raise NotCountableError(f"a network of {limit} positions is too small to count the operations of its steps")
 

@@ -1,7 +1,11 @@
 """fedgram's commands, as a LightningCLI over `FederatedTrainer`: configs, overrides, --print_config, class help."""
 
+import json
+import re
 import shlex
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,14 +16,17 @@ import fedgram
 from fedgram.callbacks import Callback
 from fedgram.comparison import Run
 from fedgram.comparison.overview import run_table
+from fedgram.cost import Estimate
+from fedgram.cost.tables import WIDTH, markdown, rich_tables
 from fedgram.data import FederatedData
+from fedgram.files import atomic_write
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
 from fedgram.trainer import FederatedTrainer
 from fedgram.usage import FedgramParser
 
-__all__ = ["FedgramCLI", "run"]
+__all__ = ["FedgramCLI", "cost_of", "run"]
 
 _GIVEN = {"model", "datamodule", "method", "optimizer"}
 """Arguments of the trainer's commands that the CLI builds from config sections of their own."""
@@ -63,7 +70,14 @@ class FedgramCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return dict.fromkeys(("fit", "prepare", "validate", "test", "predict"), _GIVEN)
+        return dict.fromkeys(("fit", "prepare", "cost", "validate", "test", "predict"), _GIVEN)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "cost":
+            parser.add_argument("--markdown", action="store_true", help="Print Markdown.")
+            parser.add_argument("--json", type=str | None, default=None, help="Write all figures to this file as well.")
+        return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add none: the seed is the trainer's."""
@@ -102,6 +116,18 @@ class FedgramCLI(LightningCLI):
         text += f"  HF_HUB_OFFLINE=1 {shlex.join(['fedgram', *arguments])}"
         Console().print(text, soft_wrap=True, markup=False, highlight=False)
 
+    def cost(self, **kwargs: Any) -> None:
+        """Print what was told, and write it to a file if asked to."""
+        found, options = self.trainer.cost(**kwargs), self.config_init["cost"]
+        if options["json"] is not None:
+            atomic_write(Path(options["json"]).expanduser(), (json.dumps(found.as_dict(), indent=1) + "\n").encode())
+        console = Console()
+        if options["markdown"]:
+            console.print("\n".join(markdown(found)), soft_wrap=True, markup=False, highlight=False)
+        else:
+            console.width = max(console.width, WIDTH)  # else figures would be cut off
+            console.print(*rich_tables(found), sep="\n")
+
     def validate(self, **kwargs: Any) -> None:
         """Print the metrics of the validation split."""
         self._print_metrics(self.trainer.validate(**kwargs))
@@ -124,7 +150,7 @@ class FedgramCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         kwargs["method"] = self._get(self.config_init, "method")
-        if subcommand in ("fit", "prepare"):
+        if subcommand in ("fit", "prepare", "cost"):
             kwargs["optimizer"] = self._get(self.config_init, "optimizer")
         return kwargs
 
@@ -135,6 +161,52 @@ class FedgramCLI(LightningCLI):
         """Leave the configuration alone: a checkpoint of another run is refused, not adapted to."""
 
 
+class _Question(FedgramCLI):
+    """Parses options of fit and keeps what `cost` tells of them."""
+
+    found: Estimate
+
+    def __init__(self, options: Sequence[str]) -> None:
+        self._options = options
+        super().__init__()
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {"cost": _GIVEN}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(["cost", *_with_every_method(self._options)])
+
+    def cost(self, **kwargs: Any) -> None:
+        self.found = self.trainer.cost(**kwargs)
+
+
+def cost_of(options: Sequence[str]) -> Estimate:
+    """Return what a run would cost that is given by options of fit.
+
+    Args:
+        options: as on the command line behind ``fedgram fit``, such as ``["--config", "configs/quickstart.yaml"]``, and
+            those of ``fedgram cost`` besides.
+
+    Raises:
+        FedgramError: as for the commands.
+    """
+    return _Question(options).found
+
+
+def _with_every_method(arguments: Sequence[str]) -> list[str]:
+    """Write ``--method all`` out: any method, and the wish for every one.
+
+    >>> _with_every_method(["--method", "all", "--method.rank", "8"])
+    ['--method=FLoRG', '--every_method=true', '--method.rank', '8']
+    """
+    text = "\0".join(arguments)  # which no argument can hold
+    every = "--method=FLoRG\0--every_method=true"
+    return re.sub(r"(?<![^\0])--method[=\0]all(?![^\0])", every, text).split("\0") if text else []
+
+
 def run() -> None:
     """Run the command line."""
+    if sys.argv[1:2] == ["cost"]:
+        sys.argv[1:] = _with_every_method(sys.argv[1:])
     FedgramCLI()

@@ -13,7 +13,7 @@ from fedgram.errors import ConfigurationError
 from fedgram.network import ClientNetwork
 from fedgram.state import State, parameters_of
 
-__all__ = ["choose_clients_per_block", "held_bytes", "peak_megabytes", "saved_bytes"]
+__all__ = ["COPIES", "choose_clients_per_block", "held_bytes", "peak_megabytes", "saved_bytes"]
 
 _SHARE = 0.5
 """Share of the free memory that a block may fill: the rest is for kernels' workspaces and evaluation."""
@@ -21,7 +21,7 @@ _CPU_TOKEN_BYTES = 2048
 """On a CPU a batch of 512 tokens keeps the cores busy, in half precision one of 1,024; larger ones gain little."""
 _BLOCKS = 4
 """A round has at least this many blocks, as far as it has clients, so that as many ranks have work."""
-_COPIES = 4
+COPIES = 4
 """Float copies of a client's parameters in a block: value, gradient, and AdamW's two moments."""
 
 
@@ -75,7 +75,7 @@ def choose_clients_per_block(
     longest = np.argsort(table.lengths)[-batch_size:]
     own = {n: {f: t for f, t in layer.items() if f not in network.shared} for n, layer in state["adapter"].items()}
     parameters = parameters_of(own) + parameters_of(state["head"])
-    per_client = saved_bytes(network, state, table, longest) + _COPIES * 4 * parameters
+    per_client = saved_bytes(network, state, table, longest) + COPIES * 4 * parameters
     by_memory = int(_SHARE * _free_bytes(network.device) // per_client)
     if network.device.type == "cpu":
         tokens = _CPU_TOKEN_BYTES / next(network.task.parameters()).dtype.itemsize

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.loggers.logger import Logger
-from torch import nn
 
 from fedgram import frozen, tracking
 from fedgram.adapters.inject import linear_layers
@@ -27,6 +26,7 @@ from fedgram.launch import launch
 from fedgram.memory import choose_clients_per_block
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
+from fedgram.models.loading import positions
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.reporting import describe, write_partition
@@ -38,11 +38,11 @@ from fedgram.state import State, flatten
 if TYPE_CHECKING:
     from fedgram.trainer import FederatedTrainer
 
-__all__ = ["assemble", "begin", "build", "trained_models"]
+__all__ = ["WEIGHTS", "assemble", "begin", "build", "trained_models"]
 
 log = logging.getLogger(__name__)
 
-_WEIGHTS = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
+WEIGHTS = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
 """The type of the frozen weights, where the precision changes it."""
 
 
@@ -105,8 +105,8 @@ def build(
     with ranks.apart():
         data.setup()
         model.configure_for(data.tokenizer, data, trainer.seed)
-        if trainer.precision in _WEIGHTS:
-            model.cast(_WEIGHTS[trainer.precision])
+        if trainer.precision in WEIGHTS:
+            model.cast(WEIGHTS[trainer.precision])
         _check_lengths(model, data)
         frozen.install(linear_layers(model.loaded()).values())
         layers = method.install(model.loaded(), trainer.seed)  # after the weights' type is set: L, R and A₁ keep theirs
@@ -118,25 +118,12 @@ def build(
 
 def _check_lengths(model: FederatedTask, data: FederatedData) -> None:
     """Refuse samples that are longer than the backbone has positions for."""
-    network = model.loaded()
-    limit, offset = getattr(network.config, "max_position_embeddings", None), _first_position(network)
-    longest = max(int(table.lengths.max()) for table in data.tables.values())
-    if limit is not None and longest > limit - offset:
+    limit, longest = positions(model.loaded()), max(int(table.lengths.max()) for table in data.tables.values())
+    if limit is not None and longest > limit:
         raise ConfigurationError(
             f"data.max_length is {data.max_length} and a sample has {longest} tokens, but {model.backbone!r} has "
-            f"{limit - offset} positions; set data.max_length to that"
+            f"{limit} positions; set data.max_length to that"
         )
-
-
-def _first_position(network: nn.Module) -> int:
-    """Return which row of the table of positions the first token has.
-
-    RoBERTa and its like begin behind the pad token's id. What OPT leaves out at the start of its table is not counted
-    in ``max_position_embeddings``, and Llama has no table.
-    """
-    tables = (module for name, module in network.named_modules() if name.endswith("position_embeddings"))
-    padding = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
-    return int(padding[0]) + 1 if padding else 0
 
 
 def begin(

@@ -6,6 +6,7 @@ speak of, and a new method needs nothing of its own.
 """
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from fedgram.adapters import ClientLayer
 from fedgram.data.tokens import TokenTable
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
-from fedgram.models.loading import draw_network, quiet
+from fedgram.models.loading import draw_network, positions, quiet
 from fedgram.network import ClientNetwork
 from fedgram.packing import stack_of_layers
 from fedgram.seeding import isolated
@@ -27,12 +28,16 @@ from fedgram.seeding import isolated
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["batch_of", "cut", "equal_layers", "skeleton"]
+__all__ = ["batch_of", "cut", "equal_layers", "longest_sample", "skeleton"]
 
 
 @contextmanager
 def skeleton(
-    task: FederatedTask, config: "PretrainedConfig", method: Method, dtype: torch.dtype = torch.float32
+    task: FederatedTask,
+    config: "PretrainedConfig",
+    method: Method,
+    dtype: torch.dtype = torch.float32,
+    clients_dtype: torch.dtype = torch.float32,
 ) -> Iterator[ClientNetwork]:
     """Have a task speak for a network without numbers for a while, in the place of the one that it may have.
 
@@ -41,20 +46,36 @@ def skeleton(
         config: of the network with its head.
         method: whose adapters are put into it.
         dtype: the type of the frozen weights.
+        clients_dtype: the type of adapters and head.
     """
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # it writes tracebacks of what is told as an error
+    own, level = task.network, log.level
+    with FakeTensorMode(allow_non_fake_inputs=True), isolated(0, "skeleton"), quiet():
+        network = _draw(task, config, dtype)
+        layers = method.install(network, seed=0)
+    task.network = network
+    log.setLevel(logging.CRITICAL)
+    try:
+        place, pad = torch.device("cpu"), int(network.config.pad_token_id)
+        yield ClientNetwork(task, layers, place, clients_dtype, nullcontext, pad, method.shared_fields)
+    finally:
+        task.network = own
+        log.setLevel(level)
+
+
+def _draw(task: FederatedTask, config: "PretrainedConfig", dtype: torch.dtype) -> Any:
+    """Return the network of a configuration, which is not changed, frozen."""
     config = copy.deepcopy(config)
     config.use_cache = False
     if config.pad_token_id is None:  # a decoder that classifies asks for one
         config.pad_token_id = 0
-    with FakeTensorMode(allow_non_fake_inputs=True), isolated(0, "skeleton"), quiet():
-        network = draw_network(task.auto_class, config, dtype).eval().requires_grad_(False)
-        layers = method.install(network, seed=0)
-    own, task.network = task.network, network
-    try:
-        place, pad = torch.device("cpu"), int(config.pad_token_id)
-        yield ClientNetwork(task, layers, place, torch.float32, nullcontext, pad, method.shared_fields)
-    finally:
-        task.network = own
+    return draw_network(task.auto_class, config, dtype).eval().requires_grad_(False)
+
+
+def longest_sample(task: FederatedTask, config: "PretrainedConfig") -> int | None:
+    """Return how many tokens a backbone has positions for; None where there is no limit."""
+    with FakeTensorMode(), isolated(0, "skeleton"), quiet():
+        return positions(_draw(task, config, torch.float32))
 
 
 def batch_of(network: ClientNetwork, samples: int, tokens: int) -> tuple[TokenTable, np.ndarray]:

@@ -17,6 +17,8 @@ from fedgram.callbacks import Callback, ProgressBar
 from fedgram.checkpoint import load_first
 from fedgram.clients import Models, PersonalEvaluation
 from fedgram.cohort import ClientWeights, cohort_size
+from fedgram.cost import Estimate, estimate
+from fedgram.cost import every_method as all_methods
 from fedgram.data import FederatedData
 from fedgram.errors import ConfigurationError, Preempted, require_choice
 from fedgram.evaluation import evaluate, infer
@@ -271,6 +273,38 @@ class FederatedTrainer:
             What was found, and where it is.
         """
         return prepare(self, model, datamodule, method)
+
+    def cost(
+        self,
+        model: FederatedTask,
+        datamodule: FederatedData,
+        method: Method,
+        optimizer: ClientOptimizer | None = None,
+        ckpt_path: str | None = None,
+        tokens: int | None = None,
+        labels: int | None = None,
+        samples: int | None = None,
+        every_method: bool = False,
+    ) -> Estimate:
+        """Tell what fit would cost: parameters and bytes sent, operations, and memory.
+
+        Neither weights nor data are read, no tokenizer is needed, and seconds are enough for a model of billions of
+        parameters. A model of the hub that is not in its cache is taken by its shape where fedgram has that.
+
+        Args:
+            model: the task: a backbone with a head, its loss and metrics.
+            datamodule: the data and how it is split among the clients.
+            method: the federated method.
+            optimizer: the clients' optimizer; memory is told for AdamW.
+            ckpt_path: left to fit, whose arguments these are.
+            tokens: of every sample; if not given data.max_length, or as many as the backbone has positions for.
+            labels: of the head, if not what the data says, or 2.
+            samples: of the train split, where it is not known what the data holds.
+            every_method: tell it for every method with its defaults, but for method.rank, method.alpha and
+                method.target_modules; --method all is short for it.
+        """
+        methods = all_methods(method) if every_method else {method.name: method}
+        return estimate(self, model, datamodule, methods, tokens, labels, samples)
 
     def validate(
         self, model: FederatedTask, datamodule: FederatedData, method: Method, ckpt_path: str | None = None

@@ -31,6 +31,7 @@ class _Facts:
     samples: int
 
 
+_HUB = "nyu-mll/glue"
 _TWO = ("sentence1", "sentence2")
 _FACTS: Mapping[str, _Facts] = {
     # Accuracy is not official for CoLA, but most papers give it as well.
@@ -83,7 +84,7 @@ class GLUE(TextClassificationData):
     def __init__(
         self,
         task: Task,
-        path: str = "nyu-mll/glue",
+        path: str = _HUB,
         max_length: int = 128,
         batch_size: int = 8,
         eval_batch_size: int = 64,
@@ -114,8 +115,8 @@ class GLUE(TextClassificationData):
 
     @property
     def known_samples(self) -> int | None:
-        """As published; files of one's own may hold others."""
-        return None if is_local(self.path) else self._kept_of(_FACTS[self.task].samples)
+        """As published on the hub; files of one's own may hold others."""
+        return self._kept_of(_FACTS[self.task].samples) if self.path == _HUB else None
 
     def read(self) -> dict[str, RawSplit]:
         labels = _FACTS[self.task].labels

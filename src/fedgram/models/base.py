@@ -124,10 +124,11 @@ class FederatedTask(pl.LightningModule, ABC):
         network.eval().requires_grad_(False)
         self.network = network
 
-    def read_config(self, **settings: Any) -> "PretrainedConfig":
+    def read_config(self, reference: str | None = None, **settings: Any) -> "PretrainedConfig":
         """Return the configuration of the backbone: its shape, without weights.
 
         Args:
+            reference: where to read it, if not where the backbone is.
             settings: what the task needs in it, such as ``num_labels``.
 
         Raises:
@@ -135,8 +136,9 @@ class FederatedTask(pl.LightningModule, ABC):
         """
         from transformers import AutoConfig
 
-        source = find_source(self.backbone)
-        with quiet(), _explained("model.backbone", self.backbone, source):
+        reference = reference or self.backbone
+        source = find_source(reference)
+        with quiet(), _explained("model.backbone", reference, source):
             return AutoConfig.from_pretrained(source.place, **source.options, **settings)
 
     def head_settings(self, labels: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from fedgram.models.sources import Source
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["cast", "draw_network", "load_network", "quiet"]
+__all__ = ["cast", "draw_network", "load_network", "positions", "quiet"]
 
 
 @contextmanager
@@ -84,6 +84,18 @@ def _random_in_base(report: dict[str, Iterable[Any]], prefix: str) -> list[str]:
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     random = [*report["missing_keys"], *mismatched]
     return sorted(key for key in random if key.startswith(prefix) and "pooler" not in key)
+
+
+def positions(network: nn.Module) -> int | None:
+    """Return how many tokens a network has positions for; None where there is no limit.
+
+    RoBERTa and its like begin behind the pad token's id. What OPT leaves out at the start of its table is not counted
+    in ``max_position_embeddings``, and Llama has no table.
+    """
+    limit = getattr(network.config, "max_position_embeddings", None)
+    tables = (module for name, module in network.named_modules() if name.endswith("position_embeddings"))
+    padding = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
+    return None if limit is None else int(limit) - (int(padding[0]) + 1 if padding else 0)
 
 
 def cast(network: nn.Module, dtype: torch.dtype) -> None:

@@ -1,0 +1,313 @@
+"""From settings to costs, without weights and without data.
+
+The real code runs on fake tensors (`fedgram.skeleton`), so that the figures are those of a run's ledger, and of its
+client_flops and server_flops for samples of one length.
+"""
+
+import inspect
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import fedgram.methods
+from fedgram.cohort import cohort_size, local_step_count, sample
+from fedgram.cost.figures import Cost, Estimate, Memory, Setting, Size
+from fedgram.data import FederatedData
+from fedgram.data.base import positive
+from fedgram.errors import ConfigurationError
+from fedgram.flop_counter import countable
+from fedgram.flops import TrainingFlops, Work, training_flops
+from fedgram.hub import is_hub_name, why_offline
+from fedgram.memory import COPIES, held_bytes, saved_bytes
+from fedgram.methods import FeDeRA, FedExLoRA, FLoRG, Method, RoundInfo
+from fedgram.models import FederatedTask
+from fedgram.models.sources import find_source, shape_of
+from fedgram.network import ClientNetwork
+from fedgram.server_flops import aggregation, server_flops
+from fedgram.setup import WEIGHTS
+from fedgram.skeleton import batch_of, cut, equal_layers, longest_sample, skeleton
+from fedgram.state import State, split
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from fedgram.trainer import FederatedTrainer
+
+__all__ = ["estimate", "every_method"]
+
+_VARIANTS: Mapping[type[Method], Mapping[str, Mapping[str, Any]]] = {
+    FLoRG: {"FLoRG": {}, "FLoRG-eigh": {"solver": "eigh"}},
+    FeDeRA: {"FeDeRA": {}, "FeDeRA-round": {"when": "round"}},
+    FedExLoRA: {"FedExLoRA": {}, "FedExLoRA-factored": {"residual": "factored"}},
+}
+"""The methods of which more than one kind is told, with what each sets; all others come once, as they are."""
+
+
+def every_method(like: Method) -> dict[str, Method]:
+    """Return every method by name, with its defaults, but for rank, alpha and target_modules: those of another."""
+    common = {"rank": like.rank, "alpha": like.alpha, "target_modules": like.target_modules}
+    kinds: list[Any] = [
+        kind for kind in vars(fedgram.methods).values() if inspect.isclass(kind) and issubclass(kind, Method)
+    ]
+    return {
+        name: kind(**common, **settings)
+        for kind in sorted(kinds, key=lambda kind: kind is not FLoRG)
+        if not inspect.isabstract(kind)
+        for name, settings in _VARIANTS.get(kind, {kind.__name__: {}}).items()
+    }
+
+
+def estimate(
+    trainer: "FederatedTrainer",
+    model: FederatedTask,
+    data: FederatedData,
+    methods: Mapping[str, Method],
+    tokens: int | None = None,
+    labels: int | None = None,
+    samples: int | None = None,
+) -> Estimate:
+    """Return what a run would cost with each of some methods.
+
+    Args:
+        trainer: the run's settings; neither devices nor ranks are looked for.
+        model: the task and its backbone, of which the configuration alone is read.
+        data: the data, which is not read.
+        methods: the methods, by the names that their costs shall have.
+        tokens: of every sample; if not given the data's max_length, or what the backbone has positions for.
+        labels: of the head; if not given what the data says, or 2.
+        samples: of the train split, where the data does not say.
+
+    Raises:
+        ConfigurationError: a setting is out of range, or a method does not fit the backbone.
+        NotCountableError: a backbone or a method can't be run on fake tensors.
+    """
+    labels = positive("labels", labels) or _labels_of(data)
+    config, shape = _config(model, labels)
+    samples = positive("samples", samples) or data.known_samples
+    auto = trainer.clients_per_block == "auto"
+    setting = Setting(
+        backbone=model.backbone,
+        shape=shape,
+        data=data.name,
+        labels=int(config.num_labels),
+        tokens=_tokens(model, config, positive("tokens", tokens), data.max_length),
+        batch_size=data.batch_size,
+        samples=samples,
+        clients=trainer.clients,
+        cohort=cohort_size(trainer.participation, trainer.clients),
+        rounds=trainer.rounds,
+        local_steps=_local_steps(trainer, samples, data.batch_size),
+        clients_per_block=1 if auto else int(trainer.clients_per_block),
+        auto=auto,
+        precision=trainer.precision,
+    )
+    about = _About(trainer, model, config, setting, list(_cohorts(setting, trainer.seed)))
+    return Estimate(setting, tuple(_cost(name, method, about) for name, method in methods.items()))
+
+
+def _tokens(model: FederatedTask, config: "PretrainedConfig", asked: int | None, most: int) -> int:
+    limit = longest_sample(model, config)
+    if asked is not None and limit is not None and asked > limit:
+        raise ConfigurationError(
+            f"tokens must be at most the {limit} positions of {model.backbone!r}, got {asked}; samples can't be longer"
+        )
+    return asked or (most if limit is None else min(most, limit))
+
+
+def _labels_of(data: FederatedData) -> int:
+    try:
+        return int(getattr(data, "num_labels", 2))
+    except ConfigurationError:  # not known before the data is read
+        return 2
+
+
+def _config(model: FederatedTask, labels: int) -> tuple["PretrainedConfig", str | None]:
+    """Return the backbone's configuration; of a model of the hub that is not in its cache, by the shape if it has one.
+
+    Returns:
+        The configuration, and the shape if it is of one.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    source, settings = find_source(model.backbone), model.head_settings(labels)
+    if is_hub_name(source.place) and not isinstance(try_to_load_from_cache(source.place, "config.json"), str):
+        shape = shape_of(source.place)
+        if shape is not None:
+            return model.read_config(shape, **settings), shape
+        why_offline()  # else its libraries would try for half a minute
+    return model.read_config(**settings), None
+
+
+def _local_steps(trainer: "FederatedTrainer", samples: int | None, batch_size: int) -> int | None:
+    """Return the steps of a client in a round, whose share of the samples is as large as that of all others."""
+    if trainer.local_steps is None and samples is None:
+        return None
+    share = math.ceil(Fraction(samples or 0, trainer.clients))
+    return local_step_count(share, batch_size, trainer.local_epochs, trainer.local_steps)
+
+
+def _cohorts(setting: Setting, seed: int) -> Iterator[Counter[int]]:
+    """Yield, for every round, how many of its clients have last taken part in which: those of the run itself.
+
+    What matters is whether a client comes new, has missed no round, or some; so of the latter all have number 1.
+    """
+    last = np.zeros(setting.clients, np.int32)
+    for number in range(1, setting.rounds + 1):
+        cohort = np.array(sample(seed, number, setting.clients, setting.cohort))
+        before = last[cohort]
+        yield Counter(np.where(before == number - 1, before, np.minimum(before, 1)).tolist())
+        last[cohort] = number
+
+
+@dataclass(frozen=True)
+class _About:
+    """What the costs of all methods have in common."""
+
+    trainer: "FederatedTrainer"
+    model: FederatedTask
+    config: "PretrainedConfig"
+    setting: Setting
+    cohorts: Sequence[Counter[int]]
+
+    @property
+    def types(self) -> tuple[torch.dtype, torch.dtype]:
+        """Of the frozen weights, and of what clients train."""
+        precision = self.trainer.precision
+        own = torch.float64 if precision == "64-true" else torch.float32
+        return WEIGHTS.get(precision, self.model.weights_dtype), own
+
+
+def _cost(name: str, method: Method, about: _About) -> Cost:
+    setting, model, config = about.setting, about.model, about.config
+    flops = training_flops(model, config, method, setting.tokens)
+    with countable(f"{name} on {model.backbone!r}"), skeleton(model, config, method, *about.types) as network:
+        start = network.initial_state()
+        later = _after_a_round(method, network, start, setting.cohort)
+        traffic = _Traffic(method, _without_numbers(start), later, about.trainer.seed)
+        trained, up = Size.of(split(method.without_shared(start), method.frozen_fields)[0]), traffic.up(1, 0)
+        server = server_flops(method, network.layers, setting.cohort)
+        held, kept = _held_and_kept(network, setting)
+    all_up, all_down = traffic.of_all(about.cohorts)
+    return Cost(
+        method=name,
+        trained=trained,
+        up=up,
+        down_first=traffic.down(1, 0),
+        down=traffic.down(2, 1),
+        all_up=all_up,
+        all_down=all_down,
+        step_flops=flops.of(_work(setting, 1)),
+        round_flops=_round_flops(flops, about),
+        server_flops=server,
+        memory=Memory(held, kept + COPIES * trained.bytes, up.bytes * setting.cohort, setting.clients_per_block),
+    )
+
+
+def _work(setting: Setting, steps: int) -> Work:
+    """Return the work of local steps on full batches."""
+    samples = steps * setting.batch_size
+    return Work(steps, samples, samples * setting.tokens, samples * setting.tokens**2)
+
+
+def _round_flops(flops: TrainingFlops, about: _About) -> int | None:
+    """Return the operations of all clients of a round, whose last batch of each pass may be smaller than the others."""
+    setting, trainer = about.setting, about.trainer
+    if setting.local_steps is None:
+        return None
+    if trainer.local_steps is not None:
+        return setting.cohort * flops.of(_work(setting, trainer.local_steps))
+    seen = Fraction(setting.samples or 0, setting.clients) * (trainer.local_epochs or 1)
+    each = flops.of(Work(0, 1, setting.tokens, setting.tokens**2))
+    return round(setting.cohort * (setting.local_steps * flops.step + seen * each))
+
+
+def _held_and_kept(network: ClientNetwork, setting: Setting) -> tuple[int, int]:
+    """Return the bytes that are held once, and those that a client's forward pass keeps.
+
+    They are found by one layer and by two, where all are equal. The network is cut for that, and stays so.
+    """
+
+    def found() -> tuple[int, int]:
+        state = network.initial_state()
+        network.share(state)
+        kept = saved_bytes(network, state, *batch_of(network, setting.batch_size, setting.tokens))
+        return held_bytes(network), kept  # in this order: a forward pass makes copies that are held
+
+    layers = equal_layers(network)
+    if layers is None or len(layers) <= 2:
+        return found()
+    depth = len(layers)
+    cut(network, layers, 2)
+    two = found()
+    cut(network, layers, 1)
+    one = found()
+    held, kept = (first + (depth - 1) * (second - first) for first, second in zip(one, two, strict=True))
+    return held, kept
+
+
+def _after_a_round(method: Method, network: ClientNetwork, start: State, clients: int) -> State:
+    """Return what the server holds once it has aggregated, in tensors without numbers."""
+    adapters = {name: layer for name, layer in network.layers.items() if layer.part == "adapter"}
+    sizes = {name: (layer.d_in, layer.d_out) for name, layer in adapters.items()}
+    found = {size: aggregation(method, *size, clients).shapes for size in set(sizes.values())}
+    after = {
+        name: {field: torch.empty(shape, dtype=network.dtype, device="meta") for field, shape in found[size].items()}
+        for name, size in sizes.items()
+    }
+    return {"adapter": after, "head": _without_numbers(start)["head"]}
+
+
+def _without_numbers(state: State) -> State:
+    return {
+        part: {
+            name: {f: torch.empty(t.shape, dtype=t.dtype, device="meta") for f, t in layer.items()}
+            for name, layer in layers.items()
+        }
+        for part, layers in state.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Traffic:
+    """What a method's payloads are: those of its own code, of tensors without numbers.
+
+    Attributes:
+        method: the method.
+        start: what the server holds in the first round.
+        later: what it holds in all others.
+        seed: of the run.
+    """
+
+    method: Method
+    start: State
+    later: State
+    seed: int
+
+    def down(self, number: int, last: int) -> Size:
+        """Return what a client is sent in a round, that has last taken part in another."""
+        return Size.of(self.method.payload_down(self._held(number), 0, self._info(number, last)))
+
+    def up(self, number: int, last: int) -> Size:
+        """Return what it sends."""
+        return Size.of(self.method.payload_up(self._held(number), 0, self._info(number, last)))
+
+    def of_all(self, cohorts: Sequence[Counter[int]]) -> tuple[Size, Size]:
+        """Return what all clients send in all rounds, and what they are sent."""
+        up, down = Size(), Size()
+        for number, cohort in enumerate(cohorts, 1):
+            for last, count in cohort.items():
+                up += self.up(number, last) * count
+                down += self.down(number, last) * count
+        return up, down
+
+    def _held(self, number: int) -> State:
+        return self.start if number == 1 else self.later
+
+    def _info(self, number: int, last: int) -> RoundInfo:
+        return RoundInfo(number, self.seed, {0: last})

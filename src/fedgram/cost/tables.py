@@ -1,0 +1,151 @@
+"""Estimates of costs as tables: on a terminal, and in Markdown."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedgram.cost.figures import Cost, Estimate, Setting, Size
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["WIDTH", "header", "markdown", "rich_tables", "short"]
+
+_UNKNOWN = "-"
+WIDTH = 100
+"""Columns of a terminal that all tables fit into."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of a table: two lines of its head, and what it says of a cost."""
+
+    over: str
+    head: str
+    cell: Callable[[Cost], str]
+
+
+def short(number: float | None, unit: str = "") -> str:
+    """Return a number in three digits and a letter; "-" for None.
+
+    >>> short(1_269_000_000_000), short(999_999), short(12), short(None), short(3_117_000_000, "B")
+    ('1.27 T', '1.00 M', '12', '-', '3.12 GB')
+    """
+    if number is None:
+        return _UNKNOWN
+    size, letter = float(number), ""
+    for letter in ("", "k", "M", "G", "T", "P", "E"):
+        if size < 999.5 or letter == "E":
+            break
+        size /= 1000
+    digits = f"{size:.0f}" if not letter or size >= 99.95 else f"{size:.{1 if size >= 9.995 else 2}f}"
+    return f"{digits} {letter}{unit}".rstrip()
+
+
+def header(setting: Setting) -> list[str]:
+    """Return what the costs are about, in some lines."""
+    shape = f" (by {setting.shape}, which comes with fedgram)" if setting.shape else ""
+    steps = "-" if setting.local_steps is None else f"{setting.local_steps:,}"
+    samples = "" if setting.samples is None else f", {setting.samples:,} training samples"
+    lines = [
+        f"{setting.backbone}{shape}, {setting.precision}",
+        f"{setting.data}: {setting.labels} labels, batches of {setting.batch_size} samples of {setting.tokens} tokens"
+        f"{samples}",
+        f"{setting.clients:,} clients, {setting.cohort:,} a round, {setting.rounds:,} rounds, {steps} local steps a "
+        "client and round",
+    ]
+    if setting.local_steps is None:
+        lines.append("how many local steps: not known before the data is read; give --samples or trainer.local_steps")
+    return lines
+
+
+def _pair(first: int, second: int) -> str:
+    return f"{first:,}" if first == second else f"{first:,} / {second:,}"
+
+
+def _bytes(size: Size) -> str:
+    return short(size.bytes, "B")
+
+
+_PARAMETERS = [
+    _Column("trained:", "adapters", lambda cost: f"{cost.trained.adapter:,}"),
+    _Column("", "head", lambda cost: f"{cost.trained.head:,}"),
+    _Column("adapters:", "up", lambda cost: f"{cost.up.adapter:,}"),
+    _Column("", "down, first", lambda cost: f"{cost.down_first.adapter:,}"),
+    _Column("", "down, later", lambda cost: f"{cost.down.adapter:,}"),
+    _Column("head:", "up / down", lambda cost: _pair(cost.up.head, cost.down.head)),
+]
+_BYTES = [
+    _Column("one client:", "up", lambda cost: _bytes(cost.up)),
+    _Column("", "down, first", lambda cost: _bytes(cost.down_first)),
+    _Column("", "down, later", lambda cost: _bytes(cost.down)),
+    _Column("all clients:", "up", lambda cost: _bytes(cost.all_up)),
+    _Column("", "down", lambda cost: _bytes(cost.all_down)),
+]
+
+
+def _computed(setting: Setting) -> list[_Column]:
+    def in_all(cost: Cost) -> str:
+        return short(None if cost.round_flops is None else cost.round_flops * setting.rounds)
+
+    return [
+        _Column("one client:", "step", lambda cost: short(cost.step_flops)),
+        _Column("all clients:", "round", lambda cost: short(cost.round_flops)),
+        _Column("", "all rounds", in_all),
+        _Column("server:", "round", lambda cost: short(cost.server_flops)),
+        _Column("memory:", f"block of {setting.clients_per_block}", lambda cost: short(cost.memory.total, "B")),
+        _Column("", "one more", lambda cost: short(cost.memory.per_client, "B")),
+    ]
+
+
+def _tables(setting: Setting) -> dict[str, list[_Column]]:
+    return {
+        "parameters of one client in a round": _PARAMETERS,
+        "bytes of one client in a round, and of all in all rounds": _BYTES,
+        "floating-point operations, and memory": _computed(setting),
+    }
+
+
+def _notes(setting: Setting) -> list[str]:
+    """Return what is good to know of the figures."""
+    notes = [
+        "first, later: round 1, and those after it, to a client that has missed none",
+        "operations: of matrix products on real tokens; of the server also of decompositions and means",
+        "memory: weights, and for each client of a block parameters, moments and activations",
+    ]
+    return [*notes, "trainer.clients_per_block is auto: a run chooses it"] if setting.auto else notes
+
+
+def rich_tables(estimate: Estimate) -> "list[RenderableType]":
+    """Return header, tables and notes for a terminal of at least `WIDTH` columns."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    shown: list[RenderableType] = [Text("\n".join(header(estimate.setting)))]
+    for title, columns in _tables(estimate.setting).items():
+        table = Table(
+            box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1), pad_edge=False, show_edge=False
+        )
+        table.add_column("method", vertical="bottom", no_wrap=True)
+        for column in columns:
+            table.add_column(f"{column.over}\n{column.head}", justify="right", vertical="bottom", no_wrap=True)
+        for cost in estimate.costs:
+            table.add_row(cost.method, *(column.cell(cost) for column in columns))
+        shown += [Text(""), table]
+    return [*shown, Text(""), Text("\n".join(_notes(estimate.setting)), style="dim")]
+
+
+def markdown(estimate: Estimate) -> list[str]:
+    """Return the same as the lines of a Markdown document."""
+    lines = [*(f"{line}  " for line in header(estimate.setting))]
+    for title, columns in _tables(estimate.setting).items():
+        heads = [f"{column.over} {column.head}".strip() for column in columns]
+        rows = [[cost.method, *(column.cell(cost) for column in columns)] for cost in estimate.costs]
+        lines += ["", f"**{title[0].upper()}{title[1:]}**", "", *_markdown_table(["method", *heads], rows)]
+    return [*lines, "", *(f"- {note}" for note in _notes(estimate.setting))]
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = "|---|" + "---:|" * (len(head) - 1)
+    return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
