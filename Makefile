@@ -3,7 +3,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help install demo test test-slow test-slurm test-browser screenshots bench bench-peers bench-precision lint format clean
+.PHONY: help install demo test test-slow test-slurm test-browser screenshots bench bench-peers bench-precision communication \
+        lint format clean
 
 help:
 	@echo "make demo     install, train FLoRG and FedIT on the quickstart, print the comparison"
@@ -15,6 +16,7 @@ help:
 	@echo "make bench    measure, in under 20 minutes, and rewrite the tables of docs/performance.md; with PEERS=FOLDER"
 	@echo "              MODEL=FOLDER against other simulators too, and with make bench-peers in five passes, an hour or two"
 	@echo "make bench-precision  bfloat16 against float32, over five seeds"
+	@echo "make communication  what rounds send and compute, beside the paper, into docs/communication.md"
 	@echo "make lint     ruff and mypy"
 	@echo "make clean    remove the virtual environment and caches; runs are kept"
 
@@ -83,6 +85,10 @@ AGAINST = --peers "$(PEERS)" --model "$(MODEL)"
 
 bench-precision: $(VENV)/.installed
 	$(call BENCH,precision,1h)
+
+# Nothing is measured: the tables are what `fedgram cost` says, beside the paper's.
+communication: $(VENV)/.installed
+	$(BIN)/python benchmarks/communication.py --write docs/communication.md
 
 lint: $(VENV)/.installed-tests
 	$(BIN)/ruff check .
