@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from fedgram.cli import main
+from fedgram.cost.tables import short
 from fedgram.errors import ConfigurationError
+from fedgram.lightning_cli import cost_of
 from fedgram.sweep.command import main as sweep
 from tiny_text import write_config
 
@@ -50,9 +52,30 @@ def test_a_sweep_trains_what_can_be_trained_and_reports_the_rest(folder):
     again = fedgram(folder, "sweep", "grid.yaml", "--only", "method=FLoRG", "--only", "trainer.seed=0")
     assert again.returncode == 0, again.stdout  # without --trainer.local_steps it is another run
     assert (folder / "runs/grid/FLoRG-seed=0/version_1/summary.json").exists()
-    assert fedgram(folder, "sweep", "grid.yaml", "--only", "method=FLoRG", "--dry_run").stdout.split()[3:] == [
-        "0", "FLoRG-seed=0", "finished", "1", "FLoRG-seed=1", "new"
-    ]  # fmt: skip
+    listed = fedgram(folder, "sweep", "grid.yaml", "--only", "method=FLoRG", "--dry_run").stdout
+    assert rows(listed)["FLoRG-seed=0"][0] == "finished"
+    assert rows(listed)["FLoRG-seed=1"][0] == "new"
+
+
+def rows(listed: str) -> dict[str, list[str]]:
+    """Return what stands behind each run's name in a list of runs."""
+    found = [line.split() for line in listed.split("\n") if line[:3].strip().isdigit()]
+    return {name: rest for _, name, *rest in found}
+
+
+def test_a_dry_run_tells_what_every_run_costs(folder, capsys):
+    setting = ["--trainer.local_steps", "2"]
+    sweep(["grid.yaml", "--dry_run", *setting])
+    listed = capsys.readouterr().out
+    costs = [cost_of(["--config", "config.yaml", "--method", name, *setting]).costs[0] for name in ("FLoRG", "FedIT")]
+    for cost in costs:
+        for seed in (0, 1):
+            told = [short(cost.all_up.bytes, "B"), short(cost.all_down.bytes, "B"), short(cost.round_flops)]
+            assert " ".join(rows(listed)[f"{cost.method}-seed={seed}"]).startswith(" ".join(["new", *told]))
+    sums = [2 * sum(figures) for figures in zip(*((c.all_up.bytes, c.all_down.bytes) for c in costs), strict=True)]
+    assert f"all runs: {short(sums[0], 'B')} up, {short(sums[1], 'B')} down" in listed
+    assert rows(listed)["wrong-seed=0"] == ["new", *"----"]
+    assert "\nwrong-seed=0: method.rank must be at most" in listed
 
 
 def test_the_array_has_a_task_for_every_run_that_is_left(folder, capsys):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedgram.errors import ConfigurationError
+from fedgram.errors import ConfigurationError, FedgramError, explain
 from fedgram.sweep.array import write_array
 from fedgram.sweep.plan import Point, Sweep, read_sweep
 from fedgram.sweep.runner import Outcome, Progress, run_all
@@ -17,7 +17,14 @@ from fedgram.sweep.standing import command, look, remember
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fedgram.cost import Estimate
+
 __all__ = ["main"]
+
+_COSTS = ("up", "down", "client FLOPs", "memory")
+"""What `--dry_run` tells of a run: bytes of all clients in all rounds, their operations, and a rank's memory."""
+_WIDTH = 70
+"""Characters of a line of its table besides the run's name, which no terminal shall cut off."""
 
 _DESCRIPTION = """\
 Run every point of a grid that has not finished yet: methods x seeds x anything. What was cut off goes on, what failed
@@ -131,14 +138,69 @@ def _write_array(sweep: Sweep, root: Path, path: Path, given: Sequence[str]) -> 
 
 
 def _list(sweep: Sweep, root: Path) -> None:
+    """Print how far each run is and what it will cost by `fedgram.cost`; runs that differ in the seed cost the same."""
     from rich.table import Table
 
+    console = _console()
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("run", "name", "state"):
-        table.add_column(name)
-    for number, point in enumerate(sweep.points):
-        table.add_row(str(number), point.name, look(point, root).state)
-    _console().print(table)
+    for name, side in (("run", "right"), ("name", "left"), ("state", "left"), *((name, "right") for name in _COSTS)):
+        table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    prices = _Prices()
+    with console.status("") as status:
+        for number, point in enumerate(sweep.points):
+            status.update(f"what {point.name} costs ({number} of {len(sweep.points)})")
+            table.add_row(str(number), point.name, look(point, root).state, *prices.of(point))
+    console.width = max(console.width, _WIDTH + max(len(point.name) for point in sweep.points))
+    console.print(table)
+    for line in prices.remarks():
+        console.print(line, soft_wrap=True, markup=False, highlight=False, style="dim")
+
+
+class _Prices:
+    """What runs cost, each kind of run told once, and what the sum of all is."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, ...], Estimate | None] = {}
+        self._sums = [0, 0, 0]
+        self._unknown: dict[str, str] = {}
+
+    def of(self, point: Point) -> list[str]:
+        """Return a run's cells."""
+        from fedgram.cost.tables import short
+
+        estimate = self._estimate(point)
+        if estimate is None:
+            return ["-"] * len(_COSTS)
+        (cost,), rounds = estimate.costs, estimate.setting.rounds
+        flops = None if cost.round_flops is None else rounds * cost.round_flops
+        for index, figure in enumerate((cost.all_up.bytes, cost.all_down.bytes, flops or 0)):
+            self._sums[index] += figure
+        sent = (short(size.bytes, "B") for size in (cost.all_up, cost.all_down))
+        return [*sent, short(flops), short(cost.memory.total, "B")]
+
+    def remarks(self) -> list[str]:
+        """Return what stands below the table."""
+        from fedgram.cost.tables import short
+
+        up, down, flops = self._sums
+        lines = [f"all runs: {short(up, 'B')} up, {short(down, 'B')} down, {short(flops)} client FLOPs"]
+        lines.append("by fedgram cost, for samples as long as data.max_length; -: not known before the run")
+        return [*lines, *(f"{name}: {reason}" for name, reason in self._unknown.items())]
+
+    def _estimate(self, point: Point) -> "Estimate | None":
+        key = tuple(setting for setting in point.settings if not setting.startswith("--trainer.seed="))
+        if key not in self._known:
+            self._known[key] = self._ask(point)
+        return self._known[key]
+
+    def _ask(self, point: Point) -> "Estimate | None":
+        from fedgram.lightning_cli import cost_of
+
+        try:
+            return cost_of(point.settings)
+        except FedgramError as error:
+            self._unknown[point.name] = explain(error)
+            return None
 
 
 def _run(sweep: Sweep, root: Path, jobs: int) -> None:
