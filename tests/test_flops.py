@@ -108,6 +108,27 @@ def test_backbones_of_any_depth_are_counted(backbones, name, depth):
     assert found.of(Work(1, 1, 4, 16)) == real_count(network, method, table, np.arange(1))
 
 
+SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+FURTHER = {
+    "deberta-v2": SMALL | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
+    "modernbert": SMALL | dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id"), 0) | {"eos_token_id": 1},
+    "gpt2": {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "eos_token_id": 1, "bos_token_id": 1},
+    "albert": SMALL | {"embedding_size": 8},
+}
+
+
+@pytest.mark.parametrize("family", FURTHER)
+def test_other_architectures_are_counted(tmp_path, family):
+    """DeBERTa's products with positions are made once for all samples; ALBERT's layers are one."""
+    transformers.AutoConfig.for_model(family, **FURTHER[family]).save_pretrained(tmp_path)
+    method = FedIT(rank=2, head="frozen")
+    network, config = make_network(str(tmp_path), method, dtype=torch.float64)
+    found = training_flops(network.task, config, method, 9)
+    assert (found.step > 0) == (family == "deberta-v2")
+    table = samples_of([7] * 3, network.pad_id)
+    assert found.of(Work(1, 3, 21, 3 * 49)) == real_count(network, method, table, np.arange(3))
+
+
 def test_layers_that_differ_are_all_counted(backbones):
     method = FedIT(rank=2, target_modules=["1.attention.self.key", "3.output.dense"])
     network, config = make_network(backbones["bert"], method, num_hidden_layers=5)

@@ -20,7 +20,7 @@ from fedgram.adapters import ClientLayer
 from fedgram.data.tokens import TokenTable
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
-from fedgram.models.loading import draw_network, positions, quiet
+from fedgram.models.loading import draw_network, positions, quiet, undrawn
 from fedgram.network import ClientNetwork
 from fedgram.packing import stack_of_layers
 from fedgram.seeding import isolated
@@ -69,7 +69,8 @@ def _draw(task: FederatedTask, config: "PretrainedConfig", dtype: torch.dtype) -
     config.use_cache = False
     if config.pad_token_id is None:  # a decoder that classifies asks for one
         config.pad_token_id = 0
-    return draw_network(task.auto_class, config, dtype).eval().requires_grad_(False)
+    with undrawn():
+        return draw_network(task.auto_class, config, dtype).eval().requires_grad_(False)
 
 
 def longest_sample(task: FederatedTask, config: "PretrainedConfig") -> int | None:

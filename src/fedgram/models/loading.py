@@ -13,7 +13,7 @@ from fedgram.models.sources import Source
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["cast", "draw_network", "load_network", "positions", "quiet"]
+__all__ = ["cast", "draw_network", "load_network", "positions", "quiet", "undrawn"]
 
 
 @contextmanager
@@ -38,6 +38,17 @@ def draw_network(auto_class: str, config: "PretrainedConfig", dtype: torch.dtype
     import transformers
 
     return getattr(transformers, auto_class).from_config(config, **_dtype_option(dtype))
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Have networks made with weights that nobody has drawn: where there are no numbers, starts can't look at them."""
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:  # before 5.0
+        from transformers.modeling_utils import no_init_weights
+    with no_init_weights():
+        yield
 
 
 def load_network(auto_class: str, source: Source, config: "PretrainedConfig", dtype: torch.dtype) -> nn.Module:
