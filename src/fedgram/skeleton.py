@@ -50,12 +50,11 @@ def skeleton(
     """
     log = logging.getLogger("torch._subclasses.fake_tensor")  # it writes tracebacks of what is told as an error
     own, level = task.network, log.level
-    with FakeTensorMode(allow_non_fake_inputs=True), isolated(0, "skeleton"), quiet():
-        network = _draw(task, config, dtype)
-        layers = method.install(network, seed=0)
-    task.network = network
     log.setLevel(logging.CRITICAL)
     try:
+        with FakeTensorMode(allow_non_fake_inputs=True), isolated(0, "skeleton"), quiet():
+            task.network = network = _draw(task, config, dtype)
+            layers = method.install(network, seed=0)
         place, pad = torch.device("cpu"), int(network.config.pad_token_id)
         yield ClientNetwork(task, layers, place, clients_dtype, nullcontext, pad, method.shared_fields)
     finally:
