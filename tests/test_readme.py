@@ -9,6 +9,10 @@ import pytest
 import yaml
 
 from fedgram.cli import main
+from fedgram.compare import make_parser as compare_parser
+from fedgram.sweep import read_sweep
+from fedgram.sweep.command import choices_of, overrides_of
+from fedgram.sweep.command import make_parser as sweep_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -37,6 +41,19 @@ def test_commands_parse(command, monkeypatch, capsys):
         main()
     assert stop.value.code == 0
     assert yaml.safe_load(capsys.readouterr().out)["method"]["class_path"].startswith("fedgram.")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("fedgram sweep configs")])
+def test_sweeps_have_runs(command):
+    arguments = shlex.split(command.split("&&")[0].split("#")[0])[2:]
+    options, further = sweep_parser().parse_known_args(arguments)
+    sweep = read_sweep(ROOT / options.file, small=options.small, further=overrides_of(further))
+    assert sweep.only(choices_of(options.only)).points
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("fedgram compare")])
+def test_comparisons_parse(command):
+    assert compare_parser().parse_args(shlex.split(command, comments=True)[2:]).runs
 
 
 def test_the_method_of_the_readme_runs(tiny_backbone, tiny_data, tmp_path, monkeypatch):

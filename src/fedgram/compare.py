@@ -22,7 +22,7 @@ from fedgram.files import atomic_write
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 _UNBOUNDED = 1000
 """Characters of a line where nobody looks at a terminal: room for all columns."""
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     from rich.console import Console
 
-    given = _parser().parse_args(arguments)
+    given = make_parser().parse_args(arguments)
     _check_options(given)
     runs = read_runs(given.runs)
     _check_metric(runs, given.metric, given.target)
@@ -89,7 +89,8 @@ def main(arguments: Sequence[str]) -> None:
     console.print(f"curves: tensorboard --logdir {root}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``fedgram compare``."""
     parser = _Parser(
         "fedgram compare",
         description=_DESCRIPTION,

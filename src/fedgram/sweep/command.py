@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fedgram.cost import Estimate
 
-__all__ = ["main"]
+__all__ = ["choices_of", "main", "make_parser", "overrides_of"]
 
 _COSTS = ("up", "down", "client FLOPs", "memory")
 """What `--dry_run` tells of a run: bytes of all clients in all rounds, their operations, and a rank's memory."""
@@ -49,9 +49,9 @@ def main(given: Sequence[str]) -> None:
         ConfigurationError: the sweep or an option can't be understood.
         SystemExit: with 1 where a run failed, 130 after Ctrl-C, 75 after SIGTERM.
     """
-    parser = _parser()
+    parser = make_parser()
     options, further = parser.parse_known_args(given)
-    sweep = read_sweep(options.file, small=options.small, further=_overrides(further)).only(_choices(options.only))
+    sweep = read_sweep(options.file, small=options.small, further=overrides_of(further)).only(choices_of(options.only))
     root = options.default_root_dir / sweep.name
     if options.print_command is not None:
         _print_command(sweep, root, options.print_command)
@@ -63,7 +63,8 @@ def main(given: Sequence[str]) -> None:
         _run(sweep, root, options.jobs)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``fedgram sweep``, which leaves the options of fit over."""
     parser = argparse.ArgumentParser(
         "fedgram sweep",
         description=_DESCRIPTION,
@@ -96,7 +97,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _overrides(further: Sequence[str]) -> dict[str, str]:
+def overrides_of(further: Sequence[str]) -> dict[str, str]:
     """Return options of fit, given as ``--key value`` or ``--key=value``, by key."""
     found: dict[str, str] = {}
     rest = list(further)
@@ -108,7 +109,7 @@ def _overrides(further: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _choices(only: Sequence[str]) -> dict[str, list[str]]:
+def choices_of(only: Sequence[str]) -> dict[str, list[str]]:
     """Return the labels that were asked for, by axis."""
     found: dict[str, list[str]] = {}
     for choice in only:
