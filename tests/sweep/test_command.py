@@ -1,6 +1,7 @@
 """``fedgram sweep`` as a user calls it."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,7 @@ def test_a_sweep_trains_what_can_be_trained_and_reports_the_rest(folder):
 
     again = fedgram(folder, "sweep", "grid.yaml", "--only", "method=FLoRG", "--only", "trainer.seed=0")
     assert again.returncode == 0, again.stdout  # without --trainer.local_steps it is another run
+    assert "1 of them have changed since they ran, and are run anew: FLoRG-seed=0" in again.stdout
     assert (folder / "runs/grid/FLoRG-seed=0/version_1/summary.json").exists()
     listed = fedgram(folder, "sweep", "grid.yaml", "--only", "method=FLoRG", "--dry_run").stdout
     assert rows(listed)["FLoRG-seed=0"][0] == "finished"
@@ -73,7 +75,8 @@ def test_a_dry_run_tells_what_every_run_costs(folder, capsys):
             told = [short(cost.all_up.bytes, "B"), short(cost.all_down.bytes, "B"), short(cost.round_flops)]
             assert " ".join(rows(listed)[f"{cost.method}-seed={seed}"]).startswith(" ".join(["new", *told]))
     sums = [2 * sum(figures) for figures in zip(*((c.all_up.bytes, c.all_down.bytes) for c in costs), strict=True)]
-    assert f"all runs: {short(sums[0], 'B')} up, {short(sums[1], 'B')} down" in listed
+    assert f"what is left: {short(sums[0], 'B')} up, {short(sums[1], 'B')} down" in listed
+    assert "and 2 runs of which it can't be told" in listed
     assert rows(listed)["wrong-seed=0"] == ["new", *"----"]
     assert "\nwrong-seed=0: method.rank must be at most" in listed
 
@@ -84,13 +87,17 @@ def test_the_array_has_a_task_for_every_run_that_is_left(folder, capsys):
     assert "--trainer.name FedIT-seed=0" in capsys.readouterr().out
     (done / "checkpoints").mkdir(parents=True)
     (done / "summary.json").write_text('{"seconds": 1}')
-    sweep(["grid.yaml", "--slurm", "out/array.sbatch", "--trainer.rounds", "2"])
+    sweep(["grid.yaml", "--slurm", "./out//array.sbatch", "--trainer.rounds", "2"])
     assert "6 runs: sbatch out/array.sbatch" in capsys.readouterr().out  # with two rounds it is another sweep
     sweep(["grid.yaml", "--slurm", "out/array.sbatch"])
     assert "5 runs: sbatch out/array.sbatch" in capsys.readouterr().out
     script = (folder / "out/array.sbatch").read_text()
+    (words,) = [line for line in script.split("\n") if line.startswith("command=")]
+    asked = words.removeprefix("command=$(").replace('"$SLURM_ARRAY_TASK_ID") || exit 1', "1")
+    told = subprocess.run(shlex.split(asked), cwd=folder, capture_output=True, text=True, check=True, timeout=SECONDS)
+    assert "--trainer.name FLoRG-seed=1" in told.stdout
     assert "#SBATCH --array=0-1,3-5" in script
-    assert "sweep grid.yaml --print_command" in script
+    assert "sweep grid.yaml --default_root_dir runs --print_command" in script
     subprocess.run(["bash", "-n", "out/array.sbatch"], cwd=folder, check=True)
     sweep(["grid.yaml", "--print_command", "2"])
     assert capsys.readouterr().out == ""

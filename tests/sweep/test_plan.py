@@ -87,6 +87,23 @@ def test_a_list_of_grids_is_their_union(tmp_path):
     ]  # fmt: skip
 
 
+def test_grids_of_one_place_each_are_told_apart_by_it(tmp_path):
+    grid = [{"data.partition.rho": [0.1]}, {"data.partition.rho": [1]}, {"a.x": [True, False]}, {"a.y": [True, False]}]
+    assert [p.name for p in read(tmp_path, {"base": "base.yaml", "grid": grid}).points] == [
+        "rho=0.1", "rho=1", "x=true", "x=false", "y=true", "y=false"
+    ]  # fmt: skip
+
+
+def test_a_run_of_two_grids_is_one_and_two_runs_of_one_name_are_refused(tmp_path):
+    both = {"a.x": {"one": {"a.x": 1}, "two": {"a.x": 2}}}
+    assert len(read(tmp_path, {"base": "base.yaml", "grid": [both, both]}).points) == 2
+    other = {"a.x": {"one": {"a.x": 1}, "two": {"a.x": 3}}}
+    with pytest.raises(ConfigurationError, match=r"two runs would be called 'two': .* name their labels apart"):
+        read(tmp_path, {"base": "base.yaml", "grid": [both, other]})
+    with pytest.raises(ConfigurationError, match="two runs would be called 'a_b'"):
+        read(tmp_path, {"base": "base.yaml", "grid": {"x.a": ["a/b", "a b"]}})
+
+
 def test_values_that_are_no_words_reach_the_command_line_as_json(tmp_path):
     grid = {"method.target_modules": [["query", "key"]], "trainer.participation": [0.5], "ckpt_path": {"none": {}}}
     (point,) = read(tmp_path, {"base": "base.yaml", "set": {"trainer.loggers": False}, "grid": grid}).points
@@ -142,8 +159,9 @@ def test_only_keeps_the_points_that_are_asked_for(tmp_path):
 def test_what_is_no_sweep_is_refused_with_what_would_be(tmp_path, content, message):
     with pytest.raises(ConfigurationError, match=message):
         read(tmp_path, content)
-    with pytest.raises(ConfigurationError, match="no part `small`"):
-        read(tmp_path, {"base": "base.yaml"}, small=True)
+    for without in ({"base": "base.yaml"}, {"base": "base.yaml", "small": None}):
+        with pytest.raises(ConfigurationError, match="no part `small`"):
+            read(tmp_path, without, small=True)
 
 
 def test_a_sweep_that_is_not_there_is_refused(tmp_path):

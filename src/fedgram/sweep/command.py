@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["choices_of", "main", "make_parser", "overrides_of"]
 
-_COSTS = ("up", "down", "client FLOPs", "memory")
+_COLUMNS = ("up", "down", "client FLOPs", "memory")
 """What `--dry_run` tells of a run: bytes of all clients in all rounds, their operations, and a rank's memory."""
 _WIDTH = 70
 """Characters of a line of its table besides the run's name, which no terminal shall cut off."""
@@ -58,7 +58,7 @@ def main(given: Sequence[str]) -> None:
     elif options.dry_run:
         _list(sweep, root)
     elif options.slurm:
-        _write_array(sweep, root, options.slurm, [arg for arg in given if arg not in ("--slurm", str(options.slurm))])
+        _write_array(sweep, root, options.slurm, _again(options, further))
     else:
         _run(sweep, root, options.jobs)
 
@@ -109,6 +109,14 @@ def overrides_of(further: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _again(options: argparse.Namespace, further: Sequence[str]) -> list[str]:
+    """Return the arguments that mean the same runs of the same sweep."""
+    small = ["--small"] if options.small else []
+    only = [word for choice in options.only for word in ("--only", choice)]
+    root = ["--default_root_dir", str(options.default_root_dir)]
+    return [str(options.file), *small, *only, *root, *further]
+
+
 def choices_of(only: Sequence[str]) -> dict[str, list[str]]:
     """Return the labels that were asked for, by axis."""
     found: dict[str, list[str]] = {}
@@ -139,43 +147,48 @@ def _write_array(sweep: Sweep, root: Path, path: Path, given: Sequence[str]) -> 
 
 
 def _list(sweep: Sweep, root: Path) -> None:
-    """Print how far each run is and what it will cost by `fedgram.cost`; runs that differ in the seed cost the same."""
+    """Print how far each run is and what it will cost by `fedgram.cost`, told once for all seeds."""
     from rich.table import Table
 
     console = _console()
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name, side in (("run", "right"), ("name", "left"), ("state", "left"), *((name, "right") for name in _COSTS)):
+    for name, side in (("run", "right"), ("name", "left"), ("state", "left"), *((name, "right") for name in _COLUMNS)):
         table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    prices = _Prices()
+    costs = _Costs()
     with console.status("") as status:
         for number, point in enumerate(sweep.points):
             status.update(f"what {point.name} costs ({number} of {len(sweep.points)})")
-            table.add_row(str(number), point.name, look(point, root).state, *prices.of(point))
+            state = look(point, root).state
+            table.add_row(str(number), point.name, state, *costs.of(point, is_left=state != "finished"))
     console.width = max(console.width, _WIDTH + max(len(point.name) for point in sweep.points))
     console.print(table)
-    for line in prices.remarks():
+    for line in costs.remarks():
         console.print(line, soft_wrap=True, markup=False, highlight=False, style="dim")
 
 
-class _Prices:
-    """What runs cost, each kind of run told once, and what the sum of all is."""
+class _Costs:
+    """What runs cost, each kind of run told once, and the sum of those that are left."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, ...], Estimate | None] = {}
-        self._sums = [0, 0, 0]
-        self._unknown: dict[str, str] = {}
+        self._left = [0, 0, 0]
+        self._not_in_sum = 0
+        self._reasons: dict[str, str] = {}
+        self._is_auto = False
 
-    def of(self, point: Point) -> list[str]:
+    def of(self, point: Point, is_left: bool) -> list[str]:
         """Return a run's cells."""
         from fedgram.cost.tables import short
 
         estimate = self._estimate(point)
         if estimate is None:
-            return ["-"] * len(_COSTS)
-        (cost,), rounds = estimate.costs, estimate.setting.rounds
-        flops = None if cost.round_flops is None else rounds * cost.round_flops
+            self._not_in_sum += is_left
+            return ["-"] * len(_COLUMNS)
+        (cost,), setting = estimate.costs, estimate.setting
+        flops = None if cost.round_flops is None else setting.rounds * cost.round_flops
+        self._is_auto |= setting.auto
         for index, figure in enumerate((cost.all_up.bytes, cost.all_down.bytes, flops or 0)):
-            self._sums[index] += figure
+            self._left[index] += figure * is_left
         sent = (short(size.bytes, "B") for size in (cost.all_up, cost.all_down))
         return [*sent, short(flops), short(cost.memory.total, "B")]
 
@@ -183,10 +196,14 @@ class _Prices:
         """Return what stands below the table."""
         from fedgram.cost.tables import short
 
-        up, down, flops = self._sums
-        lines = [f"all runs: {short(up, 'B')} up, {short(down, 'B')} down, {short(flops)} client FLOPs"]
-        lines.append("by fedgram cost, for samples as long as data.max_length; -: not known before the run")
-        return [*lines, *(f"{name}: {reason}" for name, reason in self._unknown.items())]
+        up, down, flops = self._left
+        lines = [f"what is left: {short(up, 'B')} up, {short(down, 'B')} down, {short(flops)} client FLOPs"]
+        if self._not_in_sum:
+            lines[0] += f", and {self._not_in_sum} runs of which it can't be told"
+        lines.append("by fedgram cost, for the first seed, and samples as long as data.max_length")
+        if self._is_auto:
+            lines.append("memory: of one client at a time, where trainer.clients_per_block is auto")
+        return [*lines, *(f"{name}: {reason}" for name, reason in self._reasons.items())]
 
     def _estimate(self, point: Point) -> "Estimate | None":
         key = tuple(setting for setting in point.settings if not setting.startswith("--trainer.seed="))
@@ -200,16 +217,19 @@ class _Prices:
         try:
             return cost_of(point.settings)
         except FedgramError as error:
-            self._unknown[point.name] = explain(error)
+            self._reasons[point.name] = explain(error)
             return None
 
 
 def _run(sweep: Sweep, root: Path, jobs: int) -> None:
     console = _console()
     console.print(f"{sweep.name}: {len(sweep.points)} runs in {root}", soft_wrap=True)
+    changed = [point.name for point in sweep.points if look(point, root).state == "changed"]
+    if changed:
+        console.print(f"{len(changed)} of them have changed since they ran, and are run anew: {', '.join(changed)}")
     with _Display(console, len(sweep.points)) as display:
         outcomes, stopped = run_all(sweep.points, root, jobs, display)
-    failed = [outcome for outcome in outcomes if outcome.exit_code and not stopped]
+    failed = [outcome for outcome in outcomes if outcome.has_failed]
     for outcome in failed:
         text = f"failed: {outcome.point.name} ({outcome.log}): {outcome.reason}"
         console.print(text, style="red", soft_wrap=True, markup=False, highlight=False)
@@ -242,32 +262,32 @@ class _Display:
         if self._console.is_terminal:
             self._bar.stop()
 
-    def __call__(self, progress: Progress, left: Sequence[Point], ended: Outcome | None) -> None:
-        self._bar.update(self._task, completed=progress.finished + progress.failed, description=_status(progress, left))
+    def __call__(self, progress: Progress, ended: Outcome | None) -> None:
+        self._bar.update(self._task, completed=progress.ended, description=_status(progress))
         if ended is not None:
-            how = "done" if not ended.exit_code else f"failed with exit code {ended.exit_code}"
+            how = f"failed with exit code {ended.exit_code}" if ended.has_failed else "done"
             text = f"{ended.point.name}: {how}, {_duration(ended.seconds)}"
             if not self._console.is_terminal:
-                text += f"; {_status(progress, left)}"
+                text += f"; {_status(progress)}"
             self._console.print(text, soft_wrap=True, highlight=False)
 
 
-def _status(progress: Progress, left: Sequence[Point]) -> str:
+def _status(progress: Progress) -> str:
     """Return how far a sweep is in a few words.
 
-    >>> _status(Progress(3, finished=1, failed=1, running={"rte-FedIT": 0.0}), [])
-    '1 of 3 done, 1 failed, running rte-FedIT'
+    >>> _status(Progress(3, finished=1, failed=1, elsewhere=1))
+    '1 of 3 done, 1 failed, 1 running elsewhere, 0 left'
     """
     words = [f"{progress.finished} of {progress.total} done"]
     if progress.failed:
         words.append(f"{progress.failed} failed")
+    if progress.elsewhere:
+        words.append(f"{progress.elsewhere} running elsewhere")
     if progress.running:
         words.append("running " + ", ".join(progress.running))
-    seconds = progress.seconds_left(left)
-    if seconds and left:
-        passed = sum(time.monotonic() - started for started in progress.running.values()) / progress.jobs
-        words.append(f"about {_duration(max(0.0, seconds - passed))} left")
-    return ", ".join(words)
+    words.append(f"{len(progress.waiting)} left")
+    seconds = progress.seconds_left(time.monotonic())
+    return ", ".join([*words, f"about {_duration(seconds)}"] if seconds else words)
 
 
 def _duration(seconds: float) -> str:

@@ -108,14 +108,15 @@ def read_sweep(path: Path, *, small: bool = False, further: Mapping[str, str] | 
     """
     content = _load(path)
     if small:
-        if "small" not in content:
+        if not content.get("small"):
             raise ConfigurationError(f"{path} has no part `small`: leave --small out")
-        content = _shrunk(content, content["small"])
+        content = _shrunk(content, _mapping(content["small"], "small"))
     common, rules = _mapping(content.get("set"), "set"), [_rule(rule) for rule in content.get("where") or []]
     grid = content.get("grid") or {}
-    filling = _placeholders([content["base"], common, dict(further or {})])
+    filling = _placeholders([content, dict(further or {})])
     grids = [_axes(one, filling) for one in (grid if isinstance(grid, list) else [grid])]
-    _check_rules(rules, grids)
+    union = _union(grids)
+    _check_rules(rules, union)
     points: dict[str, Point] = {}
     for axes in grids:
         for labels in _combinations(axes):
@@ -124,10 +125,26 @@ def read_sweep(path: Path, *, small: bool = False, further: Mapping[str, str] | 
             overrides = _merged([common, *own, *ruled, dict(further or {})])
             filled = {key: _filled(value, labels) for key, value in overrides.items()}
             base = path.parent / str(_filled(content["base"], labels))
-            name = _name(labels, axes)
-            points.setdefault(name, Point(labels, name, base, filled))
+            _add(points, Point(labels, _name(labels, union), base, filled))
     _check_bases(path, points.values())
     return Sweep(path.stem + ("_small" if small else ""), tuple(points.values()))
+
+
+def _union(grids: Sequence[Axes]) -> dict[str, list[str]]:
+    """Return the labels that an axis has in all grids together."""
+    known: dict[str, list[str]] = {}
+    for axes in grids:
+        for axis, labels in axes.items():
+            known[axis] = list(dict.fromkeys([*known.get(axis, []), *labels]))
+    return known
+
+
+def _add(points: dict[str, Point], new: Point) -> None:
+    """Add a run, once where several grids have it; two that differ must not share a name, and so a folder."""
+    known = points.setdefault(new.name, new)
+    if (known.base, known.overrides) != (new.base, new.overrides):
+        places = " and ".join(str(dict(point.labels)) for point in (known, new))
+        raise ConfigurationError(f"two runs would be called {new.name!r}: {places}; name their labels apart")
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -207,12 +224,8 @@ def _rule(rule: Any) -> dict[str, dict[str, Any]]:
     return {"if": condition, "set": _mapping(rule["set"], "where.set")}
 
 
-def _check_rules(rules: Iterable[Mapping[str, Any]], grids: Sequence[Axes]) -> None:
+def _check_rules(rules: Iterable[Mapping[str, Any]], known: Mapping[str, Sequence[str]]) -> None:
     """Refuse rules for points that there are none of: they are misspelt."""
-    known: dict[str, list[str]] = {}
-    for axes in grids:
-        for axis, labels in axes.items():
-            known.setdefault(axis, []).extend(labels)
     for axis, label in (condition for rule in rules for condition in rule["if"].items()):
         if label not in known.get(axis, ()):
             what = f"has {', '.join(known[axis])}" if axis in known else f"is none of {', '.join(known)}"
@@ -240,21 +253,26 @@ def _filled(value: Any, labels: Mapping[str, str]) -> Any:
     return _PLACEHOLDER.sub(label, value)
 
 
-def _name(labels: Mapping[str, str], axes: Axes) -> str:
-    """Return a run's name: words stand for themselves, numbers after the last part of their setting's name.
+def _name(labels: Mapping[str, str], union: Mapping[str, Sequence[str]]) -> str:
+    """Return a run's name: words stand for themselves, others after the last part of their setting's name.
 
     An axis on which there is one place only is not told of.
     """
-    told = {axis: label for axis, label in labels.items() if len(axes[axis]) > 1 or axis == _LAST or axis == "method"}
+    told = {axis: label for axis, label in labels.items() if len(union[axis]) > 1 or axis in (_LAST, "method")}
     parts = [
-        label if axis == "method" or not _is_number(label) else f"{axis.rpartition('.')[2]}={label}"
+        label if axis == "method" or not _is_value(label) else f"{axis.rpartition('.')[2]}={label}"
         for axis, label in told.items()
     ]
     return re.sub(r"[^\w.=+,-]+", "_", "-".join(parts)) or "run"
 
 
-def _is_number(label: str) -> bool:
-    return re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", label) is not None
+def _is_value(label: str) -> bool:
+    """Say whether a label is no word: a number, a truth value, a list and so on, which say nothing by themselves.
+
+    >>> [_is_value(label) for label in ("0.5", "1e-3", "true", "[1, 2]", "rte")]
+    [True, True, True, True, False]
+    """
+    return not isinstance(yaml.safe_load(label), str)
 
 
 def _check_bases(path: Path, points: Iterable[Point]) -> None:

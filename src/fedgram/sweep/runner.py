@@ -12,7 +12,7 @@ from types import FrameType
 from typing import IO, Literal
 
 from fedgram.sweep.plan import Point
-from fedgram.sweep.standing import Standing, command, look, remember
+from fedgram.sweep.standing import Standing, command, lock, look, remember, stand
 
 __all__ = ["Outcome", "Progress", "expected_seconds", "run_all"]
 
@@ -29,20 +29,28 @@ class Outcome:
     Attributes:
         point: which.
         exit_code: 0 where it finished.
-        seconds: how long it took, from the start of its process on.
-        log: what it wrote to the terminal.
+        seconds: how long its rounds took, over all its starts; where it did not finish, how long this start took.
+        said: what it wrote to the terminal.
+        log: the file that has it.
+        is_stopped: whether it was the sweep that ended it.
     """
 
     point: Point
     exit_code: int
     seconds: float
+    said: str
     log: Path
+    is_stopped: bool = False
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended by itself, and did not finish."""
+        return bool(self.exit_code) and not self.is_stopped
 
     @property
     def reason(self) -> str:
-        """The last thing that a run said, which of a failed one is its error."""
-        lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        """The last thing that the run said, which of a failed one is its error."""
+        return next((line.strip() for line in reversed(self.said.split("\n")) if line.strip()), "it said nothing")
 
 
 @dataclass
@@ -53,7 +61,9 @@ class Progress:
         total: all its runs.
         finished: those that are done, of earlier calls too.
         failed: those that failed in this call.
-        running: the names of those that run.
+        elsewhere: those that another process has begun, and that are left to it.
+        running: those that run, with the time since when.
+        waiting: those that are to come.
         seconds: what finished runs took, by the labels of their points.
         jobs: how many run at a time.
     """
@@ -61,15 +71,25 @@ class Progress:
     total: int
     finished: int = 0
     failed: int = 0
-    running: dict[str, float] = field(default_factory=dict)
+    elsewhere: int = 0
+    running: dict[str, tuple[Point, float]] = field(default_factory=dict)
+    waiting: deque[Point] = field(default_factory=deque)
     seconds: list[tuple[Mapping[str, str], float]] = field(default_factory=list)
     jobs: int = 1
 
-    def seconds_left(self, waiting: Sequence[Point]) -> float | None:
+    @property
+    def ended(self) -> int:
+        """How many runs need no more of this call."""
+        return self.finished + self.failed + self.elsewhere
+
+    def seconds_left(self, now: float) -> float | None:
         """Return how long the rest should take, as finished runs that are most alike took; None if there are none."""
         if not self.seconds:
             return None
-        return sum(expected_seconds(point.labels, self.seconds) for point in waiting) / self.jobs
+        begun = ((point, now - since) for point, since in self.running.values())
+        rest = [max(0.0, expected_seconds(point.labels, self.seconds) - passed) for point, passed in begun]
+        rest += [expected_seconds(point.labels, self.seconds) for point in self.waiting]
+        return max(sum(rest) / self.jobs, max(rest, default=0.0))
 
 
 def expected_seconds(labels: Mapping[str, str], known: Sequence[tuple[Mapping[str, str], float]]) -> float:
@@ -87,11 +107,13 @@ def expected_seconds(labels: Mapping[str, str], known: Sequence[tuple[Mapping[st
 class _Job:
     point: Point
     process: subprocess.Popen
+    lock: IO[str]
     log: IO[str]
+    began_at: int
     started: float
 
 
-Stop = Literal["SIGINT", "SIGTERM"]
+Stop = Literal["SIGINT", "SIGTERM", "SIGHUP"]
 
 
 class _Signals:
@@ -101,7 +123,8 @@ class _Signals:
         self.received: Stop | None = None
 
     def __enter__(self) -> "_Signals":
-        self._former = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._former = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,100 +132,124 @@ class _Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = "SIGINT" if number == signal.SIGINT else "SIGTERM"
+        self.received = signal.Signals(number).name  # type: ignore[assignment]
 
 
 def run_all(
-    points: Sequence[Point],
-    root: Path,
-    jobs: int,
-    tell: Callable[[Progress, Sequence[Point], Outcome | None], None],
+    points: Sequence[Point], root: Path, jobs: int, tell: Callable[[Progress, Outcome | None], None]
 ) -> tuple[list[Outcome], Stop | None]:
     """Run the points that are not finished, and have those that were cut off go on.
 
-    A run that fails does not stop the others. At SIGINT and SIGTERM the runs end after their local step, and can go on.
+    A run that fails does not stop the others. At SIGINT, SIGTERM and SIGHUP the runs end after their local step, and
+    can go on. One that another process of this machine has begun is left to it.
 
     Args:
         points: the runs of a sweep.
         root: the folder of its runs.
         jobs: how many run at a time; they share the cores.
-        tell: is told of every change: the progress, the runs that are not done, and what has just ended.
+        tell: is told of every change: the progress, and what has just ended.
 
     Returns:
         How the runs of this call ended, and the signal that stopped the sweep, if one did.
     """
-    standings = {point.name: look(point, root) for point in points}
-    progress, waiting = _survey(points, standings, jobs)
+    progress = _survey(points, root, jobs)
     running: list[_Job] = []
     outcomes: list[Outcome] = []
     with _Signals() as signals:
-        while (waiting or running) and not signals.received:
-            while waiting and len(running) < jobs:
-                point = waiting.popleft()
-                running.append(_start(point, root, standings[point.name], jobs))
-                progress.running[point.name] = time.monotonic()
-                tell(progress, _rest(waiting, running), None)
-            time.sleep(_PAUSE)
-            for job in [job for job in running if job.process.poll() is not None]:
-                running.remove(job)
-                outcomes.append(_outcome(job))
-                _note(progress, outcomes[-1])
-                tell(progress, _rest(waiting, running), outcomes[-1])
-            tell(progress, _rest(waiting, running), None)
-        outcomes += [_ended(job) for job in running]
+        try:
+            while (progress.waiting or running) and not signals.received:
+                while progress.waiting and len(running) < jobs:
+                    running += _begin(progress, root)
+                tell(progress, None)
+                time.sleep(_PAUSE)
+                for job in [job for job in running if job.process.poll() is not None]:
+                    running.remove(job)
+                    outcomes.append(_note(progress, job, root))
+                    tell(progress, outcomes[-1])
+        finally:
+            outcomes += _end(running, root)
     return outcomes, signals.received
 
 
-def _survey(points: Sequence[Point], standings: Mapping[str, Standing], jobs: int) -> tuple[Progress, deque[Point]]:
+def _survey(points: Sequence[Point], root: Path, jobs: int) -> Progress:
     """Return the progress that earlier calls have made, and the runs that are left, those that were cut off first."""
+    standings = {point.name: look(point, root) for point in points}
     done = [point for point in points if standings[point.name].state == "finished"]
     left = [point for point in points if standings[point.name].state != "finished"]
     left.sort(key=lambda point: standings[point.name].state != "cut off")
     known = [(point.labels, float(standings[point.name].summary["seconds"])) for point in done]
-    return Progress(len(points), len(done), seconds=known, jobs=jobs), deque(left)
+    return Progress(len(points), len(done), waiting=deque(left), seconds=known, jobs=jobs)
 
 
-def _rest(waiting: Sequence[Point], running: Sequence[_Job]) -> list[Point]:
-    return [*(job.point for job in running), *waiting]
+def _begin(progress: Progress, root: Path) -> list[_Job]:
+    """Start the next run; none where another process has begun or finished it meanwhile."""
+    point = progress.waiting.popleft()
+    held = lock(point, root)
+    if held is None:
+        progress.elsewhere += 1
+        return []
+    standing = stand(point, root)
+    if standing.state == "finished":
+        held.close()
+        progress.finished += 1
+        return []
+    job = _start(point, root, standing, held, progress.jobs)
+    progress.running[point.name] = (point, job.started)
+    return [job]
 
 
-def _start(point: Point, root: Path, standing: Standing, jobs: int) -> _Job:
-    """Start a run in a process of its own, out of the terminal's reach: a Ctrl-C is for the sweep to pass on."""
+def _start(point: Point, root: Path, standing: Standing, held: IO[str], jobs: int) -> _Job:
+    """Start a run in a process of its own, out of the terminal's reach: a Ctrl-C is for the sweep to pass on.
+
+    The process inherits the lock, which so outlives a sweep that is killed.
+    """
     remember(point, root, standing)
     log = (root / point.name / "log.txt").open("a")
     environment = dict(os.environ)
     if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
     process = subprocess.Popen(
         command(point, root, standing),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
         env=environment,
+        pass_fds=(held.fileno(),),
         start_new_session=True,
     )
-    return _Job(point, process, log, time.monotonic())
+    return _Job(point, process, held, log, log.tell(), time.monotonic())
 
 
-def _outcome(job: _Job) -> Outcome:
-    job.log.close()
-    return Outcome(job.point, job.process.wait(), time.monotonic() - job.started, Path(job.log.name))
-
-
-def _note(progress: Progress, outcome: Outcome) -> None:
-    del progress.running[outcome.point.name]
-    if outcome.exit_code:
+def _note(progress: Progress, job: _Job, root: Path) -> Outcome:
+    """Note that a run has ended."""
+    outcome = _outcome(job, root)
+    del progress.running[job.point.name]
+    if outcome.has_failed:
         progress.failed += 1
     else:
         progress.finished += 1
-        progress.seconds.append((outcome.point.labels, outcome.seconds))
+        progress.seconds.append((job.point.labels, outcome.seconds))
+    return outcome
 
 
-def _ended(job: _Job) -> Outcome:
-    """Have a run end where it can go on, and kill it if it does not."""
-    job.process.terminate()
-    try:
-        job.process.wait(_PATIENCE)
-    except subprocess.TimeoutExpired:
-        os.killpg(job.process.pid, signal.SIGKILL)
-    return _outcome(job)
+def _outcome(job: _Job, root: Path, is_stopped: bool = False) -> Outcome:
+    code, log = job.process.wait(), Path(job.log.name)
+    job.log.close()
+    job.lock.close()
+    took = stand(job.point, root).summary.get("seconds") or time.monotonic() - job.started
+    with log.open(errors="replace") as text:
+        text.seek(job.began_at)
+        return Outcome(job.point, code, float(took), text.read(), log, is_stopped)
+
+
+def _end(jobs: Sequence[_Job], root: Path) -> list[Outcome]:
+    """Have runs end where they can go on, all at once, and kill those that do not."""
+    for job in jobs:
+        job.process.terminate()
+    deadline = time.monotonic() + _PATIENCE
+    for job in jobs:
+        try:
+            job.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(job.process.pid, signal.SIGKILL)
+    return [_outcome(job, root, is_stopped=True) for job in jobs]

@@ -1,21 +1,25 @@
 """How far the runs of a sweep are, as their folders tell."""
 
+import fcntl
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
+
+import yaml
 
 from fedgram.files import atomic_write
 from fedgram.run_folder import RunFolder, versions
 from fedgram.sweep.plan import Point
 
-__all__ = ["Standing", "command", "look", "remember"]
+__all__ = ["Standing", "command", "lock", "look", "remember", "stand"]
 
-State = Literal["finished", "cut off", "new", "changed"]
+State = Literal["finished", "running", "cut off", "new", "changed"]
 _RECORD = "sweep.json"
+_LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,9 @@ class Standing:
     """How far a run is.
 
     Attributes:
-        state: "finished"; "cut off", so that it goes on where its last checkpoint stands; "new"; or "changed": there
-            are runs of its name, but the sweep's file or its base config says something else now.
+        state: "finished"; "running", in another process of this machine; "cut off", so that it goes on where its last
+            checkpoint stands; "new"; or "changed": there are runs of its name, but the sweep's file or its base config
+            says something else now.
         folder: that of the run that is finished, or goes on.
         first_version: the first version_N that belongs to what the sweep says now.
     """
@@ -43,19 +48,49 @@ class Standing:
 def look(point: Point, root: Path) -> Standing:
     """Return how far a run is whose sweep keeps its runs in a folder."""
     own = root / point.name
+    return Standing("running", None, max(versions(own), default=0)) if _is_locked(own) else stand(point, root)
+
+
+def stand(point: Point, root: Path) -> Standing:
+    """Return how far a run is that no other process is at."""
+    own = root / point.name
     numbers = sorted(versions(own))
     record = _read(own / _RECORD)
     if record.get("digest") != _digest(point):
         return Standing("changed" if numbers else "new", None, max(numbers, default=-1) + 1)
     first = int(record["first_version"])
     folders = [RunFolder(own / f"version_{number}") for number in reversed(numbers) if number >= first]
-    for state, found in (
-        ("finished", [folder for folder in folders if (folder.path / "summary.json").exists()]),
-        ("cut off", [folder for folder in folders if folder.round_checkpoints()]),
-    ):
-        if found:
-            return Standing(state, found[0].path, first)  # type: ignore[arg-type]
-    return Standing("new", None, first)
+    finished = [folder.path for folder in folders if (folder.path / "summary.json").exists()]
+    if finished:
+        return Standing("finished", finished[0], first)
+    begun = [folder.path for folder in folders if folder.round_checkpoints()]
+    return Standing("cut off", begun[0], first) if begun else Standing("new", None, first)
+
+
+def lock(point: Point, root: Path) -> IO[str] | None:
+    """Keep other sweeps from a run as long as what is returned is open, here or in a process that inherits it.
+
+    Returns:
+        The open lock; None where another process has it.
+    """
+    own = root / point.name
+    own.mkdir(parents=True, exist_ok=True)
+    file = (own / _LOCK).open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _is_locked(own: Path) -> bool:
+    with suppress(FileNotFoundError), (own / _LOCK).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def remember(point: Point, root: Path, standing: Standing) -> None:
@@ -74,13 +109,10 @@ def command(point: Point, root: Path, standing: Standing) -> list[str]:
 
 
 def _digest(point: Point) -> str:
-    """Return a hash of the base config's content and of what the run sets."""
-    text = json.dumps([point.base.read_text(), *_overrides(point.settings)])
+    """Return a hash of what the base config and the run's overrides say, whatever their order and comments are."""
+    base = yaml.safe_load(point.base.read_text())
+    text = json.dumps([base, dict(point.overrides)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _overrides(settings: Sequence[str]) -> Sequence[str]:
-    return settings[2:]  # without --config PATH, which may be moved
 
 
 def _read(path: Path) -> dict[str, Any]:
