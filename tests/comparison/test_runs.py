@@ -58,6 +58,35 @@ def test_of_equal_settings_and_seed_the_highest_version_counts(tmp_path):
     assert run.folder.name == "version_10"
 
 
+def test_versions_of_settings_that_a_sweep_no_longer_has_do_not_count(tmp_path):
+    for rate in (0.1, 0.2, 0.3):
+        own = write_run(tmp_path, settings={"optimizer.lr": rate})
+    write_run(tmp_path, "FedIT")
+    (own.parent / "sweep.json").write_text(json.dumps({"digest": "d", "first_version": 1}))
+    assert sorted(labels(grouped(tmp_path))) == ["FLoRG (lr 0.2)", "FLoRG (lr 0.3)", "FedIT"]
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", "1", "{}", '{"first_version": null}', '{"first_version": "2"}', '{"first_version": 0}']
+)
+def test_a_sweeps_note_that_is_damaged_or_missing_leaves_out_nothing(tmp_path, content):
+    own = write_run(tmp_path)
+    if content is not None:
+        (own.parent / "sweep.json").write_text(content)
+    assert [run.folder for run in read_runs([tmp_path])] == [own]
+
+
+def test_a_folder_of_which_a_sweep_no_longer_has_any_run_is_refused(tmp_path, monkeypatch):
+    own = write_run(tmp_path)
+    (own.parent / "sweep.json").write_text('{"first_version": 1}')
+    for path in (tmp_path, own):
+        with pytest.raises(DataError, match=rf"no finished run below {path}: .* its sweep no longer has; .*sweep.json"):
+            read_runs([path])
+    monkeypatch.chdir(own)
+    with pytest.raises(DataError, match="its sweep no longer has"):
+        read_runs([own.relative_to(own)])
+
+
 def test_runs_without_settings_are_all_kept(tmp_path):
     for _ in range(2):
         own = write_run(tmp_path)

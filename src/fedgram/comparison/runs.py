@@ -28,6 +28,8 @@ _SHORT = {"data.partition.rho": "rho", "method.rank": "rank", "trainer.participa
 """Settings with a name of their own on the command line and in labels; of others the last part will do."""
 _DIGESTS = ("data.fingerprint", "data.groups")
 """Settings that tell a reader nothing; a label has them only where nothing else tells two groups apart."""
+_SWEEP = "sweep.json"
+"""Where a sweep notes, beside the versions of a run, which of them is the first that its file still speaks of."""
 _NEEDED = ("method", "task", "seed", "final")
 """What summary.json must say at least."""
 
@@ -124,19 +126,40 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
     """Return the finished runs in some folders and below them.
 
     Of runs of equal settings and seed the last counts: the highest version of a name, and of several names the one that
-    was given last, or comes last in the alphabet.
+    was given last, or comes last in the alphabet. Runs of settings that their sweep no longer has do not count.
 
     Raises:
         DataError: there is none in one of the folders, or the files of one are damaged.
     """
-    found = {path: sorted(path.rglob("summary.json"), key=_age) for path in paths}
-    if empty := [str(path) for path, own in found.items() if not own]:
-        raise DataError(f"no finished run below {', '.join(empty)}: there is no summary.json; run fedgram fit")
-    files = dict.fromkeys(file for own in found.values() for file in own)
+    files = dict.fromkeys(file for own in _found(paths).values() for file in own)
     newest: dict[tuple[Any, ...], Run] = {}
     for run in map(_read, files):
         newest[_identity(run), run.seed, None if run.settings else run.folder] = run
     return list(newest.values())
+
+
+def _found(paths: Iterable[Path]) -> dict[Path, list[Path]]:
+    """Return the summaries of the finished runs of each folder, the oldest first."""
+    there = {path: sorted(path.rglob("summary.json"), key=_age) for path in paths}
+    if empty := [str(path) for path, own in there.items() if not own]:
+        raise DataError(f"no finished run below {', '.join(empty)}: there is no summary.json; run fedgram fit")
+    found = {path: [file for file in own if not _is_superseded(file)] for path, own in there.items()}
+    if old := [str(path) for path, own in found.items() if not own]:
+        raise DataError(
+            f"no finished run below {', '.join(old)}: all there are of settings that its sweep no longer has; run the "
+            "sweep, or delete its sweep.json to have them count"
+        )
+    return found
+
+
+def _is_superseded(file: Path) -> bool:
+    """Say whether a run is of settings that its sweep no longer has, as `fedgram.sweep.standing` notes beside it."""
+    file = file.absolute()
+    try:
+        first = json.loads((file.parent.parent / _SWEEP).read_text())["first_version"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    return isinstance(first, int) and 0 <= _age(file)[1] < first
 
 
 def _age(file: Path) -> tuple[str, int]:
