@@ -109,7 +109,7 @@ def test_alignment_gains_what_the_paper_says_in_its_text():
 
 
 def test_an_unknown_table_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigurationError, match=r"--paper table13: .* table1, .*, table12; Figure 2 .* --plot"):
+    with pytest.raises(ConfigurationError, match=r"--paper table13: .* table1, .*, table12; Figure 2 .* --pictures"):
         load("table13")
 
 

@@ -20,6 +20,7 @@ from fedgram.comparison.pictures import (
     draw_diagnostics,
     draw_partition,
     draw_setting,
+    draw_training_loss,
     write_pictures,
 )
 from fedgram.errors import DataError
@@ -193,7 +194,7 @@ def test_flops_are_drawn_where_runs_counted_them(tmp_path, groups):
 
 def test_older_runs_have_no_picture_of_flops(tmp_path, groups):
     write_run(tmp_path, flops=False)
-    assert [picture.name for picture in all_pictures(groups())] == ["curves", "communication"]
+    assert [picture.name for picture in all_pictures(groups())] == ["curves", "training_loss", "communication"]
 
 
 def test_a_method_looks_the_same_in_every_picture_and_whatever_it_is_compared_with(tmp_path):
@@ -241,6 +242,30 @@ def test_slices_have_a_row_each_with_a_title_and_one_legend(tmp_path, groups):
     assert [axes.get_title("left") for axes in figure.axes] == ["rank 2", "", "rank 8", ""]
     assert [line(axes, "FLoRG").get_ydata()[-1] for axes in figure.axes] == pytest.approx([20, 20, 80, 80])
     assert sorted(labels(figure)) == ["FLoRG", "FedIT"]
+
+
+def test_the_training_loss_is_drawn_by_round_as_the_mean_over_seeds_with_its_interval(tmp_path, groups):
+    for rank in (2, 8):
+        for seed, losses in enumerate(((0.75, 0.5), (0.25, 0.5))):
+            columns = {"train_loss": [None, *(rank * loss for loss in losses)]}
+            write_run(tmp_path, seed=seed, columns=columns, settings={"method.rank": rank})
+    write_run(tmp_path, "FedIT", columns={"train_loss": [None, None, 3.0]}, settings={"method.rank": 8})
+    figure = draw_training_loss(groups("rank"), ["rank"])
+    low, high = figure.axes
+    assert line(low, "FLoRG").get_xydata().tolist() == [[1, 1], [2, 1]]
+    assert line(high, "FLoRG").get_xydata().tolist() == [[1, 4], [2, 4]]
+    assert line(high, "FedIT").get_xydata().tolist() == [[2, 3]]
+    (band,) = bands(low)
+    half = 0.5 * 12.706204736432095  # s/√2 of two is half of their distance; Student's t of 1 degree
+    assert band == {1: pytest.approx((1 - half, 1 + half)), 2: pytest.approx((1, 1))}
+    assert [axes.get_title("left") for axes in figure.axes] == ["rank 2", "rank 8"]
+    assert {(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes} == {("round", "training loss")}
+
+
+def test_runs_without_a_training_loss_have_no_picture_of_it(tmp_path, groups):
+    write_run(tmp_path, columns={"train_loss": [None, None, None]})
+    assert draw_training_loss(groups()) is None
+    assert "training_loss" not in [picture.name for picture in all_pictures(groups())]
 
 
 def test_errors_are_drawn_by_round_on_a_log_scale_as_geometric_means(tmp_path, groups):
@@ -422,7 +447,13 @@ def write_several(folder, methods, seeds=2, **more):
 def test_the_legend_covers_nothing_and_nothing_is_cut_off(tmp_path, groups, methods, is_beside):
     write_several(tmp_path, methods, personal_evaluation="own")
     pictures = all_pictures(groups())
-    assert [picture.name for picture in pictures] == ["curves", "compute", "aggregation", "communication"]
+    assert [picture.name for picture in pictures] == [
+        "curves",
+        "training_loss",
+        "compute",
+        "aggregation",
+        "communication",
+    ]
     for picture in pictures:
         assert_nothing_is_cut_off(picture.figure)
     curves = pictures[0].figure
@@ -447,7 +478,7 @@ def test_many_slices_and_long_names_are_not_cut_off(tmp_path, groups):
 def test_pictures_are_written_as_png_and_svg(tmp_path, groups):
     write_several(tmp_path, MAIN)
     written = write_pictures(groups(), tmp_path / "new" / "pictures")
-    names = ["curves", "compute", "aggregation", "communication"]
+    names = ["curves", "training_loss", "compute", "aggregation", "communication"]
     assert [path.name for path in written] == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
     for path in written:
         if path.suffix == ".svg":
@@ -482,4 +513,4 @@ def test_an_svg_element_stands_alone_and_tells_no_date(tmp_path, groups):
 
 def test_runs_that_were_never_evaluated_have_the_other_pictures(tmp_path, groups):
     write_run(tmp_path, accuracy=(None, None), columns={"drift": [None, 0.5]})
-    assert [picture.name for picture in all_pictures(groups())] == ["aggregation", "communication"]
+    assert [picture.name for picture in all_pictures(groups())] == ["training_loss", "aggregation", "communication"]

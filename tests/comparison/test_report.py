@@ -100,7 +100,7 @@ def test_it_has_every_picture_with_its_caption(tmp_path):
     text = report(tmp_path)
     page = Page(text)
     assert [a["id"] for a in page.all("figure")] == [picture.name for picture in expected]
-    assert len(page.all("svg")) == len(expected) == 5
+    assert len(page.all("svg")) == len(expected) == 6
     for picture in expected:
         assert picture.caption in page.text
     assert "95 % intervals by Student's t" in page.text

@@ -50,7 +50,9 @@ def test_the_report_opens_from_a_file_with_tables_and_pictures_and_no_complaint(
     assert (overview, shared, runs) == (len(METHODS), 0, 2 * len(METHODS))
     shown = browser.run(PICTURES)
     assert (
-        [name for name, *_ in shown] == pictures == ["curves", "compute", "aggregation", "communication", "partition"]
+        [name for name, *_ in shown]
+        == pictures
+        == ["curves", "training_loss", "compute", "aggregation", "communication", "partition"]
     )
     assert all(width > 200 and height > 100 and paths > 20 for _, width, height, paths in shown)
     assert "fewer than 3 seeds" in browser.text()

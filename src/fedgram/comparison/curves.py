@@ -14,7 +14,17 @@ from fedgram.comparison.runs import Group, Run
 from fedgram.comparison.statistics import t_interval
 from fedgram.run_folder import column_of
 
-__all__ = ["ROUNDING", "Against", "Curve", "curve_of", "is_personal", "label_of", "log_curve_of", "point_of"]
+__all__ = [
+    "ROUNDING",
+    "Against",
+    "Curve",
+    "curve_of",
+    "is_personal",
+    "label_of",
+    "log_curve_of",
+    "loss_curve_of",
+    "point_of",
+]
 
 Against = Literal["round", "megabytes", "client_flops"]
 
@@ -82,6 +92,11 @@ def curve_of(group: Group, metric: str, against: Against) -> Curve | None:
     """
     column, factor = column_of(metric), _factor(metric)
     return _curve(group, lambda run: _cost(run, against), lambda run: factor * _column(run, column))
+
+
+def loss_curve_of(group: Group) -> Curve | None:
+    """Return the training loss by round, of which round 0 has none; None if no round has it for all seeds."""
+    return _curve(group, _rounds, lambda run: _column(run, "train_loss"))
 
 
 def log_curve_of(group: Group, column: str) -> Curve | None:

@@ -125,8 +125,8 @@ def load(name: str) -> PaperTable:
     content = _content()
     if name not in content["tables"]:
         raise ConfigurationError(
-            f"--paper {name}: there is no such table; there are {', '.join(content['tables'])}; Figure 2 is of curves, "
-            "which --plot draws"
+            f"--paper {name}: there is no such table; there are {', '.join(content['tables'])}; Figure 2 is of "
+            "training losses, which --pictures draws"
         )
     table = content["tables"][name]
     blocks = tuple(_block(row, table) for row in table["rows"])

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from fedgram.comparison.curves import ROUNDING, Against, Curve, curve_of, is_personal, label_of, log_curve_of, point_of
+from fedgram.comparison.curves import (
+    ROUNDING,
+    Against,
+    Curve,
+    curve_of,
+    is_personal,
+    label_of,
+    log_curve_of,
+    loss_curve_of,
+    point_of,
+)
 from fedgram.comparison.figures import is_share
 from fedgram.comparison.panels import LETTER, PANEL, Panel, draw_panels, look, save_picture, seeds_of, styles_of
 from fedgram.comparison.runs import Group, Run, short_name, slices
@@ -32,6 +42,7 @@ __all__ = [
     "draw_diagnostics",
     "draw_partition",
     "draw_setting",
+    "draw_training_loss",
     "slice_name",
     "write_pictures",
 ]
@@ -48,6 +59,7 @@ _GREY = "#BBBBBB"
 _COMMUNICATION = (
     "What all clients of a cohort together send (up) and are sent (down) in a round: adapters in colour, heads in grey."
 )
+_TRAINING_LOSS = "By round: the mean of the losses that the clients of the round's cohort trained with."
 _AGGREGATION = "What the server's step misses of the clients' aggregate, and how far it moves the server's matrix."
 _LOGARITHMS = f"Means and intervals are those of the logarithms; what is below {ROUNDING:g} is rounding."
 _Sent = dict[str, Float[np.ndarray, "2 2"]]
@@ -162,6 +174,17 @@ def _prefix(largest: float) -> tuple[float, str]:
     prefixes = ("", "k", "M", "G", "T", "P", "E")
     power = min(max(int(np.log10(largest) // 3), 0), len(prefixes) - 1) if largest > 0 else 0
     return 1000.0**power, prefixes[power]
+
+
+def draw_training_loss(groups: Sequence[Group], by: Sequence[str] = ()) -> "Figure | None":
+    """Draw the training loss by round, as Figure 2 of FLoRG's paper does."""
+    rows = [[_loss_panel(row)] for row in slices(groups).values()]
+    return draw_panels(rows, _titles(groups, by), groups)
+
+
+def _loss_panel(groups: Sequence[Group]) -> Panel | None:
+    curves = _there(map(loss_curve_of, groups))
+    return Panel(curves, "round", "training loss") if curves else None
 
 
 def draw_diagnostics(groups: Sequence[Group], by: Sequence[str] = ()) -> "Figure | None":
@@ -308,6 +331,7 @@ def all_pictures(groups: Sequence[Group], metric: str | None = None, by: Sequenc
     drawn = [
         *(_by_setting(groups, metric, by, key) for key in by),
         ("curves", f"By round and by what was sent: {what}. {lines}", by_round),
+        ("training_loss", f"{_TRAINING_LOSS} {lines}", draw_training_loss(groups, by)),
         ("compute", f"By what was computed: {what}. {lines}", by_compute),
         ("aggregation", f"{_AGGREGATION} {lines} {_LOGARITHMS}", draw_diagnostics(groups, by)),
         ("communication", _COMMUNICATION, draw_communication(groups, by)),
