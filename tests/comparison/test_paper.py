@@ -288,6 +288,20 @@ def test_parameters_to_a_target_are_compared_by_their_ratio(tmp_path):
     assert rows(tables["leads"]) == [["OPT-125M", "80 %", "4.61", "FedIT", "2", "-", "FedIT"]]
 
 
+@pytest.mark.parametrize(("initial", "lead"), [(0.5, "inf"), (0.81, "1")])
+def test_who_is_at_the_target_before_training_sent_nothing(tmp_path, initial, lead):
+    for method, before in (("FLoRG", 0.82), ("FedIT", initial)):
+        settings = {"model.backbone": "opt-125m", "data.fingerprint": "qnli"}
+        write_run(tmp_path, method, 0, [before, 0.82], settings, task="qnli", backbone="opt-125m")
+    tables = tables_of("table2", tmp_path)
+    assert rows(tables["cells"])[0] == ["OPT-125M", "80 %", "FLoRG", "1", "0", "8.20e6", "0"]
+    assert rows(tables["leads"]) == [["OPT-125M", "80 %", "4.61", "FedIT", lead, "-", "FedIT"]]
+    said = "inf: FLoRG was at the target before anything was sent" in tables["leads"].notes
+    assert said == (lead == "inf")
+    ahead = int(lead == "inf")
+    assert f"FLoRG is ahead in 1 of 1 rows in the paper, and in {ahead} here" in tables["leads"].notes
+
+
 def test_costs_of_a_round_are_those_of_one_client(tmp_path):
     for method in ("FLoRG", "FedIT"):
         write(tmp_path, method, 0.7, "quickstart", "shape:roberta-large", peak_megabytes=5630.0)

@@ -306,6 +306,8 @@ def _leads(table: PaperTable, matches: Sequence[Match]) -> Table:
     title = _LEADS.get(table.name, f"Lead of {_OURS} over the best other method")
     unit = "points" if _is_of_shares(table) else "how many times as much the other takes"
     notes = [f"lead: {unit}; p: of a paired t test over shared seeds", _tally(ahead, len(rows))]
+    if any(np.isinf(cell.values.get("lead", np.nan)) for row in rows for cell in row):
+        notes.append(f"inf: {_OURS} was at the target before anything was sent")
     return Table(title, columns, tuple(rows), tuple(notes))
 
 
@@ -317,8 +319,15 @@ def _lead(figures: Mapping[str, float], block: Block) -> tuple[float, str]:
     """Return FLoRG's lead over the best other method, and which that is."""
     others = {method: value for method, value in figures.items() if method != _OURS}
     rival = (min if block.lowest_is_best else max)(others, key=lambda method: others[method])
-    own = figures[_OURS]
-    return (own - others[rival] if is_share(block.quantity) else others[rival] / own), rival
+    own, other = figures[_OURS], others[rival]
+    return (own - other if is_share(block.quantity) else _times_as_much(other, own)), rival
+
+
+def _times_as_much(other: float, own: float) -> float:
+    """Return a cost as a multiple of another: of nothing, infinitely much, or where both are nothing, as much."""
+    if own > 0:
+        return other / own
+    return np.inf if other > 0 else 1.0
 
 
 def _lead_cells(match: Match, leads: Sequence[tuple[float, str]]) -> list[Cell]:
