@@ -313,28 +313,65 @@ def test_costs_of_a_round_are_those_of_one_client(tmp_path):
     assert set(tables) == {"cells", "orders"}
 
 
-def test_several_runs_of_a_cell_all_have_a_row_and_are_told_apart(tmp_path):
+def note_of(table, method):
+    (note,) = [note for note in table.notes if note.startswith(f"{method}: '-' where several runs fit one cell")]
+    return note
+
+
+def test_of_several_runs_that_fit_a_cell_none_is_chosen_and_all_are_named(tmp_path):
     for rate, accuracy in ((0.1, 0.6), (0.01, 0.8)):
-        write(tmp_path, "FLoRG", accuracy, backbone="opt-125m", settings={"optimizer.lr": rate})
-    write(tmp_path, "FeDeRA-round", 0.5, backbone="opt-125m")
-    write(tmp_path, "FeDeRA", 0.9, backbone="opt-125m")
+        write(tmp_path, "FedIT", accuracy, backbone="opt-125m", settings={"optimizer.lr": rate})
+    write(tmp_path, "FLoRG", 0.7, backbone="opt-125m")
+    write(tmp_path, "FFALoRA", 0.5, backbone="opt-125m")
     tables = tables_of("table1", tmp_path)
-    assert [row[2] for row in rows(tables["cells"])][:5] == [
-        "FLoRG (lr 0.1)",
-        "FLoRG (lr 0.01)",
-        "FedIT",
-        "FeDeRA-round",
-        "FeDeRA",
+    assert rows(tables["cells"])[:2] == [
+        ["OPT-125M", "rte", "FLoRG", "1", "70.00", "68.92", "+1.08"],
+        ["", "", "FedIT", "-", "-", "61.08", "-"],
     ]
+    assert [row[4].bold for row in tables["cells"].rows][:2] == [True, False]
+    note = note_of(tables["cells"], "FedIT")
+    assert "FedIT (lr 0.1), FedIT (lr 0.01)); give the folders of one of them" in note
+    assert rows(tables["orders"])[0][2:8] == ["1/1", "-", "-", "2/2", "-", "-"]
+    assert rows(tables["leads"])[0][2:] == ["+2.90", "FFA-LoRA", "+20.00", "-", "FFALoRA"]
+
+
+def test_without_a_run_of_the_papers_own_that_is_chosen_there_are_no_leads(tmp_path):
+    for rate in (0.1, 0.01):
+        write(tmp_path, "FLoRG", 0.7, settings={"optimizer.lr": rate})
+    for method in ("FedIT", "FFALoRA"):
+        write(tmp_path, method, 0.6)
+    assert set(tables_of("table1", tmp_path)) == {"cells", "orders"}
+
+
+def test_a_trend_leaves_out_what_several_runs_fit(tmp_path):
+    for rho in (0.1, 1):
+        for method in ("FLoRG", "FedIT"):
+            write(tmp_path, method, 0.7, settings={"data.partition.rho": rho})
+    write(tmp_path, "FLoRG", 0.8, settings={"data.partition.rho": 1, "optimizer.lr": 0.5})
+    tables = tables_of("table5", tmp_path)
+    assert [row[1] for row in rows(tables["changes"])] == ["FedIT"]
+    assert [row[3] for row in rows(tables["cells"])][::6] == ["1", "-"]
+
+
+def test_of_several_names_of_a_method_the_one_that_is_as_the_paper_tells_it_counts(tmp_path):
+    for method, accuracy in (("FLoRG", 0.8), ("FeDeRA", 0.9), ("FeDeRA-round", 0.5)):
+        write(tmp_path, method, accuracy, backbone="opt-125m")
+    tables = tables_of("table1", tmp_path)
+    assert [row[2] for row in rows(tables["cells"])][:4] == ["FLoRG", "FedIT", "FeDeRA-round", "FeDeRA"]
     assert rows(tables["leads"])[0][2:] == ["+4.41", "FeDeRA", "+30.00", "-", "FeDeRA-round"]
-    assert any(note.startswith("several runs fit FLoRG, FeDeRA: ") for note in tables["orders"].notes)
+    assert "runs of several names fit FeDeRA: that of the first row above counts" in tables["orders"].notes
+    write(tmp_path, "FeDeRA-round", 0.6, backbone="opt-125m", settings={"optimizer.lr": 0.5})
+    tables = tables_of("table1", tmp_path)
+    assert [row[2:5] for row in rows(tables["cells"])][2:4] == [["FeDeRA-round", "-", "-"], ["FeDeRA", "1", "90.00"]]
+    assert "leads" not in tables
 
 
 def test_runs_of_several_tasks_that_fit_one_cell_are_told_apart(tmp_path):
     for task in ("rte", "quickstart"):
         write(tmp_path, "FLoRG", 0.7, task, "shape:roberta-large")
-    labels = [row[1] for row in rows(tables_of("table8", tmp_path)["cells"])]
-    assert sorted(labels[:2]) == ["FLoRG (task quickstart)", "FLoRG (task rte)"]
+    cells = tables_of("table8", tmp_path)["cells"]
+    assert rows(cells)[0][1:4] == ["FLoRG", "-", "-"]
+    assert "FLoRG (task quickstart), FLoRG (task rte)" in note_of(cells, "FLoRG")
 
 
 def test_programs_read_where_each_row_is(tmp_path):

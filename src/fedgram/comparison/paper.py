@@ -14,7 +14,6 @@ import numpy as np
 
 from fedgram.comparison.figures import is_share
 from fedgram.comparison.runs import Group, Run, group_runs
-from fedgram.comparison.statistics import best, estimate
 from fedgram.comparison.targets import cost_to_target
 from fedgram.errors import ConfigurationError, DataError
 
@@ -100,20 +99,30 @@ class Match:
     Attributes:
         block: the numbers.
         backbone: that of the groups where it is none of the paper's, and otherwise empty.
-        groups: by the paper's method; a method that was not run has none.
+        groups: by the paper's method, those of the first of its names first; a method that was not run has none.
     """
 
     block: Block
     backbone: str
     groups: Mapping[str, Sequence[Group]]
 
-    def chosen(self, method: str) -> Group | None:
-        """Return the group that stands for a method: of the first of its names, the best."""
+    def by_name(self, method: str) -> list[list[Group]]:
+        """Return the groups of a method by what they call it, in the order of its names."""
         groups = self.groups[method]
-        groups = [group for group in groups if group.method == groups[0].method]
-        means = [estimate(measured_by_seed(group, self.block).values()).mean for group in groups]
-        found = min(best(means, self.block.lowest_is_best), default=None)
-        return None if found is None else groups[found]
+        return [[group for group in groups if group.method == name] for name in dict.fromkeys(g.method for g in groups)]
+
+    def chosen(self, method: str) -> Group | None:
+        """Return the group that stands for a method: that of the first of its names; None where several have that.
+
+        To take the best of several would be to choose on the split that the paper's numbers are of.
+        """
+        first = next(iter(self.by_name(method)), [])
+        return first[0] if len(first) == 1 else None
+
+    @property
+    def ambiguous(self) -> list[list[Group]]:
+        """Groups of which only one could stand in a cell."""
+        return [twins for method in self.groups for twins in self.by_name(method) if len(twins) > 1]
 
 
 def load(name: str) -> PaperTable:

@@ -38,9 +38,10 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One of the paper's numbers, nan for a dash, and what a group has for it."""
+    """One of the paper's numbers, nan for a dash, and what a group, called by its name, has for it."""
 
     method: str
+    name: str
     group: Group | None
     paper: float
     ours: Estimate
@@ -122,12 +123,25 @@ def _cells(table: PaperTable, matches: Sequence[Match], interval: Interval) -> T
 
 def _notes(table: PaperTable, matches: Sequence[Match]) -> tuple[str, ...]:
     groups = [group for match in matches for found in match.groups.values() for group in found]
-    notes = [*table.notes, f"ours: {_conditions(groups)}"]
+    notes = [*table.notes, f"ours: {_conditions(groups)}", *_ambiguities(matches)]
     if len(matches) < len(table.blocks):
         notes.append(f"no run fits {len(table.blocks) - len(matches)} of the paper's {len(table.blocks)} rows")
     if table.name == "table8":
         notes.append("ours: FLOPs of one client, and of the server, in one round")
     return (*notes, *[PERSONAL_NOTE.partition(":")[0]] * any(group.runs[0].is_personal for group in groups))
+
+
+def _ambiguities(matches: Sequence[Match]) -> list[str]:
+    """Say which groups share cells, where none stands, and what to do about it."""
+    labels: dict[str, dict[str, None]] = {}
+    for match in matches:
+        for twins in match.ambiguous:
+            labels.setdefault(twins[0].method, {}).update(dict.fromkeys(map(_marked, twins)))
+    return [
+        f"{name}: '-' where several runs fit one cell, of which none is chosen ({', '.join(own)}); give the folders of "
+        "one of them alone"
+        for name, own in labels.items()
+    ]
 
 
 def _conditions(groups: Sequence[Group]) -> str:
@@ -159,18 +173,18 @@ def _entry_cells(match: Match, interval: Interval) -> list[list[Cell]]:
 
 
 def _entries(match: Match, interval: Interval) -> list[_Entry]:
-    """Return an entry for each group of each method, and one without for a method that was not run."""
+    """Return an entry for each name of each method, without a group where none, or more than one, has it."""
     entries = []
-    for method, groups in match.groups.items():
-        number = match.block.values[method]
+    for method, number in match.block.values.items():
         paper = np.nan if number is None else number
-        owners: Sequence[Group | None] = groups or [None]
-        entries += [_Entry(method, group, paper, _estimate(group, match.block, interval)) for group in owners]
+        owners = {twins[0].method: twins[0] if len(twins) == 1 else None for twins in match.by_name(method)}
+        for name, group in (owners or {method: None}).items():
+            entries.append(_Entry(method, name, group, paper, _estimate(group, match.block, interval)))
     return entries
 
 
 def _name(entry: _Entry) -> Cell:
-    label = entry.method if entry.group is None else _marked(entry.group)
+    label = entry.name if entry.group is None else _marked(entry.group)
     return Cell(label, values={"method": entry.method, "label": entry.group.label if entry.group else ""})
 
 
@@ -240,10 +254,8 @@ def _orders(table: PaperTable, matches: Sequence[Match]) -> Table:
     known = [value for row in rows if not np.isnan(value := row[-2].values["spearman"])]
     if known:
         notes.append(f"mean of Spearman's over {len(known)} rows: {np.mean(known):+.2f}")
-    if several := sorted({method for match in matches for method, found in match.groups.items() if len(found) > 1}):
-        notes.append(
-            f"several runs fit {', '.join(several)}: that of the first row above, of its twins the best, counts"
-        )
+    if several := sorted({method for match in matches for method in match.groups if len(match.by_name(method)) > 1}):
+        notes.append(f"runs of several names fit {', '.join(several)}: that of the first row above counts")
     if any(group.runs[0].is_personal for match in matches for found in match.groups.values() for group in found):
         notes.append("models of clients (*) take no place and are nobody's best other, in the paper's order neither")
     return Table("Order of the methods: place in the paper / place here", columns, tuple(rows), tuple(notes))
@@ -386,6 +398,8 @@ def _change(method: str, low: Match, high: Match) -> list[Cell]:
     figures = [measured_by_seed(group, match.block) for group, match in zip(groups, (high, low), strict=True) if group]
     means = [estimate(own.values()).mean for own in figures]
     paper, ours, p = papers[0] - papers[1], means[0] - means[1], paired_difference(*figures).p
+    if np.isnan(ours):
+        return []
     return [
         Cell(_marked(groups[0]), values={"method": method}),
         Cell(_points(paper), values={"paper_change": paper}),
