@@ -19,8 +19,6 @@ __all__ = [
     "Against",
     "Curve",
     "curve_of",
-    "is_personal",
-    "label_of",
     "log_curve_of",
     "loss_curve_of",
     "point_of",
@@ -72,16 +70,6 @@ class Curve:
         return replace(self, x=self.x[kept], mean=self.mean[kept], lower=self.lower[kept], upper=self.upper[kept])
 
 
-def is_personal(group: Group) -> bool:
-    """Say whether a group's models belong to clients, and each answered its client's share of the split."""
-    return group.runs[0].is_personal
-
-
-def label_of(group: Group) -> str:
-    """Return a group's name in pictures, with a star where its models belong to clients."""
-    return group.label + ("*" if is_personal(group) else "")
-
-
 def curve_of(group: Group, metric: str, against: Against) -> Curve | None:
     """Return a metric, a share in per cent, by round or by cost; None if no round has both for all seeds.
 
@@ -115,7 +103,7 @@ def log_curve_of(group: Group, column: str) -> Curve | None:
 def point_of(group: Group, metric: str, x: float) -> Curve | None:
     """Return a metric after the last round, a share in per cent, as a curve of one point; None where it is missing."""
     values = _factor(metric) * np.array([[run.final(metric)] for run in group.runs])
-    return _over_seeds(label_of(group), np.array([x]), values) if np.isfinite(values).all() else None
+    return _over_seeds(group.marked_label, np.array([x]), values) if np.isfinite(values).all() else None
 
 
 def _curve(group: Group, place: Callable[[Run], np.ndarray], figure: Callable[[Run], np.ndarray]) -> Curve | None:
@@ -125,7 +113,7 @@ def _curve(group: Group, place: Callable[[Run], np.ndarray], figure: Callable[[R
         return None
     chosen = [np.isin(_rounds(run), rounds) for run in group.runs]
     x, y = (np.array([of(run)[rows] for run, rows in zip(group.runs, chosen, strict=True)]) for of in (place, figure))
-    return _over_seeds(label_of(group), x.mean(0), y)
+    return _over_seeds(group.marked_label, x.mean(0), y)
 
 
 def _over_seeds(label: str, x: Float[np.ndarray, " n"], values: Float[np.ndarray, "seeds n"]) -> Curve:

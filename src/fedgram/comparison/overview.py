@@ -82,10 +82,6 @@ class _Entry:
     target: ToTarget | None
     leads: frozenset[str]
 
-    @property
-    def is_personal(self) -> bool:
-        return self.group.runs[0].is_personal
-
     def mean(self, key: str) -> float:
         """Return the mean over seeds of a figure of summary.json; nan where a run does not tell."""
         return float(np.mean([run.figure(key) for run in self.group.runs]))
@@ -162,7 +158,7 @@ def _notes(groups: Sequence[Group], metric: str, view: View) -> list[str]:
             f"to {target_text(view.target, metric)}: what all clients took until the first evaluated round that "
             "reaches it, up and down, mean over seeds; '- (1/3)' where only 1 of 3 seeds did"
         )
-    return notes + [PERSONAL_NOTE] * any(group.runs[0].is_personal for group in groups)
+    return notes + [PERSONAL_NOTE] * any(group.is_personal for group in groups)
 
 
 def _entries(groups: Sequence[Group], metric: str, view: View) -> list[_Entry]:
@@ -196,15 +192,15 @@ def by_seed(group: Group, metric: str) -> dict[int, float]:
 
 def _best(groups: Sequence[Group], figures: Sequence[float], lowest: bool) -> frozenset[int]:
     """Return where the best groups stand; models of clients are of no race, and where all are alike none has won."""
-    racing = [np.nan if g.runs[0].is_personal else value for g, value in zip(groups, figures, strict=True)]
+    racing = [np.nan if g.is_personal else value for g, value in zip(groups, figures, strict=True)]
     return winners(racing, lowest)
 
 
 def _rival(index: int, groups: Sequence[Group], finals: Sequence[Estimate], lowest: bool) -> int | None:
     """Return where the best other group stands that a group can be held against."""
-    personal = groups[index].runs[0].is_personal
+    personal = groups[index].is_personal
     racing = [
-        final.mean if other != index and groups[other].runs[0].is_personal == personal else np.nan
+        final.mean if other != index and groups[other].is_personal == personal else np.nan
         for other, final in enumerate(finals)
     ]
     return min(best(racing, lowest), default=None)
@@ -227,11 +223,11 @@ def _name(entry: _Entry) -> Cell:
     values = {
         "label": group.label,
         "method": group.method,
-        "personal": entry.is_personal,
+        "personal": group.is_personal,
         "seeds": " ".join(str(run.seed) for run in group.runs),
         "folders": " ".join(str(run.folder) for run in group.runs),
     }
-    return Cell(f"{group.label}{'*' * entry.is_personal}", values=values)
+    return Cell(group.marked_label, values=values)
 
 
 def _seeds(entry: _Entry) -> Cell:

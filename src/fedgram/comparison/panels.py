@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedgram.comparison.colours import style_of
-from fedgram.comparison.curves import Curve, is_personal, label_of
+from fedgram.comparison.curves import Curve
 from fedgram.comparison.runs import Group
 from fedgram.errors import DataError
 from fedgram.files import atomic_write
@@ -117,9 +117,9 @@ def styles_of(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
     """Return the style of each label: that of the method, varied for groups of one method that differ in settings."""
     styles: dict[str, dict[str, Any]] = {}
     for method in dict.fromkeys(group.method for group in groups):
-        labels = dict.fromkeys(label_of(group) for group in groups if group.method == method)
+        labels = dict.fromkeys(group.marked_label for group in groups if group.method == method)
         styles |= {label: _twin(style_of(method), number) for number, label in enumerate(labels)}
-    return {label: styles[label] for label in dict.fromkeys(map(label_of, groups))}
+    return {label: styles[label] for label in dict.fromkeys(group.marked_label for group in groups)}
 
 
 def _twin(style: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def draw_panels(
                     axes.tick_params(labelleft=False)
                     axes.set_ylabel("")
                 first = first or axes
-        _add_legend(figure, styles, [group for group in groups if label_of(group) in shown])
+        _add_legend(figure, styles, [group for group in groups if group.marked_label in shown])
     return figure
 
 
@@ -216,7 +216,7 @@ def _legend_title(groups: Sequence[Group], width: int) -> list[str]:
     """Return the lines that say what is drawn, and what a star means."""
     seeds = seeds_of(groups)
     said = [seeds if seeds == "one seed" else f"mean and 95 % interval (t) over {seeds}"]
-    if any(map(is_personal, groups)):
+    if any(group.is_personal for group in groups):
         said.append("*: models of clients, each on its own share")
     return [line for sentence in said for line in textwrap.wrap(sentence, width)]
 

@@ -48,7 +48,7 @@ class _Entry:
 
     @property
     def is_personal(self) -> bool:
-        return self.group is not None and self.group.runs[0].is_personal
+        return self.group is not None and self.group.is_personal
 
 
 def paper_tables(table: PaperTable, matches: Sequence[Match], interval: Interval = "t") -> list[Table]:
@@ -128,7 +128,7 @@ def _notes(table: PaperTable, matches: Sequence[Match]) -> tuple[str, ...]:
         notes.append(f"no run fits {len(table.blocks) - len(matches)} of the paper's {len(table.blocks)} rows")
     if table.name == "table8":
         notes.append("ours: FLOPs of one client, and of the server, in one round")
-    return (*notes, *[PERSONAL_NOTE.partition(":")[0]] * any(group.runs[0].is_personal for group in groups))
+    return (*notes, *[PERSONAL_NOTE.partition(":")[0]] * any(group.is_personal for group in groups))
 
 
 def _ambiguities(matches: Sequence[Match]) -> list[str]:
@@ -136,7 +136,7 @@ def _ambiguities(matches: Sequence[Match]) -> list[str]:
     labels: dict[str, dict[str, None]] = {}
     for match in matches:
         for twins in match.ambiguous:
-            labels.setdefault(twins[0].method, {}).update(dict.fromkeys(map(_marked, twins)))
+            labels.setdefault(twins[0].method, {}).update(dict.fromkeys(twin.marked_label for twin in twins))
     return [
         f"{name}: '-' where several runs fit one cell, of which none is chosen ({', '.join(own)}); give the folders of "
         "one of them alone"
@@ -184,17 +184,13 @@ def _entries(match: Match, interval: Interval) -> list[_Entry]:
 
 
 def _name(entry: _Entry) -> Cell:
-    label = entry.name if entry.group is None else _marked(entry.group)
+    label = entry.name if entry.group is None else entry.group.marked_label
     return Cell(label, values={"method": entry.method, "label": entry.group.label if entry.group else ""})
 
 
 def _seeds(entry: _Entry) -> Cell:
     count = len(entry.group.runs) if entry.group else 0
     return Cell(str(count or "-"), values={"seeds": count})
-
-
-def _marked(group: Group) -> str:
-    return f"{group.label}{'*' * group.runs[0].is_personal}"
 
 
 def _estimate(group: Group | None, block: Block, interval: Interval = "t") -> Estimate:
@@ -256,7 +252,7 @@ def _orders(table: PaperTable, matches: Sequence[Match]) -> Table:
         notes.append(f"mean of Spearman's over {len(known)} rows: {np.mean(known):+.2f}")
     if several := sorted({method for match in matches for method in match.groups if len(match.by_name(method)) > 1}):
         notes.append(f"runs of several names fit {', '.join(several)}: that of the first row above counts")
-    if any(group.runs[0].is_personal for match in matches for found in match.groups.values() for group in found):
+    if any(group.is_personal for match in matches for found in match.groups.values() for group in found):
         notes.append("models of clients (*) take no place and are nobody's best other, in the paper's order neither")
     return Table("Order of the methods: place in the paper / place here", columns, tuple(rows), tuple(notes))
 
@@ -281,7 +277,7 @@ def _pairs(match: Match) -> dict[str, tuple[float, float]]:
     for method, value in match.block.values.items():
         group = match.chosen(method)
         ours = _estimate(group, match.block).mean
-        if group is not None and not group.runs[0].is_personal and value is not None and not np.isnan(ours):
+        if group is not None and not group.is_personal and value is not None and not np.isnan(ours):
             found[method] = (value, ours)
     return found
 
@@ -354,7 +350,7 @@ def _lead_cells(match: Match, leads: Sequence[tuple[float, str]]) -> list[Cell]:
         Cell(over, values={"paper_over": over}),
         Cell(text(ours), values={"lead": ours}),
         Cell(p_text(p), values={"p": p}),
-        Cell("" if other is None else _marked(other), values={"over": here_over}),
+        Cell("" if other is None else other.marked_label, values={"over": here_over}),
     ]
 
 
@@ -401,7 +397,7 @@ def _change(method: str, low: Match, high: Match) -> list[Cell]:
     if np.isnan(ours):
         return []
     return [
-        Cell(_marked(groups[0]), values={"method": method}),
+        Cell(groups[0].marked_label, values={"method": method}),
         Cell(_points(paper), values={"paper_change": paper}),
         Cell(_points(ours), values={"change": ours}),
         Cell(p_text(p), values={"p": p}),

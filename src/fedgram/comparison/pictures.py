@@ -19,8 +19,6 @@ from fedgram.comparison.curves import (
     Against,
     Curve,
     curve_of,
-    is_personal,
-    label_of,
     log_curve_of,
     loss_curve_of,
     point_of,
@@ -194,8 +192,8 @@ def draw_diagnostics(groups: Sequence[Group], by: Sequence[str] = ()) -> "Figure
 
 
 def _diagnostic_panel(groups: Sequence[Group], column: str) -> Panel | None:
-    curves = {label_of(group): log_curve_of(group, column) for group in groups}
-    exact = [label_of(group) for group in groups if curves[label_of(group)] is None and _has(group, column)]
+    curves = {group.marked_label: log_curve_of(group, column) for group in groups}
+    exact = [group.marked_label for group in groups if curves[group.marked_label] is None and _has(group, column)]
     note = f"below {ROUNDING:g}: {', '.join(exact)}" if exact else ""
     shown = _there(curves.values())
     return Panel(shown, "round", _DIAGNOSTICS[column], log="y", note=note) if shown else None
@@ -250,7 +248,7 @@ def draw_communication(groups: Sequence[Group], by: Sequence[str] = ()) -> "Figu
 
     rows: dict[str, tuple[_Sent, list[str]]] = {}
     for row, title in zip(slices(groups).values(), _titles(groups, by), strict=True):
-        sent = {label_of(group): _sent_per_round(group) for group in row if _tells_bytes(group)}
+        sent = {group.marked_label: _sent_per_round(group) for group in row if _tells_bytes(group)}
         if sent:
             rows.setdefault(str(sent), (sent, []))[1].append(title)
     if not rows:
@@ -351,7 +349,11 @@ def _by_setting(
 
 
 def _what_lines_are(groups: Sequence[Group]) -> str:
-    star = " *: models of clients, each on its own share of the split." if any(map(is_personal, groups)) else ""
+    star = (
+        " *: models of clients, each on its own share of the split."
+        if any(group.is_personal for group in groups)
+        else ""
+    )
     seeds = seeds_of(groups)
     if seeds == "one seed":
         return f"One seed: there are no intervals.{star}"

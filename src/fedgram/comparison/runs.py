@@ -121,6 +121,16 @@ class Group:
     at: tuple[Any, ...]
     runs: tuple[Run, ...]
 
+    @property
+    def is_personal(self) -> bool:
+        """Whether its models belong to clients and each answered its client's share of the split."""
+        return self.runs[0].is_personal
+
+    @property
+    def marked_label(self) -> str:
+        """The label, with a star where its models belong to clients."""
+        return f"{self.label}{'*' * self.is_personal}"
+
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
     """Return the finished runs in some folders and below them.
