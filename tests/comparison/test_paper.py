@@ -37,15 +37,16 @@ def rows(table):
 
 
 def number(name, method, **where):
-    (block,) = [
-        block
-        for block in load(name).blocks
+    (paper_row,) = [
+        paper_row
+        for paper_row in load(name).rows
         if all(
-            value == (block.settings.get(key) if key in ("rank", "rho", "participation") else getattr(block, key))
+            value
+            == (paper_row.settings.get(key) if key in ("rank", "rho", "participation") else getattr(paper_row, key))
             for key, value in where.items()
         )
     ]
-    return block.values[method]
+    return paper_row.values[method]
 
 
 @pytest.mark.parametrize(
@@ -87,20 +88,20 @@ def test_numbers_are_the_papers(name, method, where, expected):
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks", "methods"),
+    ("name", "rows", "methods"),
     list(zip(NAMES, [12, 4, 12, 6, 6, 12, 6, 3, 6, 4, 12, 12], [6, 6, 2, 6, 6, 3, 6, 6, 6, 5, 5, 5], strict=True)),
 )
-def test_every_table_is_whole(name, blocks, methods):
+def test_every_table_is_whole(name, rows, methods):
     table = load(name)
-    assert len(table.blocks) == blocks
+    assert len(table.rows) == rows
     assert len(table.methods) == methods
-    assert all(set(block.values) == set(table.methods) for block in table.blocks)
+    assert all(set(paper_row.values) == set(table.methods) for paper_row in table.rows)
 
 
 def test_alignment_gains_what_the_paper_says_in_its_text():
     gains = {
-        (block.backbone, block.task): block.values["FLoRG"] - block.values["FLoRG-none"]
-        for block in load("table3").blocks
+        (paper_row.backbone, paper_row.task): paper_row.values["FLoRG"] - paper_row.values["FLoRG-none"]
+        for paper_row in load("table3").rows
     }
     # Section 4.4, in the order MRPC, QQP, MNLI, QNLI, WNLI, RTE; RoBERTa-large as far as it agrees with the table.
     opt = [gains["OPT-125M", task] for task in ("mrpc", "qqp", "mnli", "qnli", "wnli", "rte")]
@@ -121,10 +122,10 @@ def test_runs_fit_by_task_rank_heterogeneity_and_participation(tmp_path):
     write(tmp_path, "FLoRG", 0.7, task="sst2")
     for other in ({"method.rank": 2}, {"data.partition.rho": 0.1}, {"trainer.participation": 0.5}):
         write(tmp_path, "FLoRG", 0.7, settings=other)
-    assert {found.block.task for found in matches_of("table1", tmp_path)} == {"rte"}
-    assert [found.block.settings["rank"] for found in matches_of("table4", tmp_path)] == [2, 4]
-    assert [found.block.settings["rho"] for found in matches_of("table5", tmp_path)] == [0.1, 0.5]
-    assert [found.block.settings["participation"] for found in matches_of("table7", tmp_path)] == [0.5, 1]
+    assert {found.paper_row.task for found in matches_of("table1", tmp_path)} == {"rte"}
+    assert [found.paper_row.settings["rank"] for found in matches_of("table4", tmp_path)] == [2, 4]
+    assert [found.paper_row.settings["rho"] for found in matches_of("table5", tmp_path)] == [0.1, 0.5]
+    assert [found.paper_row.settings["participation"] for found in matches_of("table7", tmp_path)] == [0.5, 1]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_runs_fit_by_task_rank_heterogeneity_and_participation(tmp_path):
 def test_a_backbone_of_the_papers_fits_its_own_rows_and_another_one_all(tmp_path, backbone, expected):
     write(tmp_path, "FLoRG", 0.7, backbone=backbone)
     found = matches_of("table1", tmp_path)
-    assert [one.block.backbone for one in found] == expected
+    assert [one.paper_row.backbone for one in found] == expected
     assert {one.backbone for one in found} == ({""} if len(expected) == 1 else {backbone})
 
 

@@ -18,8 +18,8 @@ from fedgram.comparison.targets import cost_to_target
 from fedgram.errors import ConfigurationError, DataError
 
 __all__ = [
-    "Block",
     "Match",
+    "PaperRow",
     "PaperTable",
     "check_matches",
     "group_for_paper",
@@ -41,7 +41,7 @@ _KEYS = ("task", "backbone", "rank", "rho", "participation")
 
 
 @dataclass(frozen=True)
-class Block:
+class PaperRow:
     """The paper's numbers that differ in the method alone.
 
     Attributes:
@@ -75,7 +75,7 @@ class PaperTable:
         title: what it is about.
         along: the setting that it varies, if it does.
         methods: its methods, as the paper calls them.
-        blocks: its numbers.
+        rows: its numbers.
         notes: what to know about them.
     """
 
@@ -83,13 +83,13 @@ class PaperTable:
     title: str
     along: str | None
     methods: tuple[str, ...]
-    blocks: tuple[Block, ...]
+    rows: tuple[PaperRow, ...]
     notes: tuple[str, ...]
 
     @property
     def is_of_metrics(self) -> bool:
         """Whether its numbers are metrics, or follow from them, and are no mere costs."""
-        return all(block.target is not None or is_share(block.quantity) for block in self.blocks)
+        return all(paper_row.target is not None or is_share(paper_row.quantity) for paper_row in self.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +97,12 @@ class Match:
     """Numbers of the paper, and the groups that are of the same cells.
 
     Attributes:
-        block: the numbers.
+        paper_row: the numbers.
         backbone: that of the groups where it is none of the paper's, and otherwise empty.
         groups: by the paper's method, those of the first of its names first; a method that was not run has none.
     """
 
-    block: Block
+    paper_row: PaperRow
     backbone: str
     groups: Mapping[str, Sequence[Group]]
 
@@ -138,10 +138,10 @@ def load(name: str) -> PaperTable:
             "training losses, which --pictures draws"
         )
     table = content["tables"][name]
-    blocks = tuple(_block(row, table) for row in table["rows"])
-    notes = [content["note"] if is_share(blocks[0].quantity) else "", table.get("note", "")]
+    rows = tuple(_paper_row(row, table) for row in table["rows"])
+    notes = [content["note"] if is_share(rows[0].quantity) else "", table.get("note", "")]
     return PaperTable(
-        name, table["title"], table.get("along"), tuple(table["methods"]), blocks, tuple(filter(None, notes))
+        name, table["title"], table.get("along"), tuple(table["methods"]), rows, tuple(filter(None, notes))
     )
 
 
@@ -149,11 +149,11 @@ def _content() -> dict[str, Any]:
     return dict(json.loads(_FILE.read_text()))
 
 
-def _block(row: Mapping[str, Any], table: Mapping[str, Any]) -> Block:
+def _paper_row(row: Mapping[str, Any], table: Mapping[str, Any]) -> PaperRow:
     settings = {key: row.get(key, value) for key, value in table["settings"].items()}
     quantity = row.get("quantity") or table["quantity"]
     values = dict(zip(table["methods"], row["values"], strict=True))
-    return Block(row["backbone"], row.get("task"), quantity, settings, row.get("target"), values)
+    return PaperRow(row["backbone"], row.get("task"), quantity, settings, row.get("target"), values)
 
 
 def check_matches(table: PaperTable, matches: Sequence[Match], runs: Sequence[Run]) -> None:
@@ -164,8 +164,8 @@ def check_matches(table: PaperTable, matches: Sequence[Match], runs: Sequence[Ru
     """
     if matches:
         return
-    wanted = {"task": [block.task for block in table.blocks]} | {
-        key: [block.settings[key] for block in table.blocks] for key in table.blocks[0].settings
+    wanted = {"task": [paper_row.task for paper_row in table.rows]} | {
+        key: [paper_row.settings[key] for paper_row in table.rows] for key in table.rows[0].settings
     }
     there = {key: [run.setting(key) for run in runs] for key in wanted}
     told = (
@@ -195,12 +195,12 @@ def match(table: PaperTable, groups: Sequence[Group], by: Sequence[str]) -> list
     backbones = {group: _backbone(group, known) for group in groups}
     found = []
     for other in dict.fromkeys("" if name in known else name for name in backbones.values()):
-        for block in table.blocks:
-            wanted = other or block.backbone
-            fitting = [group for group in groups if backbones[group] == wanted and _fits(group, block)]
+        for paper_row in table.rows:
+            wanted = other or paper_row.backbone
+            fitting = [group for group in groups if backbones[group] == wanted and _fits(group, paper_row)]
             by_method = {method: _told_apart(_called(method, fitting), by) for method in table.methods}
             if any(by_method.values()):
-                found.append(Match(block, other, by_method))
+                found.append(Match(paper_row, other, by_method))
     return found
 
 
@@ -211,10 +211,10 @@ def _backbone(group: Group, known: Iterable[str]) -> str:
     return next((name for name in known if name.lower() == last), own)
 
 
-def _fits(group: Group, block: Block) -> bool:
+def _fits(group: Group, paper_row: PaperRow) -> bool:
     run = group.runs[0]
-    is_task = block.task is None or str(run.summary["task"]).lower() == block.task
-    return is_task and all(run.setting(key) == value for key, value in block.settings.items())
+    is_task = paper_row.task is None or str(run.summary["task"]).lower() == paper_row.task
+    return is_task and all(run.setting(key) == value for key, value in paper_row.settings.items())
 
 
 def _called(method: str, groups: Sequence[Group]) -> list[Group]:
@@ -231,23 +231,23 @@ def _told_apart(groups: Sequence[Group], by: Sequence[str]) -> list[Group]:
     ]
 
 
-def measured_by_seed(group: Group, block: Block) -> dict[int, float]:
+def measured_by_seed(group: Group, paper_row: PaperRow) -> dict[int, float]:
     """Return what a group's runs have for the paper's numbers, in the paper's unit, by seed; nan where they do not."""
-    return {run.seed: _measured(run, block) for run in group.runs}
+    return {run.seed: _measured(run, paper_row) for run in group.runs}
 
 
-def _measured(run: Run, block: Block) -> float:
+def _measured(run: Run, paper_row: PaperRow) -> float:
     rounds = run.figure("rounds") or np.nan
-    if block.quantity == "parameters_to_target" and block.target is not None:
-        costs = cost_to_target(run, "accuracy", block.target)
+    if paper_row.quantity == "parameters_to_target" and paper_row.target is not None:
+        costs = cost_to_target(run, "accuracy", paper_row.target)
         return np.nan if costs is None else costs["parameters_both"]
-    if block.quantity == "client_flops":
+    if paper_row.quantity == "client_flops":
         return run.figure("client_flops") / (rounds * _cohort(run))
-    if block.quantity == "server_flops":
+    if paper_row.quantity == "server_flops":
         return run.figure("server_flops") / rounds
-    if block.quantity == "peak_megabytes":
+    if paper_row.quantity == "peak_megabytes":
         return run.figure("peak_megabytes")
-    return 100 * run.final(block.quantity)
+    return 100 * run.final(paper_row.quantity)
 
 
 def _cohort(run: Run) -> int:

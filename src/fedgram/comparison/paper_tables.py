@@ -7,7 +7,7 @@ import numpy as np
 
 from fedgram.comparison.figures import flops_text, is_share, p_text, seconds_text
 from fedgram.comparison.overview import PERSONAL_NOTE
-from fedgram.comparison.paper import Block, Match, PaperTable, measured_by_seed
+from fedgram.comparison.paper import Match, PaperRow, PaperTable, measured_by_seed
 from fedgram.comparison.runs import Group, short_name
 from fedgram.comparison.statistics import Estimate, Interval, estimate, paired_difference, rank_agreement, winners
 from fedgram.comparison.tables import Cell, Column, Table
@@ -30,10 +30,10 @@ _CONDITIONS = ("rounds", "trainer.clients", "trainer.local_epochs", "trainer.loc
 
 @dataclass(frozen=True)
 class _Place:
-    """A column that says where in the paper's table a row is, and what it says of a block."""
+    """A column that says where in the paper's table a row is, and what it says of a row of the paper's."""
 
     column: Column
-    text: Callable[[Block], str]
+    text: Callable[[PaperRow], str]
 
 
 @dataclass(frozen=True)
@@ -73,27 +73,34 @@ def paper_tables(table: PaperTable, matches: Sequence[Match], interval: Interval
 
 
 def _is_of_shares(table: PaperTable) -> bool:
-    return is_share(table.blocks[0].quantity)
+    return is_share(table.rows[0].quantity)
 
 
 def _places(table: PaperTable) -> list[_Place]:
     """Return the columns that tell the rows of a table apart."""
     places = [
-        _Place(Column("model", words=True), lambda block: block.backbone),
-        _Place(Column("task", words=True), lambda block: block.task or ""),
-        _Place(Column("of", words=True), lambda block: _CALLED.get(block.quantity, block.quantity)),
-        _Place(Column("target"), lambda block: "" if block.target is None else f"{100 * block.target:g} %"),
+        _Place(Column("model", words=True), lambda paper_row: paper_row.backbone),
+        _Place(Column("task", words=True), lambda paper_row: paper_row.task or ""),
+        _Place(Column("of", words=True), lambda paper_row: _CALLED.get(paper_row.quantity, paper_row.quantity)),
+        _Place(Column("target"), lambda paper_row: "" if paper_row.target is None else f"{100 * paper_row.target:g} %"),
     ]
     if table.along is not None:
-        places.append(_Place(Column(table.along), lambda block: f"{block.settings[str(table.along)]:g}"))
-    return [place for place in places if len({place.text(block) for block in table.blocks}) > 1]
+        places.append(_Place(Column(table.along), lambda paper_row: f"{paper_row.settings[str(table.along)]:g}"))
+    return [place for place in places if len({place.text(paper_row) for paper_row in table.rows}) > 1]
 
 
-def _row(block: Block, places: Sequence[_Place], cells: Sequence[Cell], repeated: bool = False) -> tuple[Cell, ...]:
-    """Return a row: where it is, which is not said again of a block that the row above is of, and its cells."""
-    where = {"model": block.backbone, "task": block.task, "quantity": block.quantity, "target": block.target}
-    first = replace(cells[0], values={**where, **block.settings, **cells[0].values})
-    return (*(Cell("" if repeated else place.text(block)) for place in places), first, *cells[1:])
+def _row(
+    paper_row: PaperRow, places: Sequence[_Place], cells: Sequence[Cell], repeated: bool = False
+) -> tuple[Cell, ...]:
+    """Return a row: where it is, which is not said again of numbers that the row above is of, and its cells."""
+    where = {
+        "model": paper_row.backbone,
+        "task": paper_row.task,
+        "quantity": paper_row.quantity,
+        "target": paper_row.target,
+    }
+    first = replace(cells[0], values={**where, **paper_row.settings, **cells[0].values})
+    return (*(Cell("" if repeated else place.text(paper_row)) for place in places), first, *cells[1:])
 
 
 # Cell by cell
@@ -103,7 +110,7 @@ def _cells(table: PaperTable, matches: Sequence[Match], interval: Interval) -> T
     """Return a row for each of the paper's numbers, with ours beside it."""
     places = _places(table)
     rows = [
-        _row(match.block, places, cells, repeated=index > 0)
+        _row(match.paper_row, places, cells, repeated=index > 0)
         for match in matches
         for index, cells in enumerate(_entry_cells(match, interval))
     ]
@@ -124,8 +131,8 @@ def _cells(table: PaperTable, matches: Sequence[Match], interval: Interval) -> T
 def _notes(table: PaperTable, matches: Sequence[Match]) -> tuple[str, ...]:
     groups = [group for match in matches for found in match.groups.values() for group in found]
     notes = [*table.notes, f"ours: {_conditions(groups)}", *_ambiguities(matches)]
-    if len(matches) < len(table.blocks):
-        notes.append(f"no run fits {len(table.blocks) - len(matches)} of the paper's {len(table.blocks)} rows")
+    if len(matches) < len(table.rows):
+        notes.append(f"no run fits {len(table.rows) - len(matches)} of the paper's {len(table.rows)} rows")
     if table.name == "table8":
         notes.append("ours: FLOPs of one client, and of the server, in one round")
     return (*notes, *[PERSONAL_NOTE.partition(":")[0]] * any(group.is_personal for group in groups))
@@ -155,18 +162,18 @@ def _conditions(groups: Sequence[Group]) -> str:
 
 
 def _entry_cells(match: Match, interval: Interval) -> list[list[Cell]]:
-    """Return the cells of each of a block's rows: method, seeds, ours, the paper's, and how they differ."""
-    block, entries = match.block, _entries(match, interval)
-    lowest = block.lowest_is_best
+    """Return the cells of each entry: method, seeds, ours, the paper's, and how they differ."""
+    paper_row, entries = match.paper_row, _entries(match, interval)
+    lowest = paper_row.lowest_is_best
     ours = winners([np.nan if entry.is_personal else entry.ours.mean for entry in entries], lowest)
     papers = winners([entry.paper for entry in entries], lowest)
     return [
         [
             _name(entry),
             _seeds(entry),
-            _ours(entry, block, interval, index in ours),
-            Cell(_text(entry.paper, block), index in papers, {"paper": entry.paper}),
-            _against(entry.ours.mean, entry.paper, block),
+            _ours(entry, paper_row, interval, index in ours),
+            Cell(_text(entry.paper, paper_row), index in papers, {"paper": entry.paper}),
+            _against(entry.ours.mean, entry.paper, paper_row),
         ]
         for index, entry in enumerate(entries)
     ]
@@ -175,11 +182,11 @@ def _entry_cells(match: Match, interval: Interval) -> list[list[Cell]]:
 def _entries(match: Match, interval: Interval) -> list[_Entry]:
     """Return an entry for each name of each method, without a group where none, or more than one, has it."""
     entries = []
-    for method, number in match.block.values.items():
+    for method, number in match.paper_row.values.items():
         paper = np.nan if number is None else number
         owners = {twins[0].method: twins[0] if len(twins) == 1 else None for twins in match.by_name(method)}
         for name, group in (owners or {method: None}).items():
-            entries.append(_Entry(method, name, group, paper, _estimate(group, match.block, interval)))
+            entries.append(_Entry(method, name, group, paper, _estimate(group, match.paper_row, interval)))
     return entries
 
 
@@ -193,34 +200,34 @@ def _seeds(entry: _Entry) -> Cell:
     return Cell(str(count or "-"), values={"seeds": count})
 
 
-def _estimate(group: Group | None, block: Block, interval: Interval = "t") -> Estimate:
+def _estimate(group: Group | None, paper_row: PaperRow, interval: Interval = "t") -> Estimate:
     """Return ours, which is nothing where a seed did not reach the target."""
-    values = [] if group is None else list(measured_by_seed(group, block).values())
-    return estimate([] if block.target is not None and any(np.isnan(values)) else values, interval)
+    values = [] if group is None else list(measured_by_seed(group, paper_row).values())
+    return estimate([] if paper_row.target is not None and any(np.isnan(values)) else values, interval)
 
 
-def _ours(entry: _Entry, block: Block, interval: Interval, bold: bool) -> Cell:
+def _ours(entry: _Entry, paper_row: PaperRow, interval: Interval, bold: bool) -> Cell:
     found = entry.ours
-    text = _text(found.mean, block)
+    text = _text(found.mean, paper_row)
     if not np.isnan(found.low):
-        ends = f"[{_text(found.low, block)}, {_text(found.high, block)}]"
-        text += f" ± {_text(found.half_width, block)}" if interval == "t" else f" {ends}"
-    elif entry.group is not None and block.target is not None and np.isnan(found.mean):
-        values = list(measured_by_seed(entry.group, block).values())
+        ends = f"[{_text(found.low, paper_row)}, {_text(found.high, paper_row)}]"
+        text += f" ± {_text(found.half_width, paper_row)}" if interval == "t" else f" {ends}"
+    elif entry.group is not None and paper_row.target is not None and np.isnan(found.mean):
+        values = list(measured_by_seed(entry.group, paper_row).values())
         text = f"- ({np.count_nonzero(~np.isnan(values))}/{len(values)})"
     return Cell(text, bold, {"mean": found.mean, "low": found.low, "high": found.high})
 
 
-def _text(value: float, block: Block) -> str:
+def _text(value: float, paper_row: PaperRow) -> str:
     """Return a figure in the paper's unit."""
-    if is_share(block.quantity):
+    if is_share(paper_row.quantity):
         return "-" if np.isnan(value) else f"{value:.2f}"
-    return seconds_text(value) if block.quantity == "peak_megabytes" else flops_text(value)
+    return seconds_text(value) if paper_row.quantity == "peak_megabytes" else flops_text(value)
 
 
-def _against(ours: float, paper: float, block: Block) -> Cell:
+def _against(ours: float, paper: float, paper_row: PaperRow) -> Cell:
     """Return by how many points ours is above the paper's, or how many times as much a cost is."""
-    if is_share(block.quantity):
+    if is_share(paper_row.quantity):
         return Cell(_points(ours - paper), values={"difference": ours - paper})
     return Cell("-" if np.isnan(ours / paper) else f"{ours / paper:.3g}", values={"ratio": ours / paper})
 
@@ -236,7 +243,7 @@ def _orders(table: PaperTable, matches: Sequence[Match]) -> Table:
     """Return which place each method takes in the paper and here, of those that both have."""
     places = _places(table)
     rows = [
-        _row(match.block, places, _order(match, pairs, table.methods))
+        _row(match.paper_row, places, _order(match, pairs, table.methods))
         for match in matches
         if len(pairs := _pairs(match)) > 1
     ]
@@ -261,7 +268,7 @@ def _order(match: Match, pairs: Mapping[str, tuple[float, float]], methods: Sequ
     """Return the two places of each method, and how far the two orders agree."""
     paper, ours = ([pair[side] for pair in pairs.values()] for side in (0, 1))
     texts = {
-        method: f"{_rank(own[0], paper, match.block)}/{_rank(own[1], ours, match.block)}"
+        method: f"{_rank(own[0], paper, match.paper_row)}/{_rank(own[1], ours, match.paper_row)}"
         for method, own in pairs.items()
     }
     agreement = zip(("spearman", "kendall"), rank_agreement(paper, ours), strict=True)
@@ -274,17 +281,17 @@ def _order(match: Match, pairs: Mapping[str, tuple[float, float]], methods: Sequ
 def _pairs(match: Match) -> dict[str, tuple[float, float]]:
     """Return the paper's figure and ours of each method that both have, and whose models are not those of clients."""
     found = {}
-    for method, value in match.block.values.items():
+    for method, value in match.paper_row.values.items():
         group = match.chosen(method)
-        ours = _estimate(group, match.block).mean
+        ours = _estimate(group, match.paper_row).mean
         if group is not None and not group.is_personal and value is not None and not np.isnan(ours):
             found[method] = (value, ours)
     return found
 
 
-def _rank(value: float, figures: Sequence[float], block: Block) -> int:
+def _rank(value: float, figures: Sequence[float], paper_row: PaperRow) -> int:
     """Return which place a figure takes; equal ones take the same."""
-    return 1 + sum(other < value if block.lowest_is_best else other > value for other in figures)
+    return 1 + sum(other < value if paper_row.lowest_is_best else other > value for other in figures)
 
 
 # What the table is about
@@ -299,10 +306,10 @@ def _leads(table: PaperTable, matches: Sequence[Match]) -> Table:
         pairs = _pairs(match)
         if _OURS not in pairs or len(pairs) < 2:
             continue
-        leads = [_lead({method: pair[side] for method, pair in pairs.items()}, match.block) for side in (0, 1)]
+        leads = [_lead({method: pair[side] for method, pair in pairs.items()}, match.paper_row) for side in (0, 1)]
         for side, (lead, _) in enumerate(leads):
-            ahead[side] += lead > (0 if is_share(match.block.quantity) else 1)
-        rows.append(_row(match.block, places, _lead_cells(match, leads)))
+            ahead[side] += lead > (0 if is_share(match.paper_row.quantity) else 1)
+        rows.append(_row(match.paper_row, places, _lead_cells(match, leads)))
     columns = (
         *(place.column for place in places),
         Column("lead", "paper"),
@@ -323,12 +330,12 @@ def _tally(ahead: Sequence[int], rows: int) -> str:
     return f"{_OURS} is ahead in {ahead[0]} of {rows} rows in the paper, and in {ahead[1]} here"
 
 
-def _lead(figures: Mapping[str, float], block: Block) -> tuple[float, str]:
+def _lead(figures: Mapping[str, float], paper_row: PaperRow) -> tuple[float, str]:
     """Return FLoRG's lead over the best other method, and which that is."""
     others = {method: value for method, value in figures.items() if method != _OURS}
-    rival = (min if block.lowest_is_best else max)(others, key=lambda method: others[method])
+    rival = (min if paper_row.lowest_is_best else max)(others, key=lambda method: others[method])
     own, other = figures[_OURS], others[rival]
-    return (own - other if is_share(block.quantity) else _times_as_much(other, own)), rival
+    return (own - other if is_share(paper_row.quantity) else _times_as_much(other, own)), rival
 
 
 def _times_as_much(other: float, own: float) -> float:
@@ -343,8 +350,8 @@ def _lead_cells(match: Match, leads: Sequence[tuple[float, str]]) -> list[Cell]:
     one, other = (match.chosen(method) for method in (_OURS, here_over))
     p = np.nan
     if one is not None and other is not None:
-        p = paired_difference(*(measured_by_seed(group, match.block) for group in (one, other))).p
-    text = _points if is_share(match.block.quantity) else _times
+        p = paired_difference(*(measured_by_seed(group, match.paper_row) for group in (one, other))).p
+    text = _points if is_share(match.paper_row.quantity) else _times
     return [
         Cell(text(papers), values={"paper_lead": papers}),
         Cell(over, values={"paper_over": over}),
@@ -363,15 +370,15 @@ def _changes(table: PaperTable, matches: Sequence[Match], along: str) -> Table:
     places = [place for place in _places(table) if place.column.header != along]
     by_place: dict[tuple[str, ...], list[Match]] = {}
     for match in matches:
-        by_place.setdefault(tuple(place.text(match.block) for place in places), []).append(match)
+        by_place.setdefault(tuple(place.text(match.paper_row) for place in places), []).append(match)
     rows: list[tuple[Cell, ...]] = []
     same, first, last = 0, np.inf, -np.inf
     for own in by_place.values():
-        low, high = (pick(own, key=lambda match: match.block.settings[along]) for pick in (min, max))
-        first, last = min(first, low.block.settings[along]), max(last, high.block.settings[along])
+        low, high = (pick(own, key=lambda match: match.paper_row.settings[along]) for pick in (min, max))
+        first, last = min(first, low.paper_row.settings[along]), max(last, high.paper_row.settings[along])
         for method in table.methods if low is not high else ():
             if cells := _change(method, low, high):
-                rows.append(_row(low.block, places, cells))
+                rows.append(_row(low.paper_row, places, cells))
                 same += np.sign(cells[1].values["paper_change"]) == np.sign(cells[2].values["change"])
     columns = (
         *(place.column for place in places),
@@ -388,10 +395,12 @@ def _changes(table: PaperTable, matches: Sequence[Match], along: str) -> Table:
 def _change(method: str, low: Match, high: Match) -> list[Cell]:
     """Return how a method changes, in the paper and here; nothing where one of the two does not tell."""
     groups = [match.chosen(method) for match in (high, low)]
-    papers = [match.block.values[method] for match in (high, low)]
+    papers = [match.paper_row.values[method] for match in (high, low)]
     if groups[0] is None or groups[1] is None or papers[0] is None or papers[1] is None:
         return []
-    figures = [measured_by_seed(group, match.block) for group, match in zip(groups, (high, low), strict=True) if group]
+    figures = [
+        measured_by_seed(group, match.paper_row) for group, match in zip(groups, (high, low), strict=True) if group
+    ]
     means = [estimate(own.values()).mean for own in figures]
     paper, ours, p = papers[0] - papers[1], means[0] - means[1], paired_difference(*figures).p
     if np.isnan(ours):
