@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgram import GLUE, FeDeRA, FederatedTrainer, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, TextClassification
-from fedgram.comparison.paper import Block, load
+from fedgram.comparison.paper import PaperRow, load
 from fedgram.cost import Cost, Estimate, Size, estimate
 from fedgram.methods import Method
 from report import say, table, write_table
@@ -94,13 +94,15 @@ def payload_lines(estimates: Mapping[str, Estimate]) -> list[str]:
     return [*table(head, rows), "", f"Parameters of the head, each way: {heads}."]
 
 
-def implied_rows(block: Block, costs: Mapping[str, Cost]) -> list[list[str]]:
+def implied_rows(row_of_paper: PaperRow, costs: Mapping[str, Cost]) -> list[list[str]]:
     """Return the paper's totals, with the rounds that they come to by each rule."""
-    target = f"{100 * (block.target or 0):.0f} %"
-    ours = {name: [costs[name]] for name in block.values} | {"FedEx-LoRA": [costs["FedEx-LoRA"], costs[FACTORED]]}
+    target = f"{100 * (row_of_paper.target or 0):.0f} %"
+    ours = {name: [costs[name]] for name in row_of_paper.values} | {
+        "FedEx-LoRA": [costs["FedEx-LoRA"], costs[FACTORED]]
+    }
     return [
-        [block.backbone, target, cost.method, power(total), *_implied(cost, total)]
-        for name, total in block.values.items()
+        [row_of_paper.backbone, target, cost.method, power(total), *_implied(cost, total)]
+        for name, total in row_of_paper.values.items()
         for cost in ours[name]
     ]
 
@@ -120,15 +122,15 @@ def implied_lines(estimates: Mapping[str, Estimate]) -> list[str]:
     ]
     rows = [
         row
-        for block in load("table2").blocks
-        for row in implied_rows(block, {cost.method: cost for cost in estimates[block.backbone].costs})
+        for row_of_paper in load("table2").rows
+        for row in implied_rows(row_of_paper, {cost.method: cost for cost in estimates[row_of_paper.backbone].costs})
     ]
     return table(head, rows)
 
 
 def compute_lines(found: Estimate) -> list[str]:
     """Return the paper's table 8 beside what is counted here."""
-    paper = {block.quantity: block.values for block in load("table8").blocks}
+    paper = {row_of_paper.quantity: row_of_paper.values for row_of_paper in load("table8").rows}
     head = [
         *(
             "method",

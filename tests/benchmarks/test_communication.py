@@ -34,8 +34,8 @@ def test_the_table_of_payloads_is_up_to_date(opt):
 
 
 def test_the_rounds_beside_table_2_are_up_to_date(opt):
-    blocks = [block for block in load("table2").blocks if block.backbone == "OPT-125M"]
-    rows = [row for block in blocks for row in implied_rows(block, opt)]
+    told = [one for one in load("table2").rows if one.backbone == "OPT-125M"]
+    rows = [row for one in told for row in implied_rows(one, opt)]
     assert len(rows) == 2 * 7
     for row in rows:
         assert line(row) in DOCUMENT
