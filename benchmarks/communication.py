@@ -94,15 +94,13 @@ def payload_lines(estimates: Mapping[str, Estimate]) -> list[str]:
     return [*table(head, rows), "", f"Parameters of the head, each way: {heads}."]
 
 
-def implied_rows(row_of_paper: PaperRow, costs: Mapping[str, Cost]) -> list[list[str]]:
+def implied_rows(of_paper: PaperRow, costs: Mapping[str, Cost]) -> list[list[str]]:
     """Return the paper's totals, with the rounds that they come to by each rule."""
-    target = f"{100 * (row_of_paper.target or 0):.0f} %"
-    ours = {name: [costs[name]] for name in row_of_paper.values} | {
-        "FedEx-LoRA": [costs["FedEx-LoRA"], costs[FACTORED]]
-    }
+    target = f"{100 * (of_paper.target or 0):.0f} %"
+    ours = {name: [costs[name]] for name in of_paper.values} | {"FedEx-LoRA": [costs["FedEx-LoRA"], costs[FACTORED]]}
     return [
-        [row_of_paper.backbone, target, cost.method, power(total), *_implied(cost, total)]
-        for name, total in row_of_paper.values.items()
+        [of_paper.backbone, target, cost.method, power(total), *_implied(cost, total)]
+        for name, total in of_paper.values.items()
         for cost in ours[name]
     ]
 
@@ -122,15 +120,15 @@ def implied_lines(estimates: Mapping[str, Estimate]) -> list[str]:
     ]
     rows = [
         row
-        for row_of_paper in load("table2").rows
-        for row in implied_rows(row_of_paper, {cost.method: cost for cost in estimates[row_of_paper.backbone].costs})
+        for of_paper in load("table2").rows
+        for row in implied_rows(of_paper, {cost.method: cost for cost in estimates[of_paper.backbone].costs})
     ]
     return table(head, rows)
 
 
 def compute_lines(found: Estimate) -> list[str]:
     """Return the paper's table 8 beside what is counted here."""
-    paper = {row_of_paper.quantity: row_of_paper.values for row_of_paper in load("table8").rows}
+    paper = {of_paper.quantity: of_paper.values for of_paper in load("table8").rows}
     head = [
         *(
             "method",
