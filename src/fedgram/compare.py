@@ -5,8 +5,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from fedgram.arguments import OneLineParser
 from fedgram.comparison import Group, Run, check_comparable, find_difference, group_runs, read_runs
 from fedgram.comparison.caveats import caveats
 from fedgram.comparison.figures import is_share
@@ -47,15 +48,6 @@ is too narrow. On a narrow terminal some columns are left out; the files have th
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that raises an error of one line instead of printing all of its usage."""
-
-    def error(self, message: str) -> NoReturn:
-        from fedgram.usage import UsageError, explain  # which imports lightning
-
-        raise UsageError(explain(message, [option.lstrip("-") for option in self._option_string_actions], self.prog))
-
-
 @dataclass(frozen=True)
 class _Answer:
     """What a comparison says: of which groups, in which tables, and what weakens it."""
@@ -91,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of ``fedgram compare``."""
-    parser = _Parser(
+    parser = OneLineParser(
         "fedgram compare",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,

@@ -52,6 +52,8 @@ def explain(message: str, options: Iterable[str], program: str) -> str:
             )
         return f"{setting} has no option {match[1]!r}{_nearest(match[1], chain(*known.values()))} See {program} --help"
     if match := re.search(r"the following arguments are required: ([\w, ]+\w)", message):
+        if not keys:  # of the command itself, and of no class
+            return f"{match[1]} must be given; see {program} --help"
         names = ", ".join(f"{'.'.join(keys)}.{name}" for name in match[1].split(", "))
         return f"{names} must be given; {program} --{keys[0]}.help CLASS says what it is"
     if match := re.search(r"Expected a dot import path string: (\S+)", message):

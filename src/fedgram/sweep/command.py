@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedgram.arguments import OneLineParser
 from fedgram.errors import ConfigurationError, FedgramError, explain
 from fedgram.sweep.array import write_array
 from fedgram.sweep.plan import Point, Sweep, read_sweep
@@ -65,7 +66,7 @@ def main(given: Sequence[str]) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of ``fedgram sweep``, which leaves the options of fit over."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         "fedgram sweep",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
