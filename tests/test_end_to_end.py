@@ -35,6 +35,6 @@ def test_the_quickstart_learns(tmp_path):
     assert summary["initial"]["accuracy"] < 0.55
     assert summary["final"]["accuracy"] > 0.6
     assert "round 3/3" in result.stderr
-    assert f"{summary['final']['accuracy']:.4f}" in result.stdout
+    assert f"{100 * summary['final']['accuracy']:.2f}" in result.stdout
     adapters, head = 12 * 4 * 384, 2 * 384 + 2
     assert summary["parameters_up"] == 3 * 4 * (adapters + head)
