@@ -176,7 +176,7 @@ def train_blocks(federation: Federation, clients_per_block: int) -> Round:
     current = federation.sample(1)
     for block in federation.deal(current, federation.cut(current)):
         start = federation.download(current, block)
-        federation.upload(current, block, federation.train(current, block, start))
+        federation.upload(current, block, start, federation.train(current, block, start))
     return current
 
 

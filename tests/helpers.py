@@ -4,7 +4,7 @@ import numpy as np
 
 from fedgram.methods import RoundInfo
 
-INFO = RoundInfo(3, 0, dict.fromkeys(range(20), 2))
+INFO = RoundInfo(3, 0, dict.fromkeys(range(20), 2), 20)
 """A round that no client comes new to."""
 
 

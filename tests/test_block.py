@@ -80,7 +80,7 @@ def train_alone(network, method, start: State, table, batches, make_optimizer, c
         (f"{layer.part}|{name}|{field}", dict(swapped[name].named_parameters())[field])
         for name, layer in network.layers.items()
         for field in start[layer.part][name]
-        if field not in method.frozen_fields
+        if layer.part == "head" or field in method.trained_fields
     ]
     optimizer = make_optimizer([p for _, p in fields])
     for rows in batches:
@@ -136,12 +136,14 @@ def test_block_equals_training_each_client_alone(tiny_backbone, tiny_data, metho
         start.append(state)
     network.share(start[0])
     start = [method.without_shared(state) for state in start]
-    block = train_block(network, ours, start, table, batches, frozen=method.frozen_fields)
+    block = train_block(network, ours, start, table, batches, trained=method.trained_fields)
     trained, losses = block.states, block.losses
     for client in range(len(steps)):
         alone = train_alone(network, method, start[client], table, batches[client], theirs, clip)
         together = flatten(trained[client])
-        assert {key for key in together if key.split("|")[2] not in method.frozen_fields} == alone.keys()
+        assert {
+            key for key in together if key.startswith("head") or key.split("|")[2] in method.trained_fields
+        } == alone.keys()
         for key in alone:
             torch.testing.assert_close(together[key], alone[key], rtol=0, atol=1e-10)
             assert not torch.equal(together[key], flatten(start[client])[key])

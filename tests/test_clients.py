@@ -155,7 +155,7 @@ def personal_models(tiny_backbone, tiny_data, clients=4):
             key: tensor + torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
             for key, tensor in flatten(method.kept(state)).items()
         }
-        store.tensors[client] = to_keep(unflatten(own), {"step": torch.tensor(3)})
+        store.tensors[client] = to_keep(unflatten(own), {"": {"step": torch.tensor(3)}})
     return network, data, models_of(state, data, store, clients)
 
 
@@ -223,7 +223,7 @@ def test_a_client_that_keeps_nothing_has_the_servers_model(tiny_backbone, tiny_d
 
 def test_memories_alone_make_no_model_personal(tiny_backbone, tiny_data):
     _, data, models = personal_models(tiny_backbone, tiny_data)
-    store = ClientStore({0: to_keep(unflatten({}), {"step": torch.tensor(1)})})
+    store = ClientStore({0: to_keep(unflatten({}), {"": {"step": torch.tensor(1)}})})
     assert models.personal
     assert not Models(models.server, store, models.shards, 0).personal
     ((state, samples),) = Models(models.server, store, models.shards, 0).answering(data, "validation")

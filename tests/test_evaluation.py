@@ -164,8 +164,8 @@ def test_training_after_an_evaluation_is_what_it_is_without_one(tiny_backbone, t
         batches = [[np.arange(3 * i, 3 * i + 3) for i in range(2)], [np.arange(9, 12)]]
         parts = [batches, batches]
         for part in parts:
-            table, frozen = data.split("train"), method.frozen_fields
-            start = train_block(network, AdamW(lr=0.01), start, table, part, frozen=frozen).states
+            table, fields = data.split("train"), method.trained_fields
+            start = train_block(network, AdamW(lr=0.01), start, table, part, trained=fields).states
             if evaluated:
                 infer(network, all_by(state, data.split("validation")), data.split("validation"), 4, Ranks())
         ends.append([flatten(own) for own in start])

@@ -69,7 +69,7 @@ def count_step(counter, network, method, table, rows):
     network.load_one(start)  # what is made once is made here
     start, optimizer = method.without_shared(start), AdamW(lr=0.1, max_grad_norm=1.0)
     with counter, sdpa_kernel(SDPBackend.MATH):
-        train_block(network, optimizer, [start], table, [[rows]], frozen=method.frozen_fields)
+        train_block(network, optimizer, [start], table, [[rows]], trained=method.trained_fields)
 
 
 def real_count(network, method, table, rows):
@@ -245,7 +245,7 @@ def test_a_method_that_does_not_fit_is_refused_as_always(backbones):
 def test_products_that_fit_no_formula_are_an_error(backbones, monkeypatch, powers, error):
     method = METHODS["FedIT"]()
     network, config = make_network(backbones["bert"], method)
-    monkeypatch.setattr(flops, "_step", lambda _, __, samples, tokens: [6 * samples ** powers[0] * tokens ** powers[1]])
+    monkeypatch.setattr(flops, "_step", lambda _, samples, tokens: [6 * samples ** powers[0] * tokens ** powers[1]])
     if error is None:
         assert training_flops(network.task, config, method, 8) == TrainingFlops(0, 0, 6, 0)
     else:
@@ -257,7 +257,7 @@ def test_a_formula_that_does_not_hold_is_an_error(backbones, monkeypatch):
     """Such as that of attention over all tokens, where it looks no further than 8 of them."""
     method = METHODS["FedIT"]()
     network, config = make_network(backbones["bert"], method)
-    monkeypatch.setattr(flops, "_step", lambda _, __, samples, tokens: [samples * tokens * min(tokens, 8)])
+    monkeypatch.setattr(flops, "_step", lambda _, samples, tokens: [samples * tokens * min(tokens, 8)])
     with pytest.raises(NotCountableError, match=r"two samples of 5 tokens take 50 operations, and not 80"):
         training_flops(network.task, config, method, 5)
 

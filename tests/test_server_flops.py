@@ -59,18 +59,18 @@ BY_HAND = {
 @pytest.mark.parametrize("name", BY_HAND)
 def test_an_aggregation_by_hand(name):
     method, expected = BY_HAND[name]
-    assert aggregation(method, IN, OUT, N).flops == expected
+    assert aggregation(method, IN, OUT, N, N).flops == expected
 
 
 @pytest.mark.parametrize("size", [(120, 120), (180, 60), (60, 180), (144, 96)])
 @pytest.mark.parametrize("name", METHODS)
 def test_small_layers_tell_what_large_ones_cost(name, size, monkeypatch):
     method = METHODS[name].make()
-    direct = module._counted(method, *size, 4)
+    direct = module._counted(method, *size, 4, 4)
     sizes = []
     counted = module._counted
     monkeypatch.setattr(module, "_counted", lambda *args: sizes.append(args[1:3]) or counted(*args))
-    assert aggregation(method, *size, 4) == direct
+    assert aggregation(method, *size, 4, 4) == direct
     assert max(sizes) < size
 
 
@@ -78,12 +78,12 @@ def test_where_the_polynomial_does_not_hold_the_layer_itself_is_counted(monkeypa
     """As where the cheaper way to a decomposition changes with the size."""
     calls = []
 
-    def count(method, d_in, d_out, clients):
+    def count(method, d_in, d_out, clients, cohort):
         calls.append(d_in)
-        return module.Aggregation(Fraction(min(d_in**3, 40 * d_in**2)), {"A": (2, d_in)})
+        return module.Aggregation(Fraction(min(d_in**3, 40 * d_in**2)), {("adapter", "A"): (2, d_in)})
 
     monkeypatch.setattr(module, "_counted", count)
-    assert aggregation(FedIT(rank=1), 500, 500, 9).flops == 40 * 500**2
+    assert aggregation(FedIT(rank=1), 500, 500, 9, 9).flops == 40 * 500**2
     assert calls == [20, 21, 22, 23, 43, 500]
 
 
@@ -91,33 +91,35 @@ def test_a_layer_smaller_than_what_all_clients_send_is_counted_itself():
     """Q has no more than full rank: Ã has 6 rows, and not 5 x 2 = 10."""
     eigh = 5 * 2 * 2 * 6**2 + 2 * 5 * 6**2 + 9 * 6**3
     align = 2 * 2 * 6 * 6 + svd_flops(2, 6) + 2 * 2 * 2 * 6 + 2 * 2 * 6 * 6
-    assert aggregation(FLoRG(rank=2, solver="eigh"), 6, 6, 5).flops == eigh + align
+    assert aggregation(FLoRG(rank=2, solver="eigh"), 6, 6, 5, 5).flops == eigh + align
 
 
 def test_a_round_is_the_sum_over_layers_and_the_heads_mean():
     sizes, head = [(IN, OUT), (OUT, IN), (IN, OUT), (6, 6)], [(12, 12), (12, 3)]
     for method in (FLoRG(rank=R), FedExLoRA(rank=R)):
-        expected = sum(aggregation(method, *size, N).flops for size in sizes)
-        assert server_flops(method, layers_of(method, sizes, head), N) == expected + 2 * N * (12 * 12 + 12 + 12 * 3 + 3)
+        expected = sum(aggregation(method, *size, N, N).flops for size in sizes)
+        assert server_flops(method, layers_of(method, sizes, head), N, N) == expected + 2 * N * (12**2 + 12 + 36 + 3)
     for policy in ("frozen", "local"):
         method = FLoRG(rank=R, head=policy)
-        assert server_flops(method, layers_of(method, sizes), N) == sum(aggregation(method, *s, N).flops for s in sizes)
+        assert server_flops(method, layers_of(method, sizes), N, N) == sum(
+            aggregation(method, *s, N, N).flops for s in sizes
+        )
 
 
 def test_the_shapes_of_what_the_server_holds_afterwards_are_told():
-    found = aggregation(FedExLoRA(rank=4, residual="factored"), 3072, 1024, 20)
+    found = aggregation(FedExLoRA(rank=4, residual="factored"), 3072, 1024, 20, 20)
     assert found.shapes == {
-        "A": (4, 3072),
-        "B": (1024, 4),
-        "residual": (1024, 3072),
-        "U": (76, 1024),
-        "V": (76, 3072),
+        ("adapter", "A"): (4, 3072),
+        ("adapter", "B"): (1024, 4),
+        ("adapter", "residual"): (1024, 3072),
+        ("adapter", "U"): (76, 1024),
+        ("adapter", "V"): (76, 3072),
     }
 
 
 def test_no_generator_is_touched():
     before = torch.get_rng_state()
-    aggregation(FLoRG(rank=2), 64, 64, 3)
+    aggregation(FLoRG(rank=2), 64, 64, 3, 3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -129,4 +131,4 @@ class Unusual(FedIT):
 def test_a_server_that_can_not_be_run_on_random_uploads_is_an_error():
     method = Unusual(rank=2)
     with pytest.raises(NotCountableError, match=r"the server of Unusual can't be counted .*not on random uploads"):
-        server_flops(method, layers_of(method, [(8, 8)]), 3)
+        server_flops(method, layers_of(method, [(8, 8)]), 3, 3)

@@ -84,7 +84,7 @@ def count_training(waits, network, method, table, steps, optimizer):
     batches = [[np.array([2 * i, 2 * i + 1]) for i in range(n)] for n in (steps, steps - 1)]
     waits.names.clear()
     with waits:
-        train_block(network, optimizer, start, table, batches, frozen=method.frozen_fields)
+        train_block(network, optimizer, start, table, batches, trained=method.trained_fields)
     return list(waits.names)
 
 

@@ -19,7 +19,7 @@ from fedgram.data.tokens import TokenTable
 from fedgram.errors import located
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
-from fedgram.state import Layout, State, merge, prefix, send, split, stack
+from fedgram.state import Layers, Layout, State, merge, prefix, send, split, stack
 
 __all__ = ["Memory", "Trained", "train_block"]
 
@@ -33,7 +33,7 @@ class Trained:
 
     Attributes:
         states: what each client ends with.
-        losses: its mean loss over its local steps.
+        losses: its mean loss over its local steps, without a penalty; 0 where it has none.
         memories: what its optimizer remembers.
     """
 
@@ -49,9 +49,10 @@ def train_block(
     table: TokenTable,
     batches: Sequence[Sequence[np.ndarray]],
     span: tuple[float, float] = (0.0, 1.0),
-    frozen: Collection[str] = (),
+    trained: Collection[str] | None = None,
     memories: Sequence[Memory | None] | None = None,
     heed: Callable[[], None] = lambda: None,
+    penalty: Callable[[Layers], Tensor | None] = lambda _: None,
 ) -> Trained:
     """Train the C clients of one block.
 
@@ -62,13 +63,15 @@ def train_block(
         table: the samples.
         batches: per client, the samples of each local step.
         span: where the learning rate's schedule stands when the round begins and ends.
-        frozen: fields of the adapters that are held and not trained.
+        trained: fields of the adapters that are trained, beside the head; by default all.
         memories: what each client's optimizer remembers of earlier rounds; None for one that is fresh.
         heed: called before each local step; may raise to end the training (see `fedgram.collectives.Ranks.heed`).
+        penalty: what is added to the loss of each client, of the adapters' tensors with a leading client axis.
     """
-    trained, frozen_parts = zip(*(split(own, frozen) for own in start), strict=True)
-    layout, held = Layout.of(trained[0]), stack(frozen_parts)
-    params = send(layout.pack(trained), network.device).to(network.dtype)
+    fields = {field for layer in start[0]["adapter"].values() for field in layer} if trained is None else trained
+    own_parts, held_parts = zip(*(split(own, fields) for own in start), strict=True)
+    layout, held = Layout.of(own_parts[0]), stack(held_parts)
+    params = send(layout.pack(own_parts), network.device).to(network.dtype)
     memory = _remember(optimizer.init(params), memories or [None] * len(start))
     steps = torch.tensor([len(own) for own in batches], dtype=torch.float64)
     losses = torch.zeros(len(batches), dtype=torch.float64, device=network.device)
@@ -77,16 +80,19 @@ def train_block(
         with located(f"local step {step + 1}"):
             active = sum(len(own) > step for own in batches)
             leaf = params[:active].detach().requires_grad_()
-            network.load(merge(layout.unpack(leaf), prefix(held, active)))
+            model = merge(layout.unpack(leaf), prefix(held, active))
+            network.load(model)
             means = _mean_losses(network, table, [own[step] for own in batches[:active]])
-            (gradient,) = torch.autograd.grad(means.sum(), leaf)
+            added = penalty(model["adapter"])
+            total = means if added is None else means + added
+            (gradient,) = torch.autograd.grad(total.sum(), leaf)
             rate = optimizer.learning_rate(span[0] + (span[1] - span[0]) * step / steps[:active])
             known = {key: value[:active] for key, value in memory.items()}
             optimizer.update(params[:active], gradient, known, send(rate, network.device))
             losses[:active] += means.detach()
     states = [merge(own, new) for own, new in zip(start, layout.rows(params), strict=True)]
     remembered = [{k: v[i] for k, v in memory.items()} for i in range(len(start))]
-    return Trained(states, losses / send(steps, network.device), remembered)
+    return Trained(states, losses / send(steps.clamp(min=1), network.device), remembered)
 
 
 def _remember(fresh: Memory, memories: Sequence[Memory | None]) -> Memory:

@@ -16,7 +16,7 @@ __all__ = ["ClientStore", "Models", "PersonalEvaluation", "divergence", "to_keep
 
 PersonalEvaluation = Literal["own", "all"]
 
-_MEMORY = "optimizer|"
+_MEMORY = "optimizer"
 
 
 @dataclass
@@ -26,7 +26,8 @@ class ClientStore:
     Every rank has those of all clients, on the CPU, so that any rank may train any client.
 
     Attributes:
-        tensors: by client, under flat names: ``part|layer|field``, and ``optimizer|name``.
+        tensors: by client, under flat names: ``part|layer|field``; and ``optimizer|name``, or
+            ``optimizer:phase|name`` where a method's phases have names.
     """
 
     tensors: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -41,11 +42,10 @@ class ClientStore:
         kept = self.tensors.get(client, {})
         return unflatten({key: tensor for key, tensor in kept.items() if not key.startswith(_MEMORY)})
 
-    def memory(self, client: int) -> Memory | None:
-        """Return what a client's optimizer remembers; None if nothing."""
-        kept = self.tensors.get(client, {})
-        found = {key.removeprefix(_MEMORY): tensor for key, tensor in kept.items() if key.startswith(_MEMORY)}
-        return found or None
+    def memory(self, client: int, phase: str = "") -> Memory | None:
+        """Return what a client's optimizer remembers of a phase; None if nothing."""
+        kept, start = self.tensors.get(client, {}), _memory_of(phase)
+        return {key.removeprefix(start): t for key, t in kept.items() if key.startswith(start)} or None
 
     def update(self, new: Mapping[int, dict[str, torch.Tensor]], cohort: list[int], ranks: Ranks) -> None:
         """Replace what the clients of a cohort keep; each rank gives those that it trained."""
@@ -59,9 +59,14 @@ class ClientStore:
                 self.tensors.setdefault(client, {})[key] = row.clone()
 
 
-def to_keep(state: State, memory: Memory | None) -> dict[str, torch.Tensor]:
-    """Return what a client keeps, under flat names."""
-    return flatten(state) | {f"{_MEMORY}{name}": tensor for name, tensor in (memory or {}).items()}
+def to_keep(state: State, memories: Mapping[str, Memory]) -> dict[str, torch.Tensor]:
+    """Return what a client keeps, under flat names: of its model, and its optimizer's memory by phase."""
+    remembered = {f"{_memory_of(phase)}{name}": t for phase, own in memories.items() for name, t in own.items()}
+    return flatten(state) | remembered
+
+
+def _memory_of(phase: str) -> str:
+    return f"{_MEMORY}:{phase}|" if phase else f"{_MEMORY}|"
 
 
 def divergence(kept: Mapping[int, Mapping[str, torch.Tensor]]) -> str | None:

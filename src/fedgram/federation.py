@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedgram import tracking
-from fedgram.block import train_block
+from fedgram.block import Trained, train_block
 from fedgram.checkpoint import Checkpoint, save
 from fedgram.clients import ClientStore, Models, PersonalEvaluation, divergence, to_keep
 from fedgram.cohort import (
@@ -37,13 +37,13 @@ from fedgram.errors import located
 from fedgram.evaluation import evaluate
 from fedgram.flops import Work
 from fedgram.ledger import Ledger
-from fedgram.methods import Diagnostics, Method, RoundInfo
+from fedgram.methods import Diagnostics, Method, Phase, RoundInfo
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.reporting import device_kind
 from fedgram.run_folder import RunFolder, column_of, is_loss
 from fedgram.seeding import numpy_generator
-from fedgram.state import State, flatten, merge, to
+from fedgram.state import State, flatten, merge, send, to
 from fedgram.uploads import Uploads
 
 __all__ = ["Federation", "Plan", "Round"]
@@ -159,7 +159,7 @@ class Federation:
         sizes = [len(self.shards[client]) for client in cohort]
         steps = [local_step_count(n, self.data.batch_size, plan.local_epochs, plan.local_steps) for n in sizes]
         last = dict(zip(cohort, self.last_rounds[cohort].tolist(), strict=True))
-        return Round(number, cohort, steps, RoundInfo(number, plan.seed, last), moved=self.ranks.moved)
+        return Round(number, cohort, steps, RoundInfo(number, plan.seed, last, plan.clients), moved=self.ranks.moved)
 
     def _cohort(self, number: int) -> list[int]:
         plan = self.plan
@@ -178,17 +178,17 @@ class Federation:
         return hands[self.ranks.rank]
 
     def download(self, current: Round, block: Block) -> list[State]:
-        """Send the clients of a block their payloads, and return what they start from: those over what they hold.
+        """Send the clients of a block their payloads, and return what they start from.
 
         What all clients hold in common is not in it: the server's own tensors stand for it (see `Field.shared`).
         """
-        starts, held = [], self.method.without_shared(self.held)
+        starts, held, info = [], self.method.without_shared(self.held), current.info
         for client in block.clients:
             with located(f"client {client}"):
-                payload = self.method.payload_down(self.state, client, current.info)
+                payload = self.method.payload_down(self.state, client, info)
+                own = merge(held, to(self.store.state(client), self.network.device))
+                starts.append(self.method.start(self.state, own, payload, client, info))
             current.ledger.record("down", payload)
-            own = merge(held, to(self.store.state(client), self.network.device))
-            starts.append(merge(own, self.method.without_shared(payload)))
         return starts
 
     def train(self, current: Round, block: Block, start: list[State]) -> list[State]:
@@ -203,28 +203,59 @@ class Federation:
         span = (0.0, 1.0)
         if self.optimizer.span == "run":
             span = ((current.number - 1) / self.plan.rounds, current.number / self.plan.rounds)
-        table, frozen = self.data.split("train"), self.method.frozen_fields
-        memories = [self.store.memory(client) for client in block.clients]
         self.network.share(self.state)
-        heed = self.ranks.heed
-        trained = train_block(self.network, self.optimizer, start, table, batches, span, frozen, memories, heed)
-        current.losses |= dict(zip(block.clients, trained.losses, strict=True))
-        current.work += Work.of(table, chain(*batches))
-        for client, state, memory in zip(block.clients, trained.states, trained.memories, strict=True):
-            current.kept[client] = to_keep(self.method.kept(state), memory if self.optimizer.keep_state else None)
-        return trained.states
+        steps = np.array(block.steps)
+        losses, memories = torch.zeros(len(start), dtype=torch.float64, device=self.network.device), {}
+        done = 0.0
+        for phase in self.method.phases(current.info):
+            first, last = (np.rint(steps * share).astype(int) for share in (done, done + phase.share))
+            part = [own[a:b] for own, a, b in zip(batches, first, last, strict=True)]
+            width = span[1] - span[0]
+            within = span[0] + width * done, span[0] + width * (done + phase.share)
+            trained = self._train_phase(phase, block, start, part, within)
+            start, done = trained.states, done + phase.share
+            losses += trained.losses * send(torch.from_numpy((last - first) / steps), losses.device)
+            memories[phase.name] = trained.memories
+        current.losses |= dict(zip(block.clients, losses, strict=True))
+        current.work += Work.of(self.data.split("train"), chain(*batches))
+        for row, (client, state) in enumerate(zip(block.clients, start, strict=True)):
+            own = {name: rows[row] for name, rows in memories.items()} if self.optimizer.keep_state else {}
+            current.kept[client] = to_keep(self.method.kept(state), own)
+        return start
+
+    def _train_phase(
+        self,
+        phase: Phase,
+        block: Block,
+        start: list[State],
+        batches: list[list[np.ndarray]],
+        span: tuple[float, float],
+    ) -> Trained:
+        """Train the clients of a block for one phase of their local steps."""
+        return train_block(
+            self.network,
+            self.optimizer,
+            start,
+            self.data.split("train"),
+            batches,
+            span,
+            phase.trained,
+            [self.store.memory(client, phase.name) for client in block.clients],
+            self.ranks.heed,
+            self.method.penalty,
+        )
 
     def _batches(self, current: Round, client: int, steps: int) -> list[np.ndarray]:
         generator = numpy_generator(self.plan.seed, "batches", current.number, client)
         return local_batches(self.shards[client], steps, self.data.batch_size, generator)
 
-    def upload(self, current: Round, block: Block, trained: list[State]) -> None:
-        """Send the server what the clients of a block have trained."""
-        for client, own in zip(block.clients, trained, strict=True):
+    def upload(self, current: Round, block: Block, start: list[State], trained: list[State]) -> None:
+        """Send the server what the clients of a block have trained, and have it read that."""
+        for client, before, after in zip(block.clients, start, trained, strict=True):
             with located(f"client {client}"):
-                payload = self.method.payload_up(own, client, current.info)
+                payload = self.method.payload_up(self.state, before, after, client, current.info)
+                current.uploads[client] = self.method.receive(self.state, payload, client, current.info)
             current.ledger.record("up", payload)
-            current.uploads[client] = payload
 
     def aggregate(self, current: Round) -> None:
         """Make the server's next state of the uploads, on every rank, and check that the ranks agree on it."""
@@ -239,19 +270,27 @@ class Federation:
                 for part in ("adapter", "head")
             )
             before = self.state["adapter"]
-            after = self.method.aggregate(before, adapters, current.info)
-            self.state = {"adapter": after, "head": self.method.next_head(self.state["head"], heads)}
+            self.state = self.method.next_state(self.state, adapters, heads, current.info)
+            self._answer(current)
             self.ranks.stop_on(divergence(current.kept))
         self.ranks.check_agreement(flatten(self.state), f"server state after round {current.number}")
         self.store.update(current.kept, current.cohort, self.ranks)
         server_end = time.perf_counter()
-        current.diagnostics = self.method.diagnose(before, after, adapters)
+        current.diagnostics = self.method.diagnose(before, self.state["adapter"], adapters)
         current.row |= {
             "train_loss": mean_over_clients(self._everyones_losses(current)),
             "seconds_local": local_end - current.started,
             "seconds_server": server_end - local_end,
             **_means(current.diagnostics),
         }
+
+    def _answer(self, current: Round) -> None:
+        """Send this rank's clients what the server has for each of them at the end of the round."""
+        for client, kept in current.kept.items():
+            payload = self.method.answer(self.state, client, current.info)
+            if payload is not None:
+                current.ledger.record("down", payload)
+                kept |= flatten(payload)
 
     def _everyones_losses(self, current: Round) -> dict[int, float]:
         own = sorted(current.losses)
@@ -293,7 +332,7 @@ class Federation:
 
     def models(self) -> Models:
         """Return the models as they are now."""
-        return Models(self.state, self.store, self.shards, self.plan.seed, self.dealt)
+        return Models(self.method.model(self.state), self.store, self.shards, self.plan.seed, self.dealt)
 
     def evaluated(self, row: dict[str, float]) -> dict[str, float]:
         """Return the task's metrics, without losses, that a round's row has; none where it was not evaluated."""
@@ -358,7 +397,7 @@ class Federation:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on where a checkpoint stands."""
-        self.state = to(checkpoint.state, self.network.device)
+        self.state = to({"server": {}, **checkpoint.state}, self.network.device)
         self.store = ClientStore(checkpoint.clients)
         self.finished = checkpoint.round
         self._recall()

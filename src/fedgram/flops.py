@@ -16,8 +16,10 @@ tensors (`fedgram.skeleton`), of as many samples and tokens as are primes that d
 operations of a product then tell which powers of both they have. Another step checks them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +32,7 @@ from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.models.loading import positions
 from fedgram.network import ClientNetwork
-from fedgram.skeleton import batch_of, cut, equal_layers, skeleton
+from fedgram.skeleton import batch_of, client_round, client_start, cut, equal_layers, skeleton
 from fedgram.state import Layout, merge, split, stack
 
 if TYPE_CHECKING:
@@ -90,42 +92,85 @@ class TrainingFlops:
         return sum(cost * count for cost, count in zip(astuple(self), astuple(work), strict=True))
 
 
-def training_flops(task: FederatedTask, config: "PretrainedConfig", method: Method, longest: int = 64) -> TrainingFlops:
+def training_flops(
+    task: FederatedTask, config: "PretrainedConfig", method: Method, longest: int = 64, clients: int = 1
+) -> TrainingFlops:
     """Count what local steps cost; no weights are needed, and none are made.
 
-    It takes some tenths of a second, whatever the backbone: equal layers are counted once.
+    It takes some tenths of a second, whatever the backbone: equal layers are counted once. Of a method that trains
+    other fields in other steps it is the mean over two rounds; adapters of lower rank count as those that they are
+    filled up to.
 
     Args:
         task: the task.
         config: of its network with the head.
         method: the method.
         longest: tokens of the samples that the result is checked on.
+        clients: how many there are.
 
     Raises:
         NotCountableError: the network can't be run on fake tensors, or the formula does not hold for it.
         ConfigurationError: the method does not fit the network.
     """
-    key = repr([type(task), task.settings, config.to_dict(), type(method), vars(method), longest])
+    key = repr([type(task), task.settings, config.to_dict(), type(method), vars(method), longest, clients])
     if key not in _counted_before:
-        with countable(f"{method.name} on {task.backbone!r}"), skeleton(task, config, method) as network:
-            _counted_before[key] = _counted(network, method, longest)
+        shares = _shares(method, clients)
+        found = {}
+        for trained in shares:
+            with countable(f"{method.name} on {task.backbone!r}"), skeleton(task, config, method) as network:
+                found[trained] = _counted(_Steps(network, method, trained, clients), longest)
+        _counted_before[key] = _mean(found, shares)
     return _counted_before[key]
 
 
-def _counted(network: ClientNetwork, method: Method, longest: int) -> TrainingFlops:
+def _shares(method: Method, clients: int) -> dict[frozenset[str], Fraction]:
+    """Return the fields that clients train, with their share of the local steps of two rounds."""
+    shares: dict[frozenset[str], Fraction] = defaultdict(Fraction)
+    for number in (2, 3):
+        for phase in method.phases(client_round(clients, number)):
+            shares[phase.trained] += Fraction(phase.share).limit_denominator(10**6) / 2
+    return shares
+
+
+def _mean(found: Mapping[frozenset[str], TrainingFlops], shares: Mapping[frozenset[str], Fraction]) -> TrainingFlops:
+    columns = zip(*(astuple(flops) for flops in found.values()), strict=True)
+    return TrainingFlops(
+        *(round(sum(cost * shares[each] for cost, each in zip(column, found, strict=True))) for column in columns)
+    )
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Local steps of one client that can be counted.
+
+    Attributes:
+        network: of fake tensors.
+        method: whose adapters it has.
+        trained: the fields that are trained.
+        clients: how many there are.
+    """
+
+    network: ClientNetwork
+    method: Method
+    trained: frozenset[str]
+    clients: int
+
+
+def _counted(steps: _Steps, longest: int) -> TrainingFlops:
     """Count by one layer and by two, where all are equal: every further one costs what the second does."""
+    network = steps.network
     layers = equal_layers(network)
     if layers is None or len(layers) <= 3:
-        found = _told_apart(network, method)
-        _check(found, _step(network, method, 2, longest), longest)
+        found = _told_apart(steps)
+        _check(found, _step(steps, 2, longest), longest)
         return found
     depth = len(layers)
     cut(network, layers, 3)
-    third = _step(network, method, 2, longest)
+    third = _step(steps, 2, longest)
     cut(network, layers, 2)
-    two = _told_apart(network, method)
+    two = _told_apart(steps)
     cut(network, layers, 1)
-    one = _told_apart(network, method)
+    one = _told_apart(steps)
     _check(_deeper(one, two, 3), third, longest)
     return _deeper(one, two, depth)
 
@@ -136,11 +181,11 @@ def _deeper(one: TrainingFlops, two: TrainingFlops, depth: int) -> TrainingFlops
     return TrainingFlops(*(first + (depth - 1) * (second - first) for first, second in pairs))
 
 
-def _told_apart(network: ClientNetwork, method: Method) -> TrainingFlops:
+def _told_apart(steps: _Steps) -> TrainingFlops:
     """Count one step, product by product."""
-    tokens = _telling_length(network)
+    tokens = _telling_length(steps.network)
     found = {(0, 0): 0, (1, 0): 0, (1, 1): 0, (1, 2): 0}
-    for flops in _step(network, method, _SAMPLES, tokens):
+    for flops in _step(steps, _SAMPLES, tokens):
         powers = _power(flops, _SAMPLES), _power(flops, tokens)
         if powers not in found:
             raise NotCountableError(
@@ -181,11 +226,12 @@ def _check(found: TrainingFlops, counted: Sequence[int], tokens: int) -> None:
         )
 
 
-def _step(network: ClientNetwork, method: Method, samples: int, tokens: int) -> list[int]:
+def _step(steps: _Steps, samples: int, tokens: int) -> list[int]:
     """Count one local step of one client, product by product."""
+    network = steps.network
     state = network.initial_state()
     network.share(state)
-    own, held = split(method.without_shared(state), method.frozen_fields)
+    own, held = split(client_start(steps.method, state, steps.clients), steps.trained)
     layout, fixed = Layout.of(own), stack([held])
     trained = layout.pack([own]).requires_grad_()
     table, rows = batch_of(network, samples, tokens)

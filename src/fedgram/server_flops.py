@@ -13,7 +13,7 @@ proportions, of which four give the polynomial and one checks it.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import torch
@@ -23,7 +23,7 @@ from fedgram.adapters import ClientLayer
 from fedgram.flop_counter import FlopCounter, countable
 from fedgram.methods import Method, RoundInfo
 from fedgram.seeding import isolated, torch_generator
-from fedgram.state import Layer, Layers
+from fedgram.state import Layer, Layers, State, split
 from fedgram.uploads import Uploads
 
 __all__ = ["Aggregation", "aggregation", "server_flops"]
@@ -38,11 +38,14 @@ class Aggregation:
 
     Attributes:
         flops: its operations; a fraction, as some formulas have thirds.
-        shapes: of the server's tensors afterwards, by field.
+        shapes: of the server's tensors afterwards, by part and field: those of the layer in its model, and those that
+            it remembers of the layer.
+        remembered: what it remembers of no layer.
     """
 
     flops: Fraction
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[tuple[str, str], tuple[int, ...]]
+    remembered: Layer = field(default_factory=dict, compare=False)
 
     @property
     def numbers(self) -> list[Fraction]:
@@ -53,38 +56,41 @@ class Aggregation:
         """Return the aggregation of another layer, whose tensors have as many dimensions."""
         flops, *sizes = numbers
         left: Iterator[int] = iter(map(int, sizes))
-        return Aggregation(flops, {field: tuple(next(left) for _ in shape) for field, shape in self.shapes.items()})
+        return Aggregation(
+            flops, {key: tuple(next(left) for _ in shape) for key, shape in self.shapes.items()}, self.remembered
+        )
 
 
-def server_flops(method: Method, layers: Mapping[str, ClientLayer], clients: int) -> int:
+def server_flops(method: Method, layers: Mapping[str, ClientLayer], clients: int, cohort: int) -> int:
     """Count what the server computes in a round.
 
     Args:
         method: the method.
         layers: those with tensors per client, the head's among them; their tensors may be fake.
-        clients: N, how many take part in a round.
+        clients: how many there are.
+        cohort: N, how many of them take part in a round.
     """
     sizes = Counter((layer.d_in, layer.d_out) for layer in layers.values() if layer.part == "adapter")
     head = {name: layer.initial() for name, layer in layers.items() if layer.part == "head"}
     with countable(f"the server of {method.name}"):
-        adapters = sum(count * aggregation(method, *size, clients).flops for size, count in sizes.items())
-        return round(adapters + _of_head(method, head, clients))
+        adapters = sum(count * aggregation(method, *size, clients, cohort).flops for size, count in sizes.items())
+        return round(adapters + _of_head(method, head, cohort))
 
 
-def aggregation(method: Method, d_in: int, d_out: int, clients: int) -> Aggregation:
+def aggregation(method: Method, d_in: int, d_out: int, clients: int, cohort: int) -> Aggregation:
     """Count the aggregation of one layer, on small layers of its proportions where that is exact."""
     unit = math.gcd(d_in, d_out)
     a, b = d_in // unit, d_out // unit
     # From here on all sides of a layer are well beyond the rows of all clients, near which formulas change their form.
-    first = math.ceil(2 * (clients + 1) * method.rank / min(a, b))
+    first = math.ceil(2 * (cohort + 1) * method.rank / min(a, b))
     scales = [*range(first, first + 4), 2 * first + 3]
     if scales[-1] < unit:
-        small = [_counted(method, scale * a, scale * b, clients) for scale in scales]
+        small = [_counted(method, scale * a, scale * b, clients, cohort) for scale in scales]
         columns = zip(*(each.numbers for each in small), strict=True)
         numbers = [_extrapolated(list(zip(scales, column, strict=True)), unit) for column in columns]
         if None not in numbers:
             return small[0].with_numbers([number for number in numbers if number is not None])
-    return _counted(method, d_in, d_out, clients)
+    return _counted(method, d_in, d_out, clients, cohort)
 
 
 def _extrapolated(points: Sequence[tuple[int, Fraction]], at: int) -> Fraction | None:
@@ -105,18 +111,36 @@ def _interpolated(points: Sequence[tuple[int, Fraction]], at: int) -> Fraction:
     )
 
 
-def _counted(method: Method, d_in: int, d_out: int, clients: int) -> Aggregation:
-    """Run the aggregation of one layer on random tensors."""
+def _counted(method: Method, d_in: int, d_out: int, clients: int, cohort: int) -> Aggregation:
+    """Run a round of one layer on random tensors, but for local training, and count the server's part."""
+    info = RoundInfo(2, 0, dict.fromkeys(range(cohort), 1), clients)
     with isolated(0, "server flops"):
         adapter = method.adapter(nn.Linear(d_in, d_out), torch_generator(0, "server flops"))
-        server = _drawn(adapter.initial())
-        info = RoundInfo(2, 0, dict.fromkeys(range(clients), 1))
-        sent = [method.upload({_LAYER: _drawn(server)}, client, info) for client in range(clients)]
+        model: State = {"adapter": {_LAYER: _drawn(adapter.initial())}, "head": {}}
+        server = {**model, "server": method.server_start(model, clients)}
+        sent = [_sent(method, server, client, info)["adapter"] for client in range(cohort)]
     uploads = _Cohort(sent)
     with torch.no_grad(), FlopCounter() as counter:
-        after = method.aggregate({_LAYER: server}, uploads, info)[_LAYER]
-    shapes = {field: tuple(tensor.shape) for field, tensor in after.items()}
-    return Aggregation(counter.total + uploads.flops_of_means, shapes)
+        after = method.next_state(server, uploads, _Cohort([{}] * cohort), info)
+    shapes = {
+        (part, field): tuple(tensor.shape)
+        for part in ("adapter", "server")
+        for field, tensor in after[part].get(_LAYER, {}).items()
+    }
+    return Aggregation(counter.total + uploads.flops_of_means, shapes, after["server"].get("", {}))
+
+
+def _sent(method: Method, server: State, client: int, info: RoundInfo) -> State:
+    """Return what the server reads of a client whose training has made random tensors of its own."""
+    held, payload = method.without_shared(server), method.payload_down(server, client, info)
+    start = method.start(server, held, payload, client, info)
+    drawn = {name: start["adapter"][name] | _drawn(own) for name, own in _trained(method, start).items()}
+    trained: State = {"adapter": drawn, "head": {}}
+    return method.receive(server, method.payload_up(server, start, trained, client, info), client, info)
+
+
+def _trained(method: Method, start: State) -> Layers:
+    return split(start, method.trained_fields)[0]["adapter"]
 
 
 def _drawn(layer: Layer) -> Layer:

@@ -64,13 +64,14 @@ def trained_models(
     if method.personal:  # whose samples are whose
         present |= {"trainer.clients": trainer.clients, **_dealing(data)}
     compare_settings(path, {key: checkpoint.settings.get(key) for key in present}, present)
-    own = [flatten(method.without_shared(state)) for state in (initial, checkpoint.state)]
+    model = method.model({"server": {}, **checkpoint.state})
+    own = [flatten(method.without_shared(state)) for state in (initial, model)]
     shapes = [{key: tuple(tensor.shape) for key, tensor in flat.items()} for flat in own]
     if shapes[0] != shapes[1]:
         raise CheckpointError(
             f"the model of {path} has other shapes than this data and backbone ask for: as many labels?"
         )
-    return Models(checkpoint.state, ClientStore(checkpoint.clients), shards, trainer.seed)
+    return Models(model, ClientStore(checkpoint.clients), shards, trainer.seed)
 
 
 def assemble(
@@ -138,10 +139,11 @@ def begin(
     network, ranks = assemble(trainer, model, data, method)
     with ranks.apart():
         shards, start = data.shards(trainer.clients, trainer.seed), network.initial_state()
+        start["server"] = method.server_start(start, trainer.clients)
         path, checkpoint = _checkpoint_to_go_on_from(trainer, ckpt_path)
         clients_per_block = _clients_per_block(trainer, network, start, data, checkpoint)
         cohort, longest = cohort_size(trainer.participation, trainer.clients), int(data.split("train").lengths.max())
-        compute = Compute(find_prices(network, method, cohort, longest, ranks.rank))
+        compute = Compute(find_prices(network, method, trainer.clients, cohort, longest, ranks.rank))
     _check_start(ranks, network, start)
     chosen = {"clients_per_block": ranks.broadcast(clients_per_block), "threads": _threads(trainer, checkpoint)}
     plan = Plan(**{key: chosen.get(key, getattr(trainer, key)) for key in Plan.__dataclass_fields__})

@@ -18,17 +18,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fedgram.adapters import ClientLayer
 from fedgram.data.tokens import TokenTable
-from fedgram.methods import Method
+from fedgram.methods import Method, RoundInfo
 from fedgram.models import FederatedTask
 from fedgram.models.loading import draw_network, positions, quiet, undrawn
 from fedgram.network import ClientNetwork
 from fedgram.packing import stack_of_layers
 from fedgram.seeding import isolated
+from fedgram.state import State
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["batch_of", "cut", "equal_layers", "longest_sample", "skeleton"]
+__all__ = ["batch_of", "client_round", "client_start", "cut", "equal_layers", "longest_sample", "skeleton"]
 
 
 @contextmanager
@@ -76,6 +77,19 @@ def longest_sample(task: FederatedTask, config: "PretrainedConfig") -> int | Non
     """Return how many tokens a backbone has positions for; None where there is no limit."""
     with FakeTensorMode(), isolated(0, "skeleton"), quiet():
         return positions(_draw(task, config, torch.float32))
+
+
+def client_round(clients: int, number: int = 2, last: int | None = None, cohort: int = 1) -> RoundInfo:
+    """Return a round of the first clients, that have last taken part in another: by default in the one before."""
+    return RoundInfo(number, 0, dict.fromkeys(range(cohort), number - 1 if last is None else last), clients)
+
+
+def client_start(method: Method, state: State, clients: int) -> State:
+    """Return what the first of some clients starts from, of the model that training starts with."""
+    info = client_round(clients, number=1)
+    server = {**state, "server": method.server_start(state, clients)}
+    payload = method.payload_down(server, 0, info)
+    return method.start(server, method.without_shared(state), payload, 0, info)
 
 
 def batch_of(network: ClientNetwork, samples: int, tokens: int) -> tuple[TokenTable, np.ndarray]:

@@ -1,7 +1,8 @@
 """Named tensors: what the server holds, what travels, and what a client trains.
 
 All three are trees of one form: part (``"adapter"`` or ``"head"``) -> layer (its dotted name in the backbone) ->
-field (the symbol of the paper, such as ``"A"``) -> tensor. This module holds the pure functions on such trees.
+field (the symbol of the paper, such as ``"A"``) -> tensor. The server's state has a third part, ``"server"``: what it
+remembers beside the model. This module holds the pure functions on such trees.
 """
 
 import hashlib
@@ -42,6 +43,7 @@ State = dict[str, Layers]
 """The tensors of the whole model, by part."""
 
 PARTS = ("adapter", "head")
+"""The parts of a model."""
 
 
 def tensors_of(layers: Layers) -> Iterator[Tensor]:
@@ -50,8 +52,8 @@ def tensors_of(layers: Layers) -> Iterator[Tensor]:
 
 
 def parameters_of(layers: Layers) -> int:
-    """Count the numbers in one part."""
-    return sum(tensor.numel() for tensor in tensors_of(layers))
+    """Count the numbers in one part; indices and masks, which say where numbers belong, are none."""
+    return sum(tensor.numel() for tensor in tensors_of(layers) if tensor.is_floating_point())
 
 
 def bytes_of(layers: Layers) -> int:
@@ -112,7 +114,7 @@ def unflatten(flat: dict[str, Tensor]) -> State:
     state: State = {part: {} for part in PARTS}
     for key, tensor in flat.items():
         part, name, field = key.split("|")
-        state[part].setdefault(name, {})[field] = tensor
+        state.setdefault(part, {}).setdefault(name, {})[field] = tensor
     return state
 
 
@@ -130,20 +132,20 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def split(state: State, frozen: Collection[str]) -> tuple[State, State]:
-    """Return a state's trained fields, and the adapters' fields that are named as frozen.
+def split(model: State, trained: Collection[str]) -> tuple[State, State]:
+    """Return a model's head and those of its adapters' fields that are named as trained, and all its other fields.
 
-    >>> split({"adapter": {"q": {"A": 1, "B": 2}}, "head": {}}, {"A"})
+    >>> split({"adapter": {"q": {"A": 1, "B": 2}}, "head": {}}, {"B"})
     ({'adapter': {'q': {'B': 2}}, 'head': {}}, {'adapter': {'q': {'A': 1}}, 'head': {}})
     """
-    adapters = state["adapter"]
-    trained = {name: {f: t for f, t in layer.items() if f not in frozen} for name, layer in adapters.items()}
-    held = {name: {f: t for f, t in layer.items() if f in frozen} for name, layer in adapters.items()}
-    return {**state, "adapter": trained}, {"adapter": held, "head": {}}
+    adapters = model["adapter"]
+    own = {name: {f: t for f, t in layer.items() if f in trained} for name, layer in adapters.items()}
+    held = {name: {f: t for f, t in layer.items() if f not in trained} for name, layer in adapters.items()}
+    return {"adapter": own, "head": model["head"]}, {"adapter": held, "head": {}}
 
 
 def merge(first: State, second: State) -> State:
-    """Return the fields of both states; where both have one, the second's."""
+    """Return the fields of two models; where both have one, the second's."""
     return {
         part: {
             name: {**first[part].get(name, {}), **second[part].get(name, {})}

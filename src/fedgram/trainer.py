@@ -238,7 +238,7 @@ class FederatedTrainer:
                         for block in blocks:
                             start = federation.download(current, block)
                             trained = federation.train(current, block, start)
-                            federation.upload(current, block, trained)
+                            federation.upload(current, block, start, trained)
                             self.fabric.call("on_block_end", trainer=self, clients=len(block.clients))
                     federation.aggregate(current)
                     federation.account(current)

@@ -98,7 +98,7 @@ def test_only_declared_fields_travel():
     layers = {"q": {field: torch.zeros(2) for field in "ABC"}}
     method = OneWay()
     assert {name: list(layer) for name, layer in method.download(layers, 0, INFO).items()} == {"q": ["A"]}
-    assert {name: list(layer) for name, layer in method.upload(layers, 0, INFO).items()} == {"q": ["B"]}
+    assert {name: list(layer) for name, layer in method.upload(layers, layers, 0, INFO).items()} == {"q": ["B"]}
     assert method.name == "OneWay"
     assert method.diagnose(layers, layers, None) == {}
 
@@ -119,11 +119,12 @@ def test_the_head_is_what_each_paper_makes_of_it():
 def test_the_head_goes_where_its_policy_says(method, policy):
     """Averaged it travels, local it is kept, frozen it is in no state."""
     chosen, head = method(head=policy), {"out": {"weight": torch.zeros(2)}}
-    fields = {field.name: torch.zeros(2) for field in chosen.fields}
+    fields = {field.name: torch.zeros(2, 2) for field in chosen.fields}
     state = {"adapter": {"q": fields}, "head": {} if policy == "frozen" else head}
     travels = policy == "averaged"
-    assert (chosen.payload_down(state, 5, INFO)["head"] == head) == travels
-    assert (chosen.payload_up(state, 5, INFO)["head"] == head) == travels
+    server = {**state, "server": {}}
+    assert (chosen.payload_down(server, 5, INFO)["head"] == head) == travels
+    assert (chosen.payload_up(server, state, state, 5, INFO)["head"] == head) == travels
     assert (chosen.kept(state)["head"] == head) == (policy == "local")
     assert chosen.personal == (policy == "local" or method is FedSALoRA)
 

@@ -83,7 +83,7 @@ def test_what_a_residual_costs_is_what_its_form_says(residual, extra):
     server = method.aggregate(server, uploads, RoundInfo(1, 0, up_to_date))
     payload = method.download(server, 0, RoundInfo(2, 0, dict.fromkeys(range(N), 1)))["q"]
     assert sum(t.numel() for t in payload.values()) == R * (D_OUT + D_IN) + extra
-    assert set(method.upload(server, 0, None)["q"]) == {"A", "B"}
+    assert set(method.upload(server, server, 0, None)["q"]) == {"A", "B"}
 
 
 def test_factors_are_not_sent_where_the_residual_itself_is_smaller():

@@ -16,7 +16,7 @@ from fedgram.errors import TrainingError
 from fedgram.ledger import Ledger, Traffic
 from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoundInfo
 from fedgram.seeding import torch_generator
-from fedgram.state import flatten, state_hash
+from fedgram.state import flatten, split, state_hash
 from fedgram.uploads import Uploads
 from helpers import deficient, rng, unequal_weights
 from methods import oracles
@@ -92,30 +92,44 @@ def case(request):
 
 @dataclass
 class Federation:
-    """A method on three layers, its server's tensors, and what its clients sent."""
+    """A method on three layers, its server's tensors, and what its clients sent, as the server reads it."""
 
     method: Method
     adapters: dict
     server: dict
     payloads: dict
     weights: dict
+    remembered: dict
 
     def uploads(self, ranks=None, clients=None):
         return Uploads({c: self.payloads[c] for c in clients or self.payloads}, self.weights, ranks or Ranks())
 
+    @property
+    def state(self):
+        return {"adapter": self.server, "head": {}, "server": self.remembered}
+
+    def next_state(self, ranks=None, clients=None):
+        ranks, clients = ranks or Ranks(), clients or list(self.payloads)
+        heads = Uploads({c: {} for c in clients}, self.weights, ranks)
+        return self.method.next_state(self.state, self.uploads(ranks, clients), heads, self.info)
+
     def aggregate(self, **settings):
-        return self.method.aggregate(self.server, self.uploads(**settings), self.info)
+        return self.next_state(**settings)["adapter"]
 
     @property
     def info(self):
-        """A third round, whose clients have all been in the second."""
-        return RoundInfo(3, 0, dict.fromkeys(self.weights, 2))
+        return third_round(self.weights)
 
     def oracle(self, case, name):
         own = {f.name: self.server[name][f.name].numpy() for f in self.method.fields if not f.trained}
         clients = [own | {f: t.numpy() for f, t in self.payloads[c][name].items()} for c in sorted(self.payloads)]
         weights = [self.weights[c] for c in sorted(self.payloads)]
         return case.oracle({f: t.numpy() for f, t in self.server[name].items()}, clients, weights)
+
+
+def third_round(cohort):
+    """A third round of twenty clients, whose cohort has been in the second."""
+    return RoundInfo(3, 0, dict.fromkeys(sorted(cohort), 2), 20)
 
 
 def federate(case, clients=CLIENTS, dtype=torch.float64, change=lambda tensor, field: tensor):
@@ -131,13 +145,21 @@ def federate(case, clients=CLIENTS, dtype=torch.float64, change=lambda tensor, f
     server = {
         name: {f: change(noisy(t, 1.0), f).to(dtype) for f, t in a.initial().items()} for name, a in adapters.items()
     }
-    sent = {
-        c: {n: {f: change(noisy(t, 0.4), f).to(dtype) for f, t in layer.items()} for n, layer in server.items()}
-        for c in clients
-    }
-    payloads = {c: method.upload(layers, c, None) for c, layers in sent.items()}
+    remembered = method.server_start({"adapter": server, "head": {}}, 20)
+    state, info = {"adapter": server, "head": {}, "server": remembered}, third_round(clients)
+
+    def sent(client):
+        start = method.start(
+            state, method.without_shared(state), method.payload_down(state, client, info), client, info
+        )
+        trained = split(start, method.trained_fields)[0]["adapter"]
+        new = {n: {f: change(noisy(t, 0.4), f).to(dtype) for f, t in layer.items()} for n, layer in trained.items()}
+        ended = {"adapter": {n: start["adapter"][n] | layer for n, layer in new.items()}, "head": {}}
+        return method.receive(state, method.payload_up(state, start, ended, client, info), client, info)["adapter"]
+
+    payloads = {c: sent(c) for c in clients}
     weights = dict(zip(clients, unequal_weights(len(clients), random).tolist(), strict=True))
-    return Federation(method, adapters, server, payloads, weights)
+    return Federation(method, adapters, server, payloads, weights, remembered)
 
 
 def numpy(layer):
@@ -218,7 +240,7 @@ def test_what_travels_is_what_the_fields_declare(case):
     federation = federate(case, dtype=torch.float32)
     method, after = federation.method, federation.aggregate()
     info = federation.info
-    for direction, payload in (("down", method.download(after, 5, info)), ("up", method.upload(after, 5, info))):
+    for direction, payload in (("down", method.download(after, 5, info)), ("up", method.upload(after, after, 5, info))):
         declared = {field.name: field for field in method.fields if getattr(field, direction)}
         fields = set(payload["q"])
         assert {name: set(layer) for name, layer in payload.items()} == dict.fromkeys(SIZES, fields)

@@ -11,10 +11,14 @@ __all__ = ["LoraAdapter", "lora_start"]
 
 
 class LoraAdapter(Adapter):
-    """ΔW = s B A with ``A: (r, d_in)`` and ``B: (d_out, r)``."""
+    """ΔW = s g B A with ``A: (r, d_in)`` and ``B: (d_out, r)``, and ``g: ()`` a client's own factor; 1 without.
+
+    Methods set g where a client scales its product in its own way: by its rank, or to make up for what it left out.
+    """
 
     def expand(self, tensors: Layer) -> tuple[Float[Tensor, "C r d_in"], Float[Tensor, "C r d_out"]]:
-        return tensors["A"], tensors["B"].mT
+        up = tensors["B"].mT
+        return tensors["A"], up * tensors["g"][:, None, None] if "g" in tensors else up
 
 
 def lora_start(linear: nn.Module, rank: int, generator: torch.Generator) -> Layer:

@@ -7,8 +7,8 @@ client_flops and server_flops for samples of one length.
 import inspect
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +25,13 @@ from fedgram.flop_counter import countable
 from fedgram.flops import TrainingFlops, Work, training_flops
 from fedgram.hub import is_hub_name, why_offline
 from fedgram.memory import COPIES, held_bytes, saved_bytes
-from fedgram.methods import FeDeRA, FedExLoRA, FLoRG, Method, RoundInfo
+from fedgram.methods import FLoRG, Method, RoundInfo
 from fedgram.models import FederatedTask
 from fedgram.models.sources import find_source, shape_of
 from fedgram.network import ClientNetwork
 from fedgram.server_flops import aggregation, server_flops
 from fedgram.setup import WEIGHTS
-from fedgram.skeleton import batch_of, cut, equal_layers, longest_sample, skeleton
+from fedgram.skeleton import batch_of, client_start, cut, equal_layers, longest_sample, skeleton
 from fedgram.state import State, split
 
 if TYPE_CHECKING:
@@ -41,12 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["estimate", "every_method"]
 
-_VARIANTS: Mapping[type[Method], Mapping[str, Mapping[str, Any]]] = {
-    FLoRG: {"FLoRG": {}, "FLoRG-eigh": {"solver": "eigh"}},
-    FeDeRA: {"FeDeRA": {}, "FeDeRA-round": {"when": "round"}},
-    FedExLoRA: {"FedExLoRA": {}, "FedExLoRA-factored": {"residual": "factored"}},
-}
-"""The methods of which more than one kind is told, with what each sets; all others come once, as they are."""
+_NOTHING: State = {"adapter": {}, "head": {}}
 
 
 def every_method(like: Method) -> dict[str, Method]:
@@ -59,7 +54,7 @@ def every_method(like: Method) -> dict[str, Method]:
         name: kind(**common, **settings)
         for kind in sorted(kinds, key=lambda kind: kind is not FLoRG)
         if not inspect.isabstract(kind)
-        for name, settings in _VARIANTS.get(kind, {kind.__name__: {}}).items()
+        for name, settings in (kind.variants or {kind.__name__: {}}).items()
     }
 
 
@@ -185,13 +180,15 @@ class _About:
 
 def _cost(name: str, method: Method, about: _About) -> Cost:
     setting, model, config = about.setting, about.model, about.config
-    flops = training_flops(model, config, method, setting.tokens)
+    flops = training_flops(model, config, method, setting.tokens, setting.clients)
     with countable(f"{name} on {model.backbone!r}"), skeleton(model, config, method, *about.types) as network:
         start = network.initial_state()
-        later = _after_a_round(method, network, start, setting.cohort)
-        traffic = _Traffic(method, _without_numbers(start), later, about.trainer.seed)
-        trained, up = Size.of(split(method.without_shared(start), method.frozen_fields)[0]), traffic.up(1, 0)
-        server = server_flops(method, network.layers, setting.cohort)
+        first = {**start, "server": method.server_start(start, setting.clients)}
+        later = _after_a_round(method, network, start, setting)
+        traffic = _Traffic(method, _without_numbers(first), later, setting, about.trainer.seed)
+        own = client_start(method, start, setting.clients)
+        trained, up = Size.of(split(own, method.trained_fields)[0]), traffic.up(1, 0)
+        server = server_flops(method, network.layers, setting.clients, setting.cohort)
         held, kept = _held_and_kept(network, setting)
     all_up, all_down = traffic.of_all(about.cohorts)
     return Cost(
@@ -251,22 +248,26 @@ def _held_and_kept(network: ClientNetwork, setting: Setting) -> tuple[int, int]:
     return held, kept
 
 
-def _after_a_round(method: Method, network: ClientNetwork, start: State, clients: int) -> State:
+def _after_a_round(method: Method, network: ClientNetwork, start: State, setting: Setting) -> State:
     """Return what the server holds once it has aggregated, in tensors without numbers."""
     adapters = {name: layer for name, layer in network.layers.items() if layer.part == "adapter"}
     sizes = {name: (layer.d_in, layer.d_out) for name, layer in adapters.items()}
-    found = {size: aggregation(method, *size, clients).shapes for size in set(sizes.values())}
-    after = {
-        name: {field: torch.empty(shape, dtype=network.dtype, device="meta") for field, shape in found[size].items()}
-        for name, size in sizes.items()
-    }
-    return {"adapter": after, "head": _without_numbers(start)["head"]}
+    found = {size: aggregation(method, *size, setting.clients, setting.cohort) for size in set(sizes.values())}
+    after: State = {"adapter": {}, "head": _without_numbers(start)["head"], "server": {}}
+    for name, size in sizes.items():
+        for (part, field), shape in found[size].shapes.items():
+            tensor = torch.empty(shape, dtype=network.dtype, device="meta")
+            after[part].setdefault(name, {})[field] = tensor
+    for each in found.values():
+        after["server"].setdefault("", each.remembered)
+    return after
 
 
 def _without_numbers(state: State) -> State:
+    """Return tensors without numbers; what the server remembers of no layer, which may say who is sent what, as is."""
     return {
         part: {
-            name: {f: torch.empty(t.shape, dtype=t.dtype, device="meta") for f, t in layer.items()}
+            name: {f: torch.empty(t.shape, dtype=t.dtype, device="meta") if name else t for f, t in layer.items()}
             for name, layer in layers.items()
         }
         for part, layers in state.items()
@@ -281,21 +282,39 @@ class _Traffic:
         method: the method.
         start: what the server holds in the first round.
         later: what it holds in all others.
+        setting: of the run.
         seed: of the run.
     """
 
     method: Method
     start: State
     later: State
+    setting: Setting
     seed: int
 
     def down(self, number: int, last: int) -> Size:
-        """Return what a client is sent in a round, that has last taken part in another."""
-        return Size.of(self.method.payload_down(self._held(number), 0, self._info(number, last)))
+        """Return what a client is sent in a round, that has last taken part in another: the mean over clients."""
+        server, info = self._held(number), self._info(number, last)
+        return self._mean(info, lambda client: self.method.payload_down(server, client, info)) + self._mean(
+            info, lambda client: self.method.answer(self.later, client, info) or _NOTHING
+        )
 
     def up(self, number: int, last: int) -> Size:
         """Return what it sends."""
-        return Size.of(self.method.payload_up(self._held(number), 0, self._info(number, last)))
+        server, info = self._held(number), self._info(number, last)
+        return self._mean(info, lambda client: self._sent(server, client, info))
+
+    def _sent(self, server: State, client: int, info: RoundInfo) -> State:
+        held, payload = self.method.without_shared(self.start), self.method.payload_down(server, client, info)
+        start = self.method.start(server, held, payload, client, info)
+        return self.method.payload_up(server, start, start, client, info)
+
+    def _mean(self, info: RoundInfo, payload: Callable[[int], State]) -> Size:
+        """Return the mean size of some payload over the clients of a round, where they are not all alike."""
+        if self.method.client_ranks is None:
+            return Size.of(payload(0))
+        sizes = [Size.of(payload(client)) for client in info.cohort]
+        return Size(*(round(sum(column) / len(sizes)) for column in zip(*map(astuple, sizes), strict=True)))
 
     def of_all(self, cohorts: Sequence[Counter[int]]) -> tuple[Size, Size]:
         """Return what all clients send in all rounds, and what they are sent."""
@@ -310,4 +329,4 @@ class _Traffic:
         return self.start if number == 1 else self.later
 
     def _info(self, number: int, last: int) -> RoundInfo:
-        return RoundInfo(number, self.seed, {0: last})
+        return RoundInfo(number, self.seed, dict.fromkeys(range(self.setting.cohort), last), self.setting.clients)

@@ -1,11 +1,12 @@
 """Federated methods, one file each."""
 
-from fedgram.methods.base import Diagnostics, Field, Method, RoundInfo
+from fedgram.methods.base import Diagnostics, Method, Paper, Phase, RoundInfo
 from fedgram.methods.federa import FeDeRA
 from fedgram.methods.fedex_lora import FedExLoRA
 from fedgram.methods.fedit import FedIT
 from fedgram.methods.fedsa_lora import FedSALoRA
 from fedgram.methods.ffa_lora import FFALoRA
+from fedgram.methods.fields import Field
 from fedgram.methods.florg import FLoRG
 from fedgram.methods.lora import LoRAMethod
 
@@ -20,5 +21,7 @@ __all__ = [
     "Field",
     "LoRAMethod",
     "Method",
+    "Paper",
+    "Phase",
     "RoundInfo",
 ]

@@ -2,25 +2,43 @@
 
 A method is one class in one file. It answers three questions: what an adapter is (`Method.adapter`), what travels
 (`Method.fields`), and how the server aggregates (`Method.aggregate`). The trainer, the ledger, the checkpoint and the
-collectives know methods only through this class.
+collectives know methods only through this class. What else happens in a round has a default, which a method may
+replace; here it stands in the order in which it happens:
+
+=================  ====================================================================================
+`server_start`     what the server remembers beside the model, at the start
+`payload_down`     server: what it sends to one client
+`start`            client: the model that it trains, of what it holds and what it was sent
+`phases`           client: which fields it trains, one set after the other
+`penalty`          client: what it adds to its loss
+`payload_up`       client: what it sends back
+`kept`             client: what stays with it
+`receive`          server: how it reads what a client sent
+`next_state`       server: its next model, by `aggregate` and `next_head`, and what it remembers
+`answer`           server: what it sends to one client of the cohort at the end of the round
+`model`            server: the model that is judged
+=================  ====================================================================================
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, ClientLayer, find_targets, swap, swap_heads
 from fedgram.adapters.base import layer_sizes
 from fedgram.errors import ConfigurationError, require_choice
+from fedgram.methods.fields import Field, cut, fill_up, select
+from fedgram.methods.ranks import ClientRanks, check_ranks, deal_ranks
 from fedgram.seeding import torch_generator
-from fedgram.state import Layers, State
+from fedgram.state import PARTS, Layers, State, merge
 from fedgram.uploads import Uploads, average
 
-__all__ = ["Diagnostics", "Field", "HeadPolicy", "Method", "RoundInfo", "select"]
+__all__ = ["Diagnostics", "HeadPolicy", "Method", "Paper", "Phase", "RoundInfo"]
 
 HeadPolicy = Literal["averaged", "local", "frozen"]
 Diagnostics = dict[str, dict[str, float]]
@@ -28,27 +46,35 @@ Diagnostics = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Field:
-    """A tensor of every adapted layer.
+class Paper:
+    """Where a method comes from.
 
     Attributes:
-        name: its symbol, the key in the adapter's tensors.
-        down: whether the server sends it to the clients of the cohort; else they hold what the seed gave them.
-        up: whether the clients send it back.
-        trained: whether the clients train it; else it only takes part in the forward pass.
-        shared: whether all clients hold the same and none changes it: it is kept once, beside the frozen weights.
+        authors: such as "Zhang et al.".
+        year: of its publication, or of its first version where there is none.
+        venue: such as "NeurIPS", or "arXiv".
+        arxiv: its number there.
     """
 
-    name: str
-    down: bool = True
-    up: bool = True
-    trained: bool = True
-    shared: bool = False
+    authors: str
+    year: int
+    venue: str
+    arxiv: str
 
-    @property
-    def kept(self) -> bool:
-        """Whether it stays with the client from round to round: it is trained, and nothing comes to replace it."""
-        return self.trained and not self.down
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a client's local steps.
+
+    Attributes:
+        trained: the adapters' fields that are trained in it; all others are held. The head is trained in every phase.
+        share: of the client's local steps.
+        name: under which an optimizer that keeps its state finds it again; "" where a method has one phase, always.
+    """
+
+    trained: frozenset[str]
+    share: float = 1.0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,12 +84,19 @@ class RoundInfo:
     Attributes:
         number: 1 for the first.
         seed: the seed of the run, from which a method derives what it draws (see `fedgram.seeding`).
-        last: every client of the cohort, with the last round that it took part in; 0 if there was none.
+        last: every client of the cohort, ascending, with the last round that it took part in; 0 if there was none.
+        clients: how many there are, in the cohort and beside it.
     """
 
     number: int
     seed: int
     last: Mapping[int, int]
+    clients: int = 0
+
+    @property
+    def cohort(self) -> list[int]:
+        """The clients of the round, ascending: the order of every stack of uploads."""
+        return sorted(self.last)
 
     def is_new(self, client: int) -> bool:
         """Say whether a client takes part for the first time."""
@@ -84,9 +117,26 @@ class Method(ABC):
             projections of the architecture.
         head: what happens to the task's output layer: "averaged" (trained by the clients and averaged by the server),
             "local" (trained by each client for itself, and never sent) or "frozen" (left as it is).
+        client_ranks: ranks that differ from client to client, at most r, for methods that allow it: a list with one for
+            every client; shares of clients by rank, such as {8: 0.25, 4: 0.75}; or "uniform", "normal" or "heavy_tail",
+            drawn from 1 to r. By default every client has rank r.
+
+    Attributes:
+        fields: the tensors of an adapted layer.
+        paper: where the method comes from.
+        exact: whether the server's ΔW is the weighted mean of the clients', up to rounding.
+        heterogeneous: whether clients may have ranks of their own.
+        travels: what is sent, in few words.
+        variants: the kinds of the method that comparisons of all methods show, by name, with what each sets; none for
+            one kind, with its defaults.
     """
 
     fields: tuple[Field, ...]
+    paper: ClassVar[Paper]
+    exact: ClassVar[bool] = False
+    heterogeneous: ClassVar[bool] = False
+    travels: ClassVar[str]
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(
         self,
@@ -94,21 +144,30 @@ class Method(ABC):
         alpha: float = 16.0,
         target_modules: list[str] | None = None,
         head: HeadPolicy = "averaged",
+        client_ranks: ClientRanks | None = None,
     ) -> None:
         if rank < 1:
             raise ConfigurationError(f"method.rank must be at least 1, got {rank}")
         if alpha <= 0:
             raise ConfigurationError(f"method.alpha must be positive, got {alpha}")
         require_choice("method.head", head, HeadPolicy)
+        if client_ranks is not None and not self.heterogeneous:
+            raise ConfigurationError(
+                f"{type(self).__name__} is not defined for ranks that differ from client to client; leave "
+                "method.client_ranks out, or take a method that allows them (fedgram methods says which)"
+            )
+        if client_ranks is not None:
+            check_ranks(client_ranks, rank)
         self.rank = rank
         self.alpha = alpha
         self.target_modules = target_modules
         self.head = head
+        self.client_ranks = client_ranks
 
     @property
-    def frozen_fields(self) -> frozenset[str]:
-        """The fields that clients hold and do not train."""
-        return frozenset(field.name for field in self.fields if not field.trained)
+    def trained_fields(self) -> frozenset[str]:
+        """The fields that clients train."""
+        return frozenset(field.name for field in self.fields if field.trained)
 
     @property
     def shared_fields(self) -> frozenset[str]:
@@ -162,13 +221,35 @@ class Method(ABC):
             swap_heads(backbone)
         return {name: module for name, module in backbone.named_modules() if isinstance(module, ClientLayer)}
 
+    def server_start(self, model: State, clients: int) -> Layers:
+        """Return what the server remembers beside the model from round to round, at the start; nothing by default.
+
+        It is part of the server's state, under "server": all ranks have it, and checkpoints too; it is never sent, nor
+        loaded into the network.
+
+        Args:
+            model: adapter and head at the start.
+            clients: how many there are.
+
+        Returns:
+            Tensors by layer, or by "" where they are of no layer, and name.
+        """
+        return {}
+
     def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
         """Return what the server sends to one client of the cohort: the fields that are marked as going down."""
         return select(layers, [f.name for f in self.fields if f.down])
 
-    def upload(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        """Return what one client sends back after training: the fields that are marked as going up."""
-        return select(layers, [f.name for f in self.fields if f.up])
+    def upload(self, start: Layers, trained: Layers, client: int, info: RoundInfo) -> Layers:
+        """Return what one client sends back after training: the fields that are marked as going up.
+
+        Args:
+            start: what it started from.
+            trained: what it ended with.
+            client: who it is.
+            info: the round.
+        """
+        return select(trained, [f.name for f in self.fields if f.up])
 
     @abstractmethod
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
@@ -181,15 +262,47 @@ class Method(ABC):
         """Return figures about an aggregation, per layer; none by default."""
         return {}
 
+    def rank_of(self, server: State, client: int, info: RoundInfo) -> int:
+        """Return the rank of one client's adapters: that of the server, unless `client_ranks` says otherwise."""
+        if self.client_ranks is None:
+            return self.rank
+        return int(deal_ranks(self.client_ranks, self.rank, info.clients, info.seed)[client])
+
     def payload_down(self, server: State, client: int, info: RoundInfo) -> State:
         """Return all that the server sends to a client: the adapter's fields, and the head where it is averaged."""
         head = server["head"] if self.head == "averaged" else {}
-        return {"adapter": self.download(server["adapter"], client, info), "head": head}
+        adapters = self.download(server["adapter"], client, info)
+        return {"adapter": cut(adapters, self.fields, self.rank_of(server, client, info)), "head": head}
 
-    def payload_up(self, trained: State, client: int, info: RoundInfo) -> State:
+    def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
+        """Return the tensors that a client starts its local training with, but for those that all clients share.
+
+        All clients of a block have tensors of one shape: those of a lower rank are filled up with zeros.
+
+        Args:
+            server: the server's state. What a client knows from earlier rounds may be taken from here.
+            held: what the client holds: what the seed gave it, and in its place what it has kept.
+            payload: what it was sent.
+            client: who it is.
+            info: the round.
+        """
+        own = merge(held, self.without_shared(payload))
+        rank = self.rank_of(server, client, info)
+        return {**own, "adapter": fill_up(cut(own["adapter"], self.fields, rank), self.fields, self.rank)}
+
+    def phases(self, info: RoundInfo) -> tuple[Phase, ...]:
+        """Return the stretches of a client's local training; one by default, in which all that is trained is."""
+        return (Phase(self.trained_fields),)
+
+    def penalty(self, adapters: Layers) -> Float[Tensor, " C"] | None:
+        """Return what is added to the loss of each client of a block, of its tensors with a leading client axis."""
+        return None
+
+    def payload_up(self, server: State, start: State, trained: State, client: int, info: RoundInfo) -> State:
         """Return all that a client sends to the server."""
         head = trained["head"] if self.head == "averaged" else {}
-        return {"adapter": self.upload(trained["adapter"], client, info), "head": head}
+        adapters = self.upload(start["adapter"], trained["adapter"], client, info)
+        return {"adapter": cut(adapters, self.fields, self.rank_of(server, client, info)), "head": head}
 
     def kept(self, trained: State) -> State:
         """Return what stays with a client until it takes part again."""
@@ -197,17 +310,35 @@ class Method(ABC):
         fields = [f.name for f in self.fields if f.kept]
         return {"adapter": select(trained["adapter"], fields) if fields else {}, "head": head}
 
+    def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
+        """Return what the server reads of a client's payload: tensors of one form for all clients."""
+        return {**payload, "adapter": fill_up(payload["adapter"], self.fields, self.rank)}
+
+    def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
+        """Return the server's next state: the adapters aggregated, the heads averaged, and what it remembers."""
+        return {
+            "adapter": self.aggregate(server["adapter"], adapters, info),
+            "head": self.next_head(server["head"], heads),
+            "server": server["server"],
+        }
+
     def next_head(self, head: Layers, uploads: Uploads) -> Layers:
         """Return the server's next head: the weighted mean of the clients' where it is averaged."""
         return average(head, uploads) if self.head == "averaged" else head
 
+    def answer(self, server: State, client: int, info: RoundInfo) -> State | None:
+        """Return what the server sends to one client of the cohort once it has aggregated; nothing by default.
+
+        The client keeps it, beside or in the place of what `kept` says, so that its own model is that at once.
+        """
+        return None
+
+    def model(self, server: State) -> State:
+        """Return the model that the server stands for: adapter and head."""
+        return {part: server[part] for part in PARTS}
+
     def without_shared(self, state: State) -> State:
-        """Return a state without the fields that all clients hold in common."""
+        """Return adapter and head without the fields that all clients hold in common."""
         adapters = state["adapter"]
         own = {n: {f: t for f, t in layer.items() if f not in self.shared_fields} for n, layer in adapters.items()}
-        return {**state, "adapter": own}
-
-
-def select(layers: Layers, fields: Collection[str]) -> Layers:
-    """Return some fields of every layer."""
-    return {name: {field: layer[field] for field in fields} for name, layer in layers.items()}
+        return {"adapter": own, "head": state["head"]}

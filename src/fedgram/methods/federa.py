@@ -12,7 +12,8 @@ from fedgram.adapters import Adapter, LoraAdapter, lora_start
 from fedgram.adapters.base import frozen_weight
 from fedgram.errors import require_choice
 from fedgram.linalg import mean_product, singular_triplets, truncated_svd
-from fedgram.methods.base import Field, RoundInfo, select
+from fedgram.methods.base import Paper, RoundInfo
+from fedgram.methods.fields import Field, select
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layer, Layers
 from fedgram.uploads import Uploads, average
@@ -37,6 +38,10 @@ class FeDeRA(LoRAMethod):
             the mean product to rank r by an SVD in every round, as FLoRG's paper tells it.
         common: the settings of `Method`: rank, alpha, target_modules, head.
     """
+
+    paper = Paper("Yan et al.", 2024, "arXiv", "2404.18848")
+    travels = "A and B both ways"
+    variants = {"FeDeRA": {}, "FeDeRA-round": {"when": "round"}}  # noqa: RUF012
 
     def __init__(self, *, when: When = "init", **common: Any) -> None:
         super().__init__(**common)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fedgram.adapters import Adapter, LoraAdapter, lora_start
 from fedgram.errors import require_choice
 from fedgram.linalg import Product, deviation_basis
-from fedgram.methods.base import Field, RoundInfo, select
+from fedgram.methods.base import Paper, RoundInfo
+from fedgram.methods.fields import Field, select
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layer, Layers
 from fedgram.uploads import Uploads, average
@@ -36,6 +37,11 @@ class FedExLoRA(LoRAMethod):
             that missed a round, and where it is fewer numbers, as for many clients.
         common: the settings of `Method`: rank, alpha, target_modules, head.
     """
+
+    paper = Paper("Singhal et al.", 2024, "ACL 2025", "2410.09432")
+    exact = True
+    travels = "A and B up; A, B and the residual down"
+    variants = {"FedExLoRA": {}, "FedExLoRA-factored": {"residual": "factored"}}  # noqa: RUF012
 
     def __init__(self, *, residual: Residual = "dense", **common: Any) -> None:
         super().__init__(**common)

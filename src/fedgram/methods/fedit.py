@@ -1,6 +1,6 @@
 """FedIT: LoRA's A and B, each averaged (Zhang et al., Towards Building the Federated GPT, arXiv 2305.05644)."""
 
-from fedgram.methods.base import RoundInfo
+from fedgram.methods.base import Paper, RoundInfo
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layers
 from fedgram.uploads import Uploads, average
@@ -14,6 +14,10 @@ class FedIT(LoRAMethod):
     ΔW = s B A and Ā = Σ wₙ Aₙ, B̄ = Σ wₙ Bₙ. The mean of the products is not the product of the means: B̄ Ā misses
     Σ wₙ (Bₙ - B̄)(Aₙ - Ā), which is logged as ``aggregation_error``.
     """
+
+    paper = Paper("Zhang et al.", 2023, "ICASSP 2024", "2305.05644")
+    heterogeneous = True
+    travels = "A and B both ways"
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
         return average(layers, uploads)

@@ -3,7 +3,8 @@
 from typing import Any
 
 from fedgram.linalg import relative_change
-from fedgram.methods.base import Diagnostics, Field, HeadPolicy, RoundInfo
+from fedgram.methods.base import Diagnostics, HeadPolicy, Paper, RoundInfo
+from fedgram.methods.fields import Field
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layers
 from fedgram.uploads import Uploads, average
@@ -23,6 +24,8 @@ class FedSALoRA(LoRAMethod):
         common: the settings of `Method`: rank, alpha, target_modules.
     """
 
+    paper = Paper("Guo et al.", 2024, "ICLR 2025", "2410.01463")
+    travels = "A both ways"
     fields = (Field("A"), Field("B", down=False, up=False))
 
     def __init__(self, *, head: HeadPolicy = "local", **common: Any) -> None:

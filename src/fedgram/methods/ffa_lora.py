@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from fedgram.methods.base import Field, HeadPolicy, RoundInfo
+from fedgram.methods.base import HeadPolicy, Paper, RoundInfo
+from fedgram.methods.fields import Field
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layers
 from fedgram.uploads import Uploads, average
@@ -22,6 +23,9 @@ class FFALoRA(LoRAMethod):
         common: the settings of `Method`: rank, alpha, target_modules.
     """
 
+    paper = Paper("Sun et al.", 2024, "ICLR", "2403.12313")
+    exact = True
+    travels = "B both ways"
     fields = (Field("A", down=False, up=False, trained=False), Field("B"))
 
     def __init__(self, *, head: HeadPolicy = "frozen", **common: Any) -> None:

@@ -16,7 +16,8 @@ from fedgram.adapters import Adapter, GramAdapter, make_bases
 from fedgram.adapters.base import frozen_weight
 from fedgram.adapters.gram import Basis
 from fedgram.errors import ConfigurationError, require_choice
-from fedgram.methods.base import Diagnostics, Field, Method, RoundInfo
+from fedgram.methods.base import Diagnostics, Method, Paper, RoundInfo
+from fedgram.methods.fields import Field
 from fedgram.state import Layers
 from fedgram.uploads import Uploads
 
@@ -46,7 +47,11 @@ class FLoRG(Method):
         common: the settings of `Method`: rank, alpha, target_modules, head.
     """
 
-    fields = (Field("A"),)
+    paper = Paper("Meng, Tang, Wong", 2026, "arXiv", "2602.17095")
+    heterogeneous = True
+    travels = "A both ways"
+    variants = {"FLoRG": {}, "FLoRG-eigh": {"solver": "eigh"}}  # noqa: RUF012
+    fields = (Field("A", rank_axis=0),)
 
     def __init__(
         self,

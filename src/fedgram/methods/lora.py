@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, LoraAdapter, lora_start
 from fedgram.linalg import Product, mean_product, product_distance, product_norm, ratio, relative_change
-from fedgram.methods.base import Diagnostics, Field, Method
+from fedgram.methods.base import Diagnostics, Method
+from fedgram.methods.fields import Field
 from fedgram.state import Layer, Layers
 from fedgram.uploads import Uploads
 
@@ -15,7 +16,7 @@ __all__ = ["LoRAMethod"]
 class LoRAMethod(Method):
     """A method with ΔW = s B A, ``A: (r, d_in)`` and ``B: (d_out, r)``, which start as in PEFT: A random, B zero."""
 
-    fields: tuple[Field, ...] = (Field("A"), Field("B"))
+    fields: tuple[Field, ...] = (Field("A", rank_axis=0), Field("B", rank_axis=1))
 
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         return LoraAdapter(linear, self.rank, self.scale, lora_start(linear, self.rank, generator))
