@@ -16,8 +16,8 @@ from fedgram.sweep.command import make_parser as sweep_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 DOCS = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+BLOCKS = re.findall(r"```python\n(.*?)```", README + DOCS, re.DOTALL)
 COMMANDS = re.findall(r"^    (fedgram (?:[^\n]*\\\n)*[^\n]*)", README + DOCS, re.MULTILINE)
 
 
@@ -31,7 +31,8 @@ def test_links_lead_somewhere():
 
 
 @pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if re.match(r"fedgram (fit|prepare|cost) (?!.*(help|median_lora))", c)]
+    "command",
+    [c for c in COMMANDS if re.match(r"fedgram (fit|prepare|cost) (?!.*(help|median_lora|momentum_lora))", c)],
 )
 def test_commands_parse(command, monkeypatch, capsys):
     arguments = shlex.split(command.replace("\\\n", " "), comments=True)
@@ -56,13 +57,15 @@ def test_comparisons_parse(command):
     assert compare_parser().parse_args(shlex.split(command, comments=True)[2:]).runs
 
 
-def test_the_method_of_the_readme_runs(tiny_backbone, tiny_data, tmp_path, monkeypatch):
-    (code,) = [block for block in BLOCKS if "class MedianLoRA" in block]
-    (tmp_path / "median_lora.py").write_text(code)
+@pytest.mark.parametrize("name", ["MedianLoRA", "MomentumLoRA"])
+def test_a_method_of_the_documents_runs(name, tiny_backbone, tiny_data, tmp_path, monkeypatch):
+    (code,) = [block for block in BLOCKS if f"class {name}" in block]
+    module = re.match(r"# (\w+)\.py\n", code)[1]
+    (tmp_path / f"{module}.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     options = {
-        "method": "median_lora.MedianLoRA",
+        "method": f"{module}.{name}",
         "model": "TextClassification",
         "model.backbone": tiny_backbone,
         "data": "TextClassificationData",
@@ -74,7 +77,12 @@ def test_the_method_of_the_readme_runs(tiny_backbone, tiny_data, tmp_path, monke
     }
     monkeypatch.setattr(sys, "argv", ["fedgram", "fit", *(f"--{key}={value}" for key, value in options.items())])
     main()
-    assert (tmp_path / "runs/data-MedianLoRA/version_0/summary.json").exists()
+    assert (tmp_path / f"runs/data-{name}/version_0/summary.json").exists()
+
+
+def test_the_documented_method_has_the_length_that_is_told_of_it():
+    (code,) = [block for block in BLOCKS if "class MomentumLoRA" in block]
+    assert len(code.splitlines()) <= 45
 
 
 def test_the_python_of_the_readme_runs(tiny_backbone, tiny_data, tmp_path, monkeypatch, capsys):

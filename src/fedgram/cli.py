@@ -17,6 +17,7 @@ COMMANDS = {
     "fit": "fine-tune a model across clients",
     "prepare": "download, tokenise and check what fit needs, where there is a network",
     "cost": "tell what fit would cost: what is sent and computed, and memory",
+    "methods": "list the methods: papers, what travels, and how much for a backbone",
     "validate": "evaluate a run's model on the validation split",
     "test": "evaluate a run's model on the test split",
     "predict": "write a run's predictions to a CSV file",
@@ -45,6 +46,7 @@ examples:
   fedgram fit --config configs/quickstart.yaml --print_config
   fedgram fit --config configs/quickstart.yaml --ckpt_path last     go on with the newest run
   fedgram prepare --config configs/roberta_qnli.yaml                on the login node of a cluster
+  fedgram methods --config configs/quickstart.yaml
   fedgram cost --config configs/roberta_qnli.yaml --method all      in seconds, without weights or data
   fedgram test --config configs/quickstart.yaml --ckpt_path best
   fedgram sweep configs/sweeps/quickstart.yaml
@@ -62,6 +64,10 @@ def _dispatch(arguments: list[str]) -> None:
         from fedgram.sweep.command import main as sweep
 
         sweep(arguments[1:])
+    elif arguments[0] == "methods":
+        from fedgram.catalogue import main as methods
+
+        methods(arguments[1:])
     else:
         from fedgram.lightning_cli import run
 

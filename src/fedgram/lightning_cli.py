@@ -16,7 +16,7 @@ import fedgram
 from fedgram.callbacks import Callback
 from fedgram.comparison import Run
 from fedgram.comparison.overview import run_table
-from fedgram.cost import Estimate
+from fedgram.cost import Estimate, Size, every_method, find_traffic
 from fedgram.cost.tables import WIDTH, markdown, rich_tables
 from fedgram.data import FederatedData
 from fedgram.files import atomic_write
@@ -162,9 +162,9 @@ class FedgramCLI(LightningCLI):
 
 
 class _Question(FedgramCLI):
-    """Parses options of fit and keeps what `cost` tells of them."""
+    """Parses options of fit and keeps what it is asked of them."""
 
-    found: Estimate
+    found: Any
 
     def __init__(self, options: Sequence[str]) -> None:
         self._options = options
@@ -181,6 +181,23 @@ class _Question(FedgramCLI):
         self.found = self.trainer.cost(**kwargs)
 
 
+class _TrafficQuestion(_Question):
+    """Asks what is sent with every method, and for nothing that takes longer to tell."""
+
+    def cost(self, **kwargs: Any) -> None:
+        methods = every_method(kwargs["method"])
+        self.found = find_traffic(self.trainer, kwargs["model"], kwargs["datamodule"], methods)
+
+
+def traffic_of(options: Sequence[str]) -> dict[str, tuple[Size, Size]]:
+    """Return what one client sends and is sent in a round with every method, by options of fit.
+
+    Raises:
+        FedgramError: as for the commands.
+    """
+    return dict(_TrafficQuestion(options).found)
+
+
 def cost_of(options: Sequence[str]) -> Estimate:
     """Return what a run would cost that is given by options of fit.
 
@@ -191,7 +208,8 @@ def cost_of(options: Sequence[str]) -> Estimate:
     Raises:
         FedgramError: as for the commands.
     """
-    return _Question(options).found
+    found: Estimate = _Question(options).found
+    return found
 
 
 def _with_every_method(arguments: Sequence[str]) -> list[str]:

@@ -4,20 +4,20 @@ The real code runs on fake tensors (`fedgram.skeleton`), so that the figures are
 client_flops and server_flops for samples of one length.
 """
 
-import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-import fedgram.methods
+from fedgram.catalogue import known_methods
 from fedgram.cohort import cohort_size, local_step_count, sample
 from fedgram.cost.figures import Cost, Estimate, Memory, Setting, Size
+from fedgram.cost.traffic import Traffic
 from fedgram.data import FederatedData
 from fedgram.data.base import positive
 from fedgram.errors import ConfigurationError
@@ -25,35 +25,30 @@ from fedgram.flop_counter import countable
 from fedgram.flops import TrainingFlops, Work, training_flops
 from fedgram.hub import is_hub_name, why_offline
 from fedgram.memory import COPIES, held_bytes, saved_bytes
-from fedgram.methods import FLoRG, Method, RoundInfo
+from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.models.sources import find_source, shape_of
 from fedgram.network import ClientNetwork
-from fedgram.server_flops import aggregation, server_flops
+from fedgram.server_flops import server_flops
 from fedgram.setup import WEIGHTS
 from fedgram.skeleton import batch_of, client_start, cut, equal_layers, longest_sample, skeleton
-from fedgram.state import State, split
+from fedgram.state import split
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from fedgram.trainer import FederatedTrainer
 
-__all__ = ["estimate", "every_method"]
-
-_NOTHING: State = {"adapter": {}, "head": {}}
+__all__ = ["estimate", "every_method", "find_traffic"]
 
 
 def every_method(like: Method) -> dict[str, Method]:
     """Return every method by name, with its defaults, but for rank, alpha and target_modules: those of another."""
     common = {"rank": like.rank, "alpha": like.alpha, "target_modules": like.target_modules}
-    kinds: list[Any] = [
-        kind for kind in vars(fedgram.methods).values() if inspect.isclass(kind) and issubclass(kind, Method)
-    ]
+    kinds: list[Any] = list(known_methods())
     return {
         name: kind(**common, **settings)
-        for kind in sorted(kinds, key=lambda kind: kind is not FLoRG)
-        if not inspect.isabstract(kind)
+        for kind in kinds
         for name, settings in (kind.variants or {kind.__name__: {}}).items()
     }
 
@@ -82,11 +77,37 @@ def estimate(
         ConfigurationError: a setting is out of range, or a method does not fit the backbone.
         NotCountableError: a backbone or a method can't be run on fake tensors.
     """
+    config, setting = describe(trainer, model, data, tokens, labels, samples)
+    about = _About(trainer, model, config, setting, list(_cohorts(setting, trainer.seed)))
+    return Estimate(setting, tuple(_cost(name, method, about) for name, method in methods.items()))
+
+
+def find_traffic(
+    trainer: "FederatedTrainer", model: FederatedTask, data: FederatedData, methods: Mapping[str, Method]
+) -> dict[str, tuple[Size, Size]]:
+    """Return what one client sends and is sent in a round after the first, for each of some methods by name."""
+    config, setting = describe(trainer, model, data)
+    found = {}
+    for name, method in methods.items():
+        with countable(f"{name} on {model.backbone!r}"), skeleton(model, config, method) as network:
+            found[name] = Traffic.of(method, network, setting, trainer.seed).usual()
+    return found
+
+
+def describe(
+    trainer: "FederatedTrainer",
+    model: FederatedTask,
+    data: FederatedData,
+    tokens: int | None = None,
+    labels: int | None = None,
+    samples: int | None = None,
+) -> tuple["PretrainedConfig", Setting]:
+    """Return the backbone's configuration, and what costs depend on besides the method; arguments as of `estimate`."""
     labels = positive("labels", labels) or _labels_of(data)
     config, shape = _config(model, labels)
     samples = positive("samples", samples) or data.known_samples
     auto = trainer.clients_per_block == "auto"
-    setting = Setting(
+    return config, Setting(
         backbone=model.backbone,
         shape=shape,
         data=data.name,
@@ -102,8 +123,6 @@ def estimate(
         auto=auto,
         precision=trainer.precision,
     )
-    about = _About(trainer, model, config, setting, list(_cohorts(setting, trainer.seed)))
-    return Estimate(setting, tuple(_cost(name, method, about) for name, method in methods.items()))
 
 
 def _tokens(model: FederatedTask, config: "PretrainedConfig", asked: int | None, most: int) -> int:
@@ -182,12 +201,10 @@ def _cost(name: str, method: Method, about: _About) -> Cost:
     setting, model, config = about.setting, about.model, about.config
     flops = training_flops(model, config, method, setting.tokens, setting.clients)
     with countable(f"{name} on {model.backbone!r}"), skeleton(model, config, method, *about.types) as network:
-        start = network.initial_state()
-        first = {**start, "server": method.server_start(start, setting.clients)}
-        later = _after_a_round(method, network, start, setting)
-        traffic = _Traffic(method, _without_numbers(first), later, setting, about.trainer.seed)
-        own = client_start(method, start, setting.clients)
-        trained, up = Size.of(split(own, method.trained_fields)[0]), traffic.up(1, 0)
+        traffic = Traffic.of(method, network, setting, about.trainer.seed)
+        own = client_start(method, network.initial_state(), setting.clients)
+        trained = Size.of(split(own, method.trained_fields)[0])
+        up, down = traffic.usual()
         server = server_flops(method, network.layers, setting.clients, setting.cohort)
         held, kept = _held_and_kept(network, setting)
     all_up, all_down = traffic.of_all(about.cohorts)
@@ -196,7 +213,7 @@ def _cost(name: str, method: Method, about: _About) -> Cost:
         trained=trained,
         up=up,
         down_first=traffic.down(1, 0),
-        down=traffic.down(2, 1),
+        down=down,
         all_up=all_up,
         all_down=all_down,
         step_flops=flops.of(_work(setting, 1)),
@@ -246,87 +263,3 @@ def _held_and_kept(network: ClientNetwork, setting: Setting) -> tuple[int, int]:
     one = found()
     held, kept = (first + (depth - 1) * (second - first) for first, second in zip(one, two, strict=True))
     return held, kept
-
-
-def _after_a_round(method: Method, network: ClientNetwork, start: State, setting: Setting) -> State:
-    """Return what the server holds once it has aggregated, in tensors without numbers."""
-    adapters = {name: layer for name, layer in network.layers.items() if layer.part == "adapter"}
-    sizes = {name: (layer.d_in, layer.d_out) for name, layer in adapters.items()}
-    found = {size: aggregation(method, *size, setting.clients, setting.cohort) for size in set(sizes.values())}
-    after: State = {"adapter": {}, "head": _without_numbers(start)["head"], "server": {}}
-    for name, size in sizes.items():
-        for (part, field), shape in found[size].shapes.items():
-            tensor = torch.empty(shape, dtype=network.dtype, device="meta")
-            after[part].setdefault(name, {})[field] = tensor
-    for each in found.values():
-        after["server"].setdefault("", each.remembered)
-    return after
-
-
-def _without_numbers(state: State) -> State:
-    """Return tensors without numbers; what the server remembers of no layer, which may say who is sent what, as is."""
-    return {
-        part: {
-            name: {f: torch.empty(t.shape, dtype=t.dtype, device="meta") if name else t for f, t in layer.items()}
-            for name, layer in layers.items()
-        }
-        for part, layers in state.items()
-    }
-
-
-@dataclass(frozen=True)
-class _Traffic:
-    """What a method's payloads are: those of its own code, of tensors without numbers.
-
-    Attributes:
-        method: the method.
-        start: what the server holds in the first round.
-        later: what it holds in all others.
-        setting: of the run.
-        seed: of the run.
-    """
-
-    method: Method
-    start: State
-    later: State
-    setting: Setting
-    seed: int
-
-    def down(self, number: int, last: int) -> Size:
-        """Return what a client is sent in a round, that has last taken part in another: the mean over clients."""
-        server, info = self._held(number), self._info(number, last)
-        return self._mean(info, lambda client: self.method.payload_down(server, client, info)) + self._mean(
-            info, lambda client: self.method.answer(self.later, client, info) or _NOTHING
-        )
-
-    def up(self, number: int, last: int) -> Size:
-        """Return what it sends."""
-        server, info = self._held(number), self._info(number, last)
-        return self._mean(info, lambda client: self._sent(server, client, info))
-
-    def _sent(self, server: State, client: int, info: RoundInfo) -> State:
-        held, payload = self.method.without_shared(self.start), self.method.payload_down(server, client, info)
-        start = self.method.start(server, held, payload, client, info)
-        return self.method.payload_up(server, start, start, client, info)
-
-    def _mean(self, info: RoundInfo, payload: Callable[[int], State]) -> Size:
-        """Return the mean size of some payload over the clients of a round, where they are not all alike."""
-        if self.method.client_ranks is None:
-            return Size.of(payload(0))
-        sizes = [Size.of(payload(client)) for client in info.cohort]
-        return Size(*(round(sum(column) / len(sizes)) for column in zip(*map(astuple, sizes), strict=True)))
-
-    def of_all(self, cohorts: Sequence[Counter[int]]) -> tuple[Size, Size]:
-        """Return what all clients send in all rounds, and what they are sent."""
-        up, down = Size(), Size()
-        for number, cohort in enumerate(cohorts, 1):
-            for last, count in cohort.items():
-                up += self.up(number, last) * count
-                down += self.down(number, last) * count
-        return up, down
-
-    def _held(self, number: int) -> State:
-        return self.start if number == 1 else self.later
-
-    def _info(self, number: int, last: int) -> RoundInfo:
-        return RoundInfo(number, self.seed, dict.fromkeys(range(self.setting.cohort), last), self.setting.clients)

@@ -1,6 +1,6 @@
 """Estimates of costs as tables: on a terminal, and in Markdown."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ from fedgram.cost.figures import Cost, Estimate, Setting, Size
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["WIDTH", "header", "markdown", "rich_tables", "short"]
+__all__ = ["WIDTH", "header", "markdown", "markdown_table", "rich_tables", "short"]
 
 _UNKNOWN = "-"
 WIDTH = 100
@@ -142,10 +142,11 @@ def markdown(estimate: Estimate) -> list[str]:
     for title, columns in _tables(estimate.setting).items():
         heads = [f"{column.over} {column.head}".strip() for column in columns]
         rows = [[cost.method, *(column.cell(cost) for column in columns)] for cost in estimate.costs]
-        lines += ["", f"**{title[0].upper()}{title[1:]}**", "", *_markdown_table(["method", *heads], rows)]
+        lines += ["", f"**{title[0].upper()}{title[1:]}**", "", *markdown_table(["method", *heads], rows, heads)]
     return [*lines, "", *(f"- {note}" for note in _notes(estimate.setting))]
 
 
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = "|---|" + "---:|" * (len(head) - 1)
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[str]) -> list[str]:
+    """Return the lines of a table, of which some columns, by their heads, hold numbers."""
+    rule = "|" + "".join("---:|" if name in numbers else "---|" for name in head)
     return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]

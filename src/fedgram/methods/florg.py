@@ -47,7 +47,7 @@ class FLoRG(Method):
         common: the settings of `Method`: rank, alpha, target_modules, head.
     """
 
-    paper = Paper("Meng, Tang, Wong", 2026, "arXiv", "2602.17095")
+    paper = Paper("Meng et al.", 2026, "arXiv", "2602.17095")
     heterogeneous = True
     travels = "A both ways"
     variants = {"FLoRG": {}, "FLoRG-eigh": {"solver": "eigh"}}  # noqa: RUF012
