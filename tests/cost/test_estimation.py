@@ -1,7 +1,6 @@
 """What is told before a run, against what the run then says."""
 
 import inspect
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -262,10 +261,14 @@ def test_cohorts_are_those_of_the_run(ask):
     setting = ask(rounds=6, participation=2).setting
     assert (setting.cohort, setting.rounds) == (2, 6)
     found = list(_cohorts(setting, seed=0))
-    assert found[0] == Counter({0: 2})
-    assert all(sum(cohort.values()) == 2 for cohort in found)
-    assert sum(cohort[0] for cohort in found) <= 5  # nobody comes new twice
-    assert any(min(cohort) not in (0, number - 1) for number, cohort in enumerate(found, 1))
+    assert set(found[0].values()) == {0}
+    assert all(len(cohort) == 2 for cohort in found)
+    newcomers = [client for cohort in found for client, last in cohort.items() if not last]
+    assert len(newcomers) == len(set(newcomers)) <= 5
+    for number, cohort in enumerate(found, 1):
+        assert all(not last or client in found[last - 1] for client, last in cohort.items())
+        assert max(cohort.values()) < number
+    assert any(last not in (0, number - 1) for number, cohort in enumerate(found, 1) for last in cohort.values())
 
 
 def test_of_other_seeds_newcomers_come_at_other_times(ask):

@@ -5,7 +5,6 @@ client_flops and server_flops for samples of one length.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -166,16 +165,12 @@ def _local_steps(trainer: "FederatedTrainer", samples: int | None, batch_size: i
     return local_step_count(share, batch_size, trainer.local_epochs, trainer.local_steps)
 
 
-def _cohorts(setting: Setting, seed: int) -> Iterator[Counter[int]]:
-    """Yield, for every round, how many of its clients have last taken part in which: those of the run itself.
-
-    What matters is whether a client comes new, has missed no round, or some; so of the latter all have number 1.
-    """
+def _cohorts(setting: Setting, seed: int) -> Iterator[dict[int, int]]:
+    """Yield, for every round, its clients with the round that each has last taken part in: those of the run itself."""
     last = np.zeros(setting.clients, np.int32)
     for number in range(1, setting.rounds + 1):
         cohort = np.array(sample(seed, number, setting.clients, setting.cohort))
-        before = last[cohort]
-        yield Counter(np.where(before == number - 1, before, np.minimum(before, 1)).tolist())
+        yield dict(zip(cohort.tolist(), last[cohort].tolist(), strict=True))
         last[cohort] = number
 
 
@@ -187,7 +182,7 @@ class _About:
     model: FederatedTask
     config: "PretrainedConfig"
     setting: Setting
-    cohorts: Sequence[Counter[int]]
+    cohorts: Sequence[Mapping[int, int]]
 
     @property
     def types(self) -> tuple[torch.dtype, torch.dtype]:

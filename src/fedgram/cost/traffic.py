@@ -1,13 +1,15 @@
 """What a method's payloads are, of its own code run on tensors without numbers."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
+import numpy as np
 import torch
 
 from fedgram.cost.figures import Setting, Size
 from fedgram.methods import Method, RoundInfo
+from fedgram.methods.ranks import deal_ranks
 from fedgram.network import ClientNetwork
 from fedgram.server_flops import aggregation
 from fedgram.state import State
@@ -76,42 +78,66 @@ class Traffic:
         up, down = (_mean([way(number, number - 1) for number in (2, 3)]) for way in (self.up, self.down))
         return up, down
 
+    def of_all(self, cohorts: Sequence[Mapping[int, int]]) -> tuple[Size, Size]:
+        """Return what all clients send in all rounds, and what they are sent.
+
+        Args:
+            cohorts: for every round, its clients with the round that each has last taken part in.
+        """
+        up, down = Size(), Size()
+        for number, cohort in enumerate(cohorts, 1):
+            kinds = Counter((self._like(client), self._told_apart(number, last)) for client, last in cohort.items())
+            for (client, last), count in kinds.items():
+                up += self._up(client, number, last) * count
+                down += self._down(client, number, last) * count
+        return up, down
+
     def down(self, number: int, last: int) -> Size:
         """Return what a client is sent in a round, that has last taken part in another: the mean over clients."""
-        server, info = self._held(number), self._info(number, last)
-        sent = self._mean_size(info, lambda client: self.method.payload_down(server, client, info))
-        return sent + self._mean_size(info, lambda client: self.method.answer(self.later, client, info) or _NOTHING)
+        return self._over_clients(lambda client: self._down(client, number, last))
 
     def up(self, number: int, last: int) -> Size:
         """Return what it sends."""
-        server, info = self._held(number), self._info(number, last)
-        return self._mean_size(info, lambda client: self._sent(server, client, info))
+        return self._over_clients(lambda client: self._up(client, number, last))
 
-    def _sent(self, server: State, client: int, info: RoundInfo) -> State:
+    def _down(self, client: int, number: int, last: int) -> Size:
+        """Return what one client is sent, before it trains and at the end of the round."""
+        server, info = self._held(number), self._info(client, number, last)
+        answer = self.method.answer(self.later, client, info) or _NOTHING
+        return Size.of(self.method.payload_down(server, client, info)) + Size.of(answer)
+
+    def _up(self, client: int, number: int, last: int) -> Size:
+        """Return what one client sends."""
+        server, info = self._held(number), self._info(client, number, last)
         held, payload = self.method.without_shared(self.start), self.method.payload_down(server, client, info)
         start = self.method.start(server, held, payload, client, info)
-        return self.method.payload_up(server, start, start, client, info)
+        return Size.of(self.method.payload_up(server, start, start, client, info))
 
-    def _mean_size(self, info: RoundInfo, payload: Callable[[int], State]) -> Size:
-        """Return the mean size of some payload over the clients of a round, where they are not all alike."""
+    def _over_clients(self, size: Callable[[int], Size]) -> Size:
+        """Return the mean over as many clients as a round has, the first ones."""
+        kinds = Counter(map(self._like, range(self.setting.cohort)))
+        return _mean([each for client, count in kinds.items() for each in [size(client)] * count])
+
+    def _like(self, client: int) -> int:
+        """Return the first client whose payloads are as large as those of another: one of its rank."""
         if self.method.client_ranks is None:
-            return Size.of(payload(0))
-        return _mean([Size.of(payload(client)) for client in info.cohort])
+            return 0
+        ranks = deal_ranks(self.method.client_ranks, self.method.rank, self.setting.clients, self.seed)
+        return int(np.flatnonzero(ranks == ranks[client])[0])
 
-    def of_all(self, cohorts: Sequence[Counter[int]]) -> tuple[Size, Size]:
-        """Return what all clients send in all rounds, and what they are sent."""
-        up, down = Size(), Size()
-        for number, cohort in enumerate(cohorts, 1):
-            for last, count in cohort.items():
-                up += self.up(number, last) * count
-                down += self.down(number, last) * count
-        return up, down
+    def _told_apart(self, number: int, last: int) -> int:
+        """Return a last round that stands for all after which a client is sent as much.
+
+        To most methods it matters whether a client comes new, has missed no round, or some: then it is 1.
+        """
+        return last if self.method.catches_up or last == number - 1 else min(last, 1)
 
     def _held(self, number: int) -> State:
         return self.start if number == 1 else self.later
 
-    def _info(self, number: int, last: int) -> RoundInfo:
-        return RoundInfo(number, self.seed, dict.fromkeys(range(self.setting.cohort), last), self.setting.clients)
+    def _info(self, client: int, number: int, last: int) -> RoundInfo:
+        cohort = dict.fromkeys(range(self.setting.cohort), last) | {client: last}
+        return RoundInfo(number, self.seed, cohort, self.setting.clients)
 
 
 def _mean(sizes: Sequence[Size]) -> Size:
