@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedgram.data import GLUE, IID, Dirichlet, Quickstart, SQuAD, TextClassificationData
-    from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method
+    from fedgram.methods import (
+        FeDeRA,
+        FedExLoRA,
+        FedIT,
+        FedRotLoRA,
+        FedSALoRA,
+        FedSVD,
+        FFALoRA,
+        FLoRANA,
+        FLoRG,
+        LoRAFAIR,
+        Method,
+    )
     from fedgram.models import QuestionAnswering, TextClassification
     from fedgram.optim import SGD, AdamW
     from fedgram.trainer import FederatedTrainer
@@ -17,14 +29,18 @@ _HOMES = {
     "AdamW": "optim",
     "Dirichlet": "data",
     "FFALoRA": "methods",
+    "FLoRANA": "methods",
     "FLoRG": "methods",
     "FeDeRA": "methods",
     "FedExLoRA": "methods",
     "FedIT": "methods",
+    "FedRotLoRA": "methods",
     "FedSALoRA": "methods",
+    "FedSVD": "methods",
     "FederatedTrainer": "trainer",
     "GLUE": "data",
     "IID": "data",
+    "LoRAFAIR": "methods",
     "Method": "methods",
     "QuestionAnswering": "models",
     "Quickstart": "data",
@@ -40,12 +56,16 @@ __all__ = [
     "AdamW",
     "Dirichlet",
     "FFALoRA",
+    "FLoRANA",
     "FLoRG",
     "FeDeRA",
     "FedExLoRA",
     "FedIT",
+    "FedRotLoRA",
     "FedSALoRA",
+    "FedSVD",
     "FederatedTrainer",
+    "LoRAFAIR",
     "Method",
     "QuestionAnswering",
     "Quickstart",

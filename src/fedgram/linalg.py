@@ -29,6 +29,7 @@ __all__ = [
     "in_common_basis",
     "matrix_rank",
     "mean_product",
+    "nearest_rotation",
     "nonzero",
     "polar",
     "procrustes",
@@ -193,6 +194,33 @@ def polar(M: Float[Tensor, "m n"], floor: Float[Tensor, ""] | float = 0.0) -> Fl
     keep = nonzero(singular, max(M.shape)) & (singular > floor)
     # Multiplied rather than indexed: U Vᵀ has the same shape whatever the rank, and no device has to wait for it.
     return (U * keep) @ Vh
+
+
+def nearest_rotation(M: Float[Tensor, "r r"]) -> Float[Tensor, "r r"]:
+    """Return the rotation R, RᵀR = I and det R = 1, that is nearest to M, and so maximises Tr(RᵀM).
+
+    With M = U Σ Vᵀ, σ in descending order, R = U diag(1, …, 1, det(U Vᵀ)) Vᵀ. Where that is not unique, as for a
+    singular M, the one nearest to the identity is taken: a solver's choice of vectors would be an arbitrary rotation.
+
+    Args:
+        M: (r, r), also of zeros, for which R = I.
+
+    References:
+        Kabsch: A solution for the best rotation to relate two sets of vectors (Acta Crystallographica A 32, 1976),
+        doi:10.1107/S0567739476001873.
+
+    >>> nearest_rotation(torch.diag(torch.tensor([-3.0, 2.0, 1.0])))
+    tensor([[-1.,  0.,  0.],
+            [ 0.,  1.,  0.],
+            [ 0.,  0., -1.]], dtype=torch.float64)
+    """
+    M = M.double()
+    # Far above rounding, so that it decides where M does not; far below anything that M does decide.
+    hint = _EPS ** (3 / 4) * torch.linalg.matrix_norm(M)
+    hint = torch.where(hint == 0, 1.0, hint)
+    U, _, Vh = torch.linalg.svd(M + hint * torch.eye(M.shape[0], dtype=M.dtype, device=M.device))
+    proper = torch.linalg.det(U @ Vh).sign()
+    return torch.cat([U[:, :-1], U[:, -1:] * proper], dim=1) @ Vh
 
 
 def procrustes(target: Float[Tensor, "r k"], factor: Float[Tensor, "r2 k"]) -> Float[Tensor, "r r2"]:

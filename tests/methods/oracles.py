@@ -68,3 +68,74 @@ def florg_top(server, clients, weights):
 
 def florg_top_aligned(server, clients, weights):
     return {"A": align(server["A"], florg_top(server, clients, weights)["A"])}
+
+
+def fedsvd(server, clients, weights):
+    """The singular value decomposition of the mean product, A with orthonormal rows."""
+    U, values, Vh = np.linalg.svd(mean_product(clients, weights), full_matrices=False)
+    r = len(server["A"])
+    return {"A": Vh[:r], "B": U[:, :r] * values[:r]}
+
+
+def nearest_mixtures(layers, weights, sweeps):
+    """P and Q of alternating least squares on products that are multiplied out, for layers that share them."""
+    P = Q = np.array(weights)
+
+    def change(of_P, P, Q):
+        columns, missed = [], []
+        for clients in layers:
+            Bs, As = (np.array([c[f] for c in clients]) for f in ("B", "A"))
+            B, A = (np.tensordot(Q if of_P else P, Bs, 1), np.tensordot(P if of_P else Q, As, 1))
+            parts = [B @ own for own in As] if of_P else [own @ A for own in Bs]
+            columns.append(np.array([part.ravel() for part in parts]))
+            missed.append((mean_product(clients, weights) - B @ A).ravel())
+        return np.linalg.lstsq(np.concatenate(columns, axis=1).T, np.concatenate(missed), rcond=1e-12)[0]
+
+    for _ in range(sweeps):
+        P = P + change(True, P, Q)
+        Q = Q + change(False, Q, P)
+    return P, Q
+
+
+def mixed(clients, weights, field):
+    return np.tensordot(weights, np.array([c[field] for c in clients]), 1)
+
+
+def flora_na_of(layers, weights, sweeps):
+    """B̂ and Â of several layers, of the lengths that the means have."""
+    P, Q = nearest_mixtures(layers, weights, sweeps)
+    found = [{"A": mixed(clients, P, "A"), "B": mixed(clients, Q, "B")} for clients in layers]
+    means = [{f: mixed(clients, weights, f) for f in ("A", "B")} for clients in layers]
+    (a, b), (a_mean, b_mean) = (
+        [np.sqrt(sum(np.sum(own[f] ** 2) for own in each)) for f in ("A", "B")] for each in (found, means)
+    )
+    c = np.sqrt(b * a_mean / (a * b_mean)) if a * b * a_mean * b_mean > 0 else 1.0
+    if sum(np.sum(own["A"] * mean["A"]) for own, mean in zip(found, means, strict=True)) < 0:
+        c = -c
+    return [{"A": c * own["A"], "B": own["B"] / c} for own in found]
+
+
+def flora_na(server, clients, weights, sweeps=20):
+    return flora_na_of([clients], weights, sweeps)[0]
+
+
+def lora_fair_l2(server, clients, weights, lam=0.01):
+    """Ridge regression of what the means miss on the rows of the mean of A."""
+    means = fedit({"A": 0, "B": 0}, clients, weights)
+    A = means["A"]
+    missed = mean_product(clients, weights) - means["B"] @ A
+    return {"A": A, "B": means["B"] + missed @ A.T @ np.linalg.inv(A @ A.T + lam * np.eye(len(A)))}
+
+
+def lora_fair(server, clients, weights, lam=0.01, lr=0.05, steps=40, relative=True, start=0.0):
+    """Descent on 1 - cos(T, X) + lam ||D||^2 with X = (B + D) A, by gradients on products that are multiplied out."""
+    means = fedit({"A": 0, "B": 0}, clients, weights)
+    A, B, T = means["A"], means["B"], mean_product(clients, weights)
+    unit = np.linalg.norm(B @ A) if relative and np.linalg.norm(B @ A) > 0 else 1.0
+    D = start / unit + np.zeros_like(B)
+    for _ in range(steps):
+        X = (B / unit + D) @ A
+        t, x = np.linalg.norm(T), np.linalg.norm(X)
+        slope = (np.sum(T * X) / (t * x**3) * X - T / (t * x)) @ A.T if t * x > 0 else 0.0
+        D = D - lr * (slope + 2 * lam * D)
+    return {"A": A, "B": B + unit * D}

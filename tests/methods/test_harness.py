@@ -14,7 +14,20 @@ from fedgram.checkpoint import Checkpoint, load, save
 from fedgram.collectives import Ranks
 from fedgram.errors import TrainingError
 from fedgram.ledger import Ledger, Traffic
-from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoundInfo
+from fedgram.methods import (
+    FeDeRA,
+    FedExLoRA,
+    FedIT,
+    FedRotLoRA,
+    FedSALoRA,
+    FedSVD,
+    FFALoRA,
+    FLoRANA,
+    FLoRG,
+    LoRAFAIR,
+    Method,
+    RoundInfo,
+)
 from fedgram.seeding import torch_generator
 from fedgram.state import flatten, split, state_hash
 from fedgram.uploads import Uploads
@@ -82,6 +95,15 @@ METHODS = {
     "FLoRG-kaiming": florg(oracles.florg, basis="kaiming"),
     "FLoRG-svd": florg(oracles.florg, basis="svd", preserve_start=False),
     "FLoRG-identity": florg(oracles.florg, basis="identity"),
+    "FLoRANA": Case(partial(FLoRANA, rank=2), oracles.flora_na),
+    "LoRAFAIR": Case(partial(LoRAFAIR, rank=2, steps=40, lr=0.05), oracles.lora_fair),
+    "LoRAFAIR-absolute": Case(
+        partial(LoRAFAIR, rank=2, steps=40, lr=0.05, relative=False), partial(oracles.lora_fair, relative=False)
+    ),
+    "LoRAFAIR-l2": Case(partial(LoRAFAIR, rank=2, mode="l2"), oracles.lora_fair_l2),
+    "FedRotLoRA": Case(partial(FedRotLoRA, rank=2), oracles.fedit),
+    "FedSVD": Case(partial(FedSVD, rank=2), oracles.fedsvd, product),
+    "FedSVD-2": Case(partial(FedSVD, rank=2, every=2), oracles.ffa_lora),  # the third round decomposes nothing
 }
 
 

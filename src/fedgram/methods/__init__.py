@@ -4,21 +4,29 @@ from fedgram.methods.base import Diagnostics, Method, Paper, Phase, RoundInfo
 from fedgram.methods.federa import FeDeRA
 from fedgram.methods.fedex_lora import FedExLoRA
 from fedgram.methods.fedit import FedIT
+from fedgram.methods.fedrot_lora import FedRotLoRA
 from fedgram.methods.fedsa_lora import FedSALoRA
+from fedgram.methods.fedsvd import FedSVD
 from fedgram.methods.ffa_lora import FFALoRA
 from fedgram.methods.fields import Field
+from fedgram.methods.flora_na import FLoRANA
 from fedgram.methods.florg import FLoRG
 from fedgram.methods.lora import LoRAMethod
+from fedgram.methods.lora_fair import LoRAFAIR
 
 __all__ = [
     "Diagnostics",
     "FFALoRA",
+    "FLoRANA",
     "FLoRG",
     "FeDeRA",
     "FedExLoRA",
     "FedIT",
+    "FedRotLoRA",
     "FedSALoRA",
+    "FedSVD",
     "Field",
+    "LoRAFAIR",
     "LoRAMethod",
     "Method",
     "Paper",
