@@ -192,6 +192,32 @@ def test_polar_counts_what_is_below_the_floor_as_zero():
     close(linalg.polar(M, floor=1e-2), np.diag([1.0, 0.0]))
 
 
+@pytest.mark.parametrize("r", [1, 2, 3, 5])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_nearest_rotation_is_the_best_of_all(r, sign):
+    random = rng(12)
+    U, V = orthogonal(r, random), orthogonal(r, random)
+    U[:, 0] *= sign * np.linalg.det(U @ V)  # det M > 0, or < 0, where a reflection would be nearer
+    values = np.linspace(3, 1, r)
+    M = U * values @ V
+    R = linalg.nearest_rotation(t(M)).numpy()
+    assert np.allclose(R.T @ R, np.eye(r), atol=1e-12)
+    assert np.linalg.det(R) == pytest.approx(1)
+    best = np.trace(R.T @ M)
+    assert best == pytest.approx(values.sum() - (sign < 0) * 2 * values[-1], abs=1e-10)
+    for _ in range(200):
+        other = orthogonal(r, random)
+        other[:, 0] *= np.linalg.det(other)
+        assert np.trace(other.T @ M) <= best + 1e-10
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_the_nearest_rotation_turns_nothing_that_it_is_not_told_to(rank):
+    """All rotations that agree on the range of a semi-definite M are as near to it; only one is the identity."""
+    half = deficient(4, 4, rank, rng(13))
+    close(linalg.nearest_rotation(t(half @ half.T)), np.eye(4), 1e-3)
+
+
 @pytest.mark.parametrize(("r", "k"), [(3, 8), (4, 4), (2, 5)])
 def test_procrustes_recovers_a_rotation(r, k):
     random = rng(8)

@@ -45,8 +45,8 @@ class FLoRANA(LoRAMethod):
     Args:
         scope: "layer" solves for a P and a Q of every layer; "model" for one pair for all layers, which has a larger
             error and no less traffic, as P and Q never leave the server. The paper does not say which it means.
-        sweeps: how often P and Q are solved for in turn. Unrelated factors took less than 20 to converge, those of
-            clients that started from one model 3.
+        sweeps: how often P and Q are solved for in turn. For clients that started from one model 5 are enough; for
+            random factors that have nothing in common more than 20 would gain about a thousandth.
         common: the settings of `Method`: rank, alpha, target_modules, head, client_ranks.
     """
 
