@@ -95,7 +95,8 @@ class LoRAFAIR(LoRAMethod):
         if self.mode == "l2":
             corrections = {name: self._by_least_squares(mean, targets[name]) for name, mean in means.items()}
         else:
-            corrections = self._by_descent(means, targets, uploads, info)
+            lengths = {name: _length(name, layer, uploads) for name, layer in layers.items()}
+            corrections = self._by_descent(means, targets, lengths, info)
         corrected = {name: {"A": mean["A"], "B": mean["B"] + corrections[name]} for name, mean in means.items()}
         return {name: {f: corrected[name][f].to(old) for f, old in layer.items()} for name, layer in layers.items()}
 
@@ -106,7 +107,7 @@ class LoRAFAIR(LoRAMethod):
         rounding = torch.finfo(G.dtype).eps * max(mean["A"].shape)
         return (H - mean["B"] @ G) @ torch.linalg.pinv(held, hermitian=True, rtol=rounding)
 
-    def _by_descent(self, means: Layers, targets: Layer, uploads: Uploads, info: RoundInfo) -> Layer:
+    def _by_descent(self, means: Layers, targets: Layer, lengths: Layer, info: RoundInfo) -> Layer:
         """Return ΔB of every layer, by descent in the columns of K = [B̄, H], and of ΔB's start where that is not zero.
 
         B̄ + ΔB = K C from the first step to the last, as the gradient is a combination of columns of H and of B̄ + ΔB. So
@@ -115,7 +116,7 @@ class LoRAFAIR(LoRAMethod):
         Ks = {name: self._columns(name, mean["B"], targets[name], info) for name, mean in means.items()}
         S = torch.stack([K.mT @ K for K in Ks.values()])
         G = torch.stack([mean["A"] @ mean["A"].mT for mean in means.values()])
-        length = torch.stack([_length(name, mean, uploads) for name, mean in means.items()])
+        length = torch.stack(list(lengths.values()))
         if self.relative:
             unit = (S[:, : self.rank, : self.rank] * G).sum((1, 2)).sqrt()  # ‖B̄ Ā‖
             unit = torch.where(unit > 0, unit, 1.0)
@@ -162,7 +163,7 @@ def _target(name: str, mean: Layer, uploads: Uploads) -> Float[Tensor, "d_out r"
     return uploads.mean(name, lambda sent: sent["B"].double() @ (sent["A"].double() @ mean["A"].mT), mean["B"])
 
 
-def _length(name: str, mean: Layer, uploads: Uploads) -> Float[Tensor, ""]:
+def _length(name: str, layer: Layer, uploads: Uploads) -> Float[Tensor, ""]:
     """Return ‖T‖."""
-    Bs, As = (uploads.stack(name, field, mean[field]) for field in ("B", "A"))
+    Bs, As = (uploads.stack(name, field, layer[field]) for field in ("B", "A"))
     return product_norm(*mean_product(Bs, As, uploads.weights))
