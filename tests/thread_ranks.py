@@ -25,14 +25,21 @@ class ThreadFabric:
         return values
 
     def all_reduce(self, tensor, reduce_op):
-        rows = torch.stack(self._exchange(tensor))
+        rows = _stacked(self._exchange(tensor))
         return {"sum": rows.sum(dim=0), "max": rows.amax(dim=0)}[reduce_op] if rows.numel() else rows[0]
 
     def all_gather(self, tensor):
-        return torch.stack(self._exchange(tensor))
+        return _stacked(self._exchange(tensor))
 
     def broadcast(self, value, src=0):
         return self._exchange(value)[src]
+
+
+def _stacked(tensors):
+    """Put the tensors of all ranks together; as with gloo, they must be of one type, which torch.stack would find."""
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        raise RuntimeError(f"the ranks sent {[tensor.dtype for tensor in tensors]}")
+    return torch.stack(tensors)
 
 
 def on_ranks(size, function):

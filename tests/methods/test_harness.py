@@ -124,14 +124,15 @@ class Federation:
     remembered: dict
 
     def uploads(self, ranks=None, clients=None):
-        return Uploads({c: self.payloads[c] for c in clients or self.payloads}, self.weights, ranks or Ranks())
+        clients = self.payloads if clients is None else clients
+        return Uploads({c: self.payloads[c] for c in clients}, self.weights, ranks or Ranks())
 
     @property
     def state(self):
         return {"adapter": self.server, "head": {}, "server": self.remembered}
 
     def next_state(self, ranks=None, clients=None):
-        ranks, clients = ranks or Ranks(), clients or list(self.payloads)
+        ranks, clients = ranks or Ranks(), list(self.payloads) if clients is None else clients
         heads = Uploads({c: {} for c in clients}, self.weights, ranks)
         return self.method.next_state(self.state, self.uploads(ranks, clients), heads, self.info)
 
@@ -250,6 +251,15 @@ def test_any_number_of_ranks_gives_the_same_bits(case):
             size, lambda ranks: federation.aggregate(ranks=ranks, clients=CLIENTS[ranks.rank :: ranks.size])
         )
         assert [state_hash({"adapter": after}) for after in results] == [digest] * size
+
+
+def test_a_rank_without_clients_expects_what_the_others_send(case):
+    """In single precision: what a server computes in double is not of the type of what clients send."""
+    federation = federate(case, dtype=torch.float32)
+    digest = state_hash({"adapter": federation.aggregate()})
+    size = len(CLIENTS) + 1
+    results = on_ranks(size, lambda ranks: federation.aggregate(ranks=ranks, clients=CLIENTS[ranks.rank :: ranks.size]))
+    assert [state_hash({"adapter": after}) for after in results] == [digest] * size
 
 
 def test_the_server_state_survives_a_checkpoint_bit_by_bit(case, tmp_path):
