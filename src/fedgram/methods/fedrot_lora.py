@@ -32,7 +32,7 @@ class FedRotLoRA(LoRAMethod):
 
     Args:
         strength: λ, from 0 (no rotation) to 1 (all of it); the paper found .2 to .8 better than 1, and the best often
-            between .4 and .6. The default is ours.
+            between .4 and .6. It names no default.
         align: what is matched: "alternate" A and B from round to round, as in the paper; or "A" or "B" alone, as in its
             ablations.
         common: the settings of `Method`: rank, alpha, target_modules, head.

@@ -23,8 +23,8 @@ class FedSVD(LoRAMethod):
     """Clients train B alone; the server rewrites B̄ A = U Σ Vᵀ as B = U Σ and A = Vᵀ (arXiv 2505.12805).
 
     ΔW = s B A. B̄ = Σ wₙ Bₙ is exact, since all clients hold one A; and the decomposition changes the factors, not ΔW.
-    A starts as LoRA's, as in the published code, and has orthonormal rows from the end of the first round on, which
-    bounds the gradient of B by that of the layer's output. The paper's aim is privacy, which is not simulated here.
+    A starts as LoRA's, as in the published code, and has orthonormal rows from the first decomposition on, which bounds
+    the gradient of B by that of the layer's output. The paper's aim is privacy, which is not simulated here.
 
     The rows of Vᵀ are combinations of those of A: so their span is that of the random A of the first round for ever,
     and with plain SGD the method is FFA-LoRA with an orthonormal A. What A gains is its condition, and under Adam its

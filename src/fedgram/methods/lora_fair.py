@@ -34,7 +34,7 @@ class LoRAFAIR(LoRAMethod):
 
     The cosine does not see lengths, which brings two traps. A random start of ΔB, far larger than B̄ in early rounds,
     is pulled back by λ alone, and that of the paper is weak: so ΔB starts at zero. And its gradient goes as 1/‖B̄ Ā‖:
-    at the paper's lr the steps overshoot where ‖B̄ Ā‖ is well below 1, and lengthen B many times over. So ΔB is counted
+    at an lr of .01 the steps overshoot where ‖B̄ Ā‖ is well below 1, and lengthen B many times over. So ΔB is counted
     in units of ‖B̄ Ā‖ here. Both can be had as they were. Clients of a lower rank take part filled up with zeros.
 
     Args:
@@ -42,7 +42,7 @@ class LoRAFAIR(LoRAMethod):
         lam: λ, what a correction costs: .01 in the paper; 1 in code derived from the authors', by which nearly nothing
             is corrected.
         steps: of the descent on the cosine, 1000 in code derived from the authors'.
-        lr: its learning rate, .01 in the paper.
+        lr: its learning rate, .01 in that code; the paper names none for the server.
         init: where the descent starts: "zero"; or "xavier", uniform in ±√(6/(d_out + r)), as in code derived from the
             authors'.
         relative: count ΔB in units of ‖B̄ Ā‖ in the descent, so that small and large updates are corrected alike; false
