@@ -103,6 +103,7 @@ CASES = {
     "FedRotLoRA-B": case(FedRotLoRA, align="B"),
     "FedSVD": case(FedSVD),
     "FedSVD-2": case(FedSVD, every=2, head="averaged"),
+    "FedSVD-local": case(FedSVD, head="local"),
 }
 
 
