@@ -86,9 +86,9 @@ def test_a_run_costs_what_was_told(fit, ask, even, name, participation):  # noqa
     assert summary["client_flops"] == 4 * cost.round_flops
     assert summary["server_flops"] == 4 * cost.server_flops
     first = [r for r in rows(trainer.folder.path, "communication.csv") if r["round"] == "1" and r["part"] == "adapter"]
-    clients = int(first[0]["clients"])
+    (clients,) = (int(row["clients"]) for row in first if row["direction"] == "up")
     assert {r["direction"]: int(r["parameters"]) for r in first} == {
-        "up": clients * cost.up.adapter,
+        "up": clients * cost.up_first.adapter,
         "down": clients * cost.down_first.adapter,
     }
 
@@ -134,7 +134,7 @@ def test_what_is_sent_by_hand(ask):
     assert [cost.method for cost in found.costs] == list(costs)
     for cost, (_, up, down) in zip(found.costs, costs.values(), strict=True):
         assert cost.up == Size(4 * up, 34, 16 * up, 136)
-        assert cost.down_first == cost.up
+        assert cost.down_first == cost.up_first == cost.up
         assert cost.down == Size(4 * down, 34, 16 * down, 136)
         assert cost.all_up == cost.up * 15
         assert cost.all_down == cost.down_first * 5 + cost.down * 10

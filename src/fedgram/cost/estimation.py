@@ -206,6 +206,7 @@ def _cost(name: str, method: Method, about: _About) -> Cost:
     return Cost(
         method=name,
         trained=trained,
+        up_first=traffic.up(1, 0),
         up=up,
         down_first=traffic.down(1, 0),
         down=down,

@@ -107,9 +107,10 @@ class Cost:
     Attributes:
         method: its name.
         trained: what a client trains.
-        up: what it sends in a round.
+        up_first: what it sends in the first round.
+        up: what it sends later, if it has missed no round; the mean of two rounds, as methods may take turns.
         down_first: what it is sent in the first round.
-        down: what it is sent later, if it has missed no round.
+        down: what it is sent later, likewise.
         all_up: what all clients send in all rounds.
         all_down: what they are sent, those that have missed rounds or come new among them.
         step_flops: of one local step of one client.
@@ -120,6 +121,7 @@ class Cost:
 
     method: str
     trained: Size
+    up_first: Size
     up: Size
     down_first: Size
     down: Size
