@@ -158,13 +158,13 @@ def test_frozen_fields_take_part_and_stay(tiny_backbone, tiny_data):
     start = [network.initial_state() for _ in batches]
     start[1]["adapter"] = {n: {f: t + 0.5 for f, t in layer.items()} for n, layer in start[1]["adapter"].items()}
     table, optimizer = data.split("train"), SGD(lr=0.1)
-    frozen = train_block(network, optimizer, start, table, batches, frozen={"A"}).states
+    frozen = train_block(network, optimizer, start, table, batches, trained={"B"}).states
     free = train_block(network, optimizer, start, table, batches).states
     for client, state in enumerate(frozen):
         for name, layer in state["adapter"].items():
             assert torch.equal(layer["A"], start[client]["adapter"][name]["A"])
             assert not torch.equal(layer["B"], start[client]["adapter"][name]["B"])
     # With B = 0 the first gradient of A is zero: a client with one step trains B as if A were free.
-    alone = train_block(network, optimizer, start[1:], table, batches[1:], frozen={"A"}).states
+    alone = train_block(network, optimizer, start[1:], table, batches[1:], trained={"B"}).states
     for name, layer in alone[0]["adapter"].items():
         torch.testing.assert_close(layer["B"], free[1]["adapter"][name]["B"], rtol=0, atol=1e-12)
