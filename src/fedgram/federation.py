@@ -43,7 +43,7 @@ from fedgram.optim import ClientOptimizer
 from fedgram.reporting import device_kind
 from fedgram.run_folder import RunFolder, column_of, is_loss
 from fedgram.seeding import numpy_generator
-from fedgram.state import State, flatten, merge, send, to
+from fedgram.state import State, flatten, merge, send, to, without
 from fedgram.uploads import Uploads
 
 __all__ = ["Federation", "Plan", "Round"]
@@ -212,8 +212,9 @@ class Federation:
             part = [own[a:b] for own, a, b in zip(batches, first, last, strict=True)]
             width = span[1] - span[0]
             within = span[0] + width * done, span[0] + width * (done + phase.share)
-            trained = self._train_phase(phase, block, start, part, within)
-            start, done = trained.states, done + phase.share
+            left = [without(own, phase.absent) for own in start]
+            trained = self._train_phase(phase, block, left, part, within)
+            start, done = list(map(merge, start, trained.states)), done + phase.share
             losses += trained.losses * send(torch.from_numpy((last - first) / steps), losses.device)
             memories[phase.name] = trained.memories
         current.losses |= dict(zip(block.clients, losses, strict=True))

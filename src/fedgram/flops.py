@@ -33,7 +33,7 @@ from fedgram.models import FederatedTask
 from fedgram.models.loading import positions
 from fedgram.network import ClientNetwork
 from fedgram.skeleton import batch_of, client_round, client_start, cut, equal_layers, skeleton
-from fedgram.state import Layout, merge, split, stack
+from fedgram.state import Layout, merge, split, stack, without
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -43,6 +43,8 @@ __all__ = ["TrainingFlops", "Work", "training_flops"]
 _SAMPLES = 10_007
 """A prime that is no factor of any size of a network."""
 _PRIMES = (61, 59, 53, 47, 43, 41, 37, 31, 29, 23, 19, 17, 13, 11, 7, 5)
+_Fields = tuple[frozenset[str], frozenset[str]]
+"""Those that are trained, and those that are absent."""
 _counted_before: dict[str, "TrainingFlops"] = {}
 """By all that it depends on: a process that trains often counts once."""
 
@@ -116,23 +118,23 @@ def training_flops(
     if key not in _counted_before:
         shares = _shares(method, clients)
         found = {}
-        for trained in shares:
+        for phase in shares:
             with countable(f"{method.name} on {task.backbone!r}"), skeleton(task, config, method) as network:
-                found[trained] = _counted(_Steps(network, method, trained, clients), longest)
+                found[phase] = _counted(_Steps(network, method, *phase, clients), longest)
         _counted_before[key] = _mean(found, shares)
     return _counted_before[key]
 
 
-def _shares(method: Method, clients: int) -> dict[frozenset[str], Fraction]:
-    """Return the fields that clients train, with their share of the local steps of two rounds."""
-    shares: dict[frozenset[str], Fraction] = defaultdict(Fraction)
+def _shares(method: Method, clients: int) -> dict[_Fields, Fraction]:
+    """Return the fields that clients train, and do without, with their share of the local steps of two rounds."""
+    shares: dict[_Fields, Fraction] = defaultdict(Fraction)
     for number in (2, 3):
         for phase in method.phases(client_round(clients, number)):
-            shares[phase.trained] += Fraction(phase.share).limit_denominator(10**6) / 2
+            shares[phase.trained, phase.absent] += Fraction(phase.share).limit_denominator(10**6) / 2
     return shares
 
 
-def _mean(found: Mapping[frozenset[str], TrainingFlops], shares: Mapping[frozenset[str], Fraction]) -> TrainingFlops:
+def _mean(found: Mapping[_Fields, TrainingFlops], shares: Mapping[_Fields, Fraction]) -> TrainingFlops:
     columns = zip(*(astuple(flops) for flops in found.values()), strict=True)
     return TrainingFlops(
         *(round(sum(cost * shares[each] for cost, each in zip(column, found, strict=True))) for column in columns)
@@ -147,12 +149,14 @@ class _Steps:
         network: of fake tensors.
         method: whose adapters it has.
         trained: the fields that are trained.
+        absent: the fields that the client does without.
         clients: how many there are.
     """
 
     network: ClientNetwork
     method: Method
     trained: frozenset[str]
+    absent: frozenset[str]
     clients: int
 
 
@@ -231,7 +235,7 @@ def _step(steps: _Steps, samples: int, tokens: int) -> list[int]:
     network = steps.network
     state = network.initial_state()
     network.share(state)
-    own, held = split(client_start(steps.method, state, steps.clients), steps.trained)
+    own, held = split(without(client_start(steps.method, state, steps.clients), steps.absent), steps.trained)
     layout, fixed = Layout.of(own), stack([held])
     trained = layout.pack([own]).requires_grad_()
     table, rows = batch_of(network, samples, tokens)

@@ -33,6 +33,7 @@ __all__ = [
     "tensors_of",
     "to",
     "unflatten",
+    "without",
 ]
 
 Layer = dict[str, Tensor]
@@ -142,6 +143,16 @@ def split(model: State, trained: Collection[str]) -> tuple[State, State]:
     own = {name: {f: t for f, t in layer.items() if f in trained} for name, layer in adapters.items()}
     held = {name: {f: t for f, t in layer.items() if f not in trained} for name, layer in adapters.items()}
     return {"adapter": own, "head": model["head"]}, {"adapter": held, "head": {}}
+
+
+def without(model: State, fields: Collection[str]) -> State:
+    """Return a model's head, and its adapters without some fields.
+
+    >>> without({"adapter": {"q": {"A": 1, "B": 2}}, "head": {}}, {"B"})
+    {'adapter': {'q': {'A': 1}}, 'head': {}}
+    """
+    adapters = {name: {f: t for f, t in layer.items() if f not in fields} for name, layer in model["adapter"].items()}
+    return {"adapter": adapters, "head": model["head"]}
 
 
 def merge(first: State, second: State) -> State:

@@ -70,11 +70,13 @@ class Phase:
         trained: the adapters' fields that are trained in it; all others are held. The head is trained in every phase.
         share: of the client's local steps.
         name: under which an optimizer that keeps its state finds it again; "" where a method has one phase, always.
+        absent: fields that the client's model does without meanwhile, as if it had none; they are none of those trained.
     """
 
     trained: frozenset[str]
     share: float = 1.0
     name: str = ""
+    absent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
