@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LoRAFAIR,
         Method,
     )
+    from fedgram.methods import RAVAN, FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method
     from fedgram.models import QuestionAnswering, TextClassification
     from fedgram.optim import SGD, AdamW
     from fedgram.trainer import FederatedTrainer
@@ -44,6 +45,7 @@ _HOMES = {
     "Method": "methods",
     "QuestionAnswering": "models",
     "Quickstart": "data",
+    "RAVAN": "methods",
     "SGD": "optim",
     "SQuAD": "data",
     "TextClassification": "models",
@@ -52,6 +54,7 @@ _HOMES = {
 __all__ = [
     "GLUE",
     "IID",
+    "RAVAN",
     "SGD",
     "AdamW",
     "Dirichlet",

@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fedgram import (
+    RAVAN,
     SGD,
     AdamW,
     Dirichlet,
@@ -90,6 +91,8 @@ CASES = {
     "FedSALoRA": case(FedSALoRA),
     "FedSALoRA-averaged": case(FedSALoRA, head="averaged", trainer={"evaluate_every": 3}),
     "FedSALoRA-keep_state": case(FedSALoRA, head="frozen", optimizer=KEEPING_ADAMW),
+    "RAVAN": case(RAVAN),
+    "RAVAN-normal": case(RAVAN, bases="normal", head="local", optimizer=KEEPING_ADAMW),
     "FedExLoRA-dense": case(FedExLoRA),
     "FedExLoRA-factored": case(FedExLoRA, rank=1, residual="factored"),
     "FLoRANA": case(FLoRANA),

@@ -35,6 +35,10 @@ def fedsa_lora(server, clients, weights):
     return {"B": server["B"], **fedit({"A": 0}, clients, weights)}
 
 
+def ravan(server, clients, weights):
+    return {"s": server["s"], **fedit({"H": 0}, clients, weights)}
+
+
 def fedex_lora(server, clients, weights, scale=8.0):
     """FedIT's means, and W0 += s (mean of products - product of means)."""
     means = fedit({"A": 0, "B": 0}, clients, weights)

@@ -28,6 +28,7 @@ from fedgram.methods import (
     Method,
     RoundInfo,
 )
+from fedgram.methods import RAVAN, FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoundInfo
 from fedgram.seeding import torch_generator
 from fedgram.state import flatten, split, state_hash
 from fedgram.uploads import Uploads
@@ -83,6 +84,8 @@ METHODS = {
     "FedSALoRA": Case(partial(FedSALoRA, rank=2), oracles.fedsa_lora),
     "FedExLoRA": Case(partial(FedExLoRA, rank=2), oracles.fedex_lora, increment),
     "FedExLoRA-factored": Case(partial(FedExLoRA, rank=2, residual="factored"), oracles.fedex_lora, increment),
+    "RAVAN": Case(partial(RAVAN, rank=2, heads=3), oracles.ravan),
+    "RAVAN-normal": Case(partial(RAVAN, rank=2, bases="normal"), oracles.ravan),
     "FLoRG": florg(oracles.florg),
     "FLoRG-eigh": florg(oracles.florg, solver="eigh"),
     "FLoRG-average": florg(oracles.fedit, projection="average"),
@@ -325,7 +328,8 @@ def test_fields_of_zeros_are_no_trouble(case, chosen):
 def rank_one(tensor, field):
     if not tensor.numel():
         return tensor
-    return torch.from_numpy(deficient(*tensor.shape, 1, rng(int(tensor.abs().sum() * 1e6))))
+    rows = tensor.reshape(-1, tensor.shape[-1])  # of a stack of matrices, all are of rank one
+    return torch.from_numpy(deficient(*rows.shape, 1, rng(int(tensor.abs().sum() * 1e6)))).reshape(tensor.shape)
 
 
 def test_rank_deficient_factors_are_aggregated(case):

@@ -5,6 +5,7 @@ from fedgram.adapters.gram import GramAdapter, make_bases
 from fedgram.adapters.head import HeadLinear
 from fedgram.adapters.inject import find_targets, head_linears, swap, swap_heads
 from fedgram.adapters.lora import LoraAdapter, lora_start
+from fedgram.adapters.multi_head import MultiHeadAdapter
 
 __all__ = [
     "Adapter",
@@ -12,6 +13,7 @@ __all__ = [
     "GramAdapter",
     "HeadLinear",
     "LoraAdapter",
+    "MultiHeadAdapter",
     "add_low_rank",
     "find_targets",
     "head_linears",

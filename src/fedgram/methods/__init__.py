@@ -13,8 +13,10 @@ from fedgram.methods.flora_na import FLoRANA
 from fedgram.methods.florg import FLoRG
 from fedgram.methods.lora import LoRAMethod
 from fedgram.methods.lora_fair import LoRAFAIR
+from fedgram.methods.ravan import RAVAN
 
 __all__ = [
+    "RAVAN",
     "Diagnostics",
     "FFALoRA",
     "FLoRANA",
