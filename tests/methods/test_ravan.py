@@ -92,7 +92,7 @@ def test_the_mean_of_what_is_sent_is_the_mean_of_the_clients_models():
 
 
 def test_every_round_starts_at_scales_of_one_and_clients_keep_nothing(fit):  # noqa: F811
-    summary, trainer = fit(method=RAVAN(rank=R, heads=H), rounds=3)
+    _, trainer = fit(method=RAVAN(rank=R, heads=H), rounds=3)
     stands = load(trainer.folder.checkpoint("last"))
     assert not stands.clients
     assert all(torch.equal(layer["s"], torch.ones(H)) for layer in stands.state["adapter"].values())

@@ -70,7 +70,7 @@ class Phase:
         trained: the adapters' fields that are trained in it; all others are held. The head is trained in every phase.
         share: of the client's local steps.
         name: under which an optimizer that keeps its state finds it again; "" where a method has one phase, always.
-        absent: fields that the client's model does without meanwhile, as if it had none; they are none of those trained.
+        absent: fields, none of them trained, that the client's model does without meanwhile, as if it had none.
     """
 
     trained: frozenset[str]
