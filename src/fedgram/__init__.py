@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Method,
     )
     from fedgram.methods import RAVAN, FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method
+    from fedgram.methods import RAVAN, FeDeRA, FedDPA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method
     from fedgram.models import QuestionAnswering, TextClassification
     from fedgram.optim import SGD, AdamW
     from fedgram.trainer import FederatedTrainer
@@ -33,6 +34,7 @@ _HOMES = {
     "FLoRANA": "methods",
     "FLoRG": "methods",
     "FeDeRA": "methods",
+    "FedDPA": "methods",
     "FedExLoRA": "methods",
     "FedIT": "methods",
     "FedRotLoRA": "methods",
@@ -62,6 +64,7 @@ __all__ = [
     "FLoRANA",
     "FLoRG",
     "FeDeRA",
+    "FedDPA",
     "FedExLoRA",
     "FedIT",
     "FedRotLoRA",

@@ -29,6 +29,7 @@ from fedgram.methods import (
     RoundInfo,
 )
 from fedgram.methods import RAVAN, FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoundInfo
+from fedgram.methods import RAVAN, FeDeRA, FedDPA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoundInfo
 from fedgram.seeding import torch_generator
 from fedgram.state import flatten, split, state_hash
 from fedgram.uploads import Uploads
@@ -82,6 +83,8 @@ METHODS = {
     "FeDeRA-round": Case(partial(FeDeRA, rank=2, when="round"), oracles.federa_round, product),
     "FFALoRA": Case(partial(FFALoRA, rank=2), oracles.ffa_lora),
     "FedSALoRA": Case(partial(FedSALoRA, rank=2), oracles.fedsa_lora),
+    "FedDPA": Case(partial(FedDPA, rank=2), oracles.fedit),
+    "FedDPA-F": Case(partial(FedDPA, rank=2, schedule="sequential", local_from=4), oracles.fedit),
     "FedExLoRA": Case(partial(FedExLoRA, rank=2), oracles.fedex_lora, increment),
     "FedExLoRA-factored": Case(partial(FedExLoRA, rank=2, residual="factored"), oracles.fedex_lora, increment),
     "RAVAN": Case(partial(RAVAN, rank=2, heads=3), oracles.ravan),

@@ -6,6 +6,7 @@ from fedgram.adapters.head import HeadLinear
 from fedgram.adapters.inject import find_targets, head_linears, swap, swap_heads
 from fedgram.adapters.lora import LoraAdapter, lora_start
 from fedgram.adapters.lora_pair import LoraPairAdapter, lora_pair_start
+from fedgram.adapters.mixed_pair import MixedPairAdapter
 from fedgram.adapters.multi_head import MultiHeadAdapter
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "HeadLinear",
     "LoraAdapter",
     "LoraPairAdapter",
+    "MixedPairAdapter",
     "MultiHeadAdapter",
     "add_low_rank",
     "find_targets",

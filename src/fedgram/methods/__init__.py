@@ -1,6 +1,7 @@
 """Federated methods, one file each."""
 
 from fedgram.methods.base import Diagnostics, Method, Paper, Phase, RoundInfo
+from fedgram.methods.feddpa import FedDPA
 from fedgram.methods.federa import FeDeRA
 from fedgram.methods.fedex_lora import FedExLoRA
 from fedgram.methods.fedit import FedIT
@@ -22,6 +23,7 @@ __all__ = [
     "FLoRANA",
     "FLoRG",
     "FeDeRA",
+    "FedDPA",
     "FedExLoRA",
     "FedIT",
     "FedRotLoRA",
