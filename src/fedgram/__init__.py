@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from fedgram.methods import RAVAN, FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method
     from fedgram.methods import RAVAN, FeDeRA, FedDPA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method
+    from fedgram.methods import RAVAN, FedDPA, FeDeRA, FedExLoRA, FedIT, FedLEASE, FedSALoRA, FFALoRA, FLoRG, Method
     from fedgram.models import QuestionAnswering, TextClassification
     from fedgram.optim import SGD, AdamW
     from fedgram.trainer import FederatedTrainer
@@ -38,6 +39,7 @@ _HOMES = {
     "FedExLoRA": "methods",
     "FedIT": "methods",
     "FedRotLoRA": "methods",
+    "FedLEASE": "methods",
     "FedSALoRA": "methods",
     "FedSVD": "methods",
     "FederatedTrainer": "trainer",
@@ -68,6 +70,7 @@ __all__ = [
     "FedExLoRA",
     "FedIT",
     "FedRotLoRA",
+    "FedLEASE",
     "FedSALoRA",
     "FedSVD",
     "FederatedTrainer",

@@ -30,6 +30,18 @@ from fedgram.methods import (
 )
 from fedgram.methods import RAVAN, FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoundInfo
 from fedgram.methods import RAVAN, FeDeRA, FedDPA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoundInfo
+    RAVAN,
+    FedDPA,
+    FeDeRA,
+    FedExLoRA,
+    FedIT,
+    FedLEASE,
+    FedSALoRA,
+    FFALoRA,
+    FLoRG,
+    Method,
+    RoundInfo,
+)
 from fedgram.seeding import torch_generator
 from fedgram.state import flatten, split, state_hash
 from fedgram.uploads import Uploads
@@ -85,6 +97,7 @@ METHODS = {
     "FedSALoRA": Case(partial(FedSALoRA, rank=2), oracles.fedsa_lora),
     "FedDPA": Case(partial(FedDPA, rank=2), oracles.fedit),
     "FedDPA-F": Case(partial(FedDPA, rank=2, schedule="sequential", local_from=4), oracles.fedit),
+    "FedLEASE": Case(partial(FedLEASE, rank=2, warmup_rounds=3, experts=1, mean="weighted"), oracles.fedit),
     "FedExLoRA": Case(partial(FedExLoRA, rank=2), oracles.fedex_lora, increment),
     "FedExLoRA-factored": Case(partial(FedExLoRA, rank=2, residual="factored"), oracles.fedex_lora, increment),
     "RAVAN": Case(partial(RAVAN, rank=2, heads=3), oracles.ravan),

@@ -1,6 +1,7 @@
 """Low-rank adapters with a leading client axis, and the head."""
 
 from fedgram.adapters.base import Adapter, ClientLayer, add_low_rank
+from fedgram.adapters.experts import ExpertsAdapter
 from fedgram.adapters.gram import GramAdapter, make_bases
 from fedgram.adapters.head import HeadLinear
 from fedgram.adapters.inject import find_targets, head_linears, swap, swap_heads
@@ -12,6 +13,7 @@ from fedgram.adapters.multi_head import MultiHeadAdapter
 __all__ = [
     "Adapter",
     "ClientLayer",
+    "ExpertsAdapter",
     "GramAdapter",
     "HeadLinear",
     "LoraAdapter",

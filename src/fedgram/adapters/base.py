@@ -18,7 +18,7 @@ from fedgram.frozen import linear
 from fedgram.packing import present
 from fedgram.state import Layer
 
-__all__ = ["Adapter", "ClientLayer", "add_low_rank", "frozen_weight", "layer_sizes"]
+__all__ = ["Adapter", "ClientLayer", "add_low_rank", "frozen_weight", "layer_sizes", "tokens_of_clients"]
 
 
 def layer_sizes(linear: nn.Module) -> tuple[int, int]:
@@ -54,17 +54,26 @@ def add_low_rank(
     if packing is not None:
         return _add_to_packed(y, x, down, up, scale, packing.per_client)
     clients = down.shape[0]
-    if x.shape[0] % clients:
-        raise ConfigurationError(
-            f"an adapted layer got {x.shape[0]} rows for {clients} clients: the backbone computes something in it that "
-            "samples share, as DeBERTa does with positions; set trainer.clients_per_block to 1, or other target_modules"
-        )
-    tokens = x.reshape(clients, -1, x.shape[-1]).to(down.dtype)
+    tokens = tokens_of_clients(x, clients).to(down.dtype)
     hidden = torch.bmm(tokens, down.mT)
     if y.dtype != down.dtype:
         # The scale goes where there are r numbers for a token, and not d_out.
         return y + torch.bmm(scale * hidden, up).reshape(y.shape).to(y.dtype)
     return torch.baddbmm(y.reshape(clients, -1, y.shape[-1]), hidden, up, alpha=scale).reshape(y.shape)
+
+
+def tokens_of_clients(x: Float[Tensor, "rows ... d_in"], clients: int) -> Float[Tensor, "C n d_in"]:
+    """Cut the rows of a padded batch into those of each client.
+
+    Raises:
+        ConfigurationError: they can't be cut into as many parts as there are clients.
+    """
+    if x.shape[0] % clients:
+        raise ConfigurationError(
+            f"an adapted layer got {x.shape[0]} rows for {clients} clients: the backbone computes something in it that "
+            "samples share, as DeBERTa does with positions; set trainer.clients_per_block to 1, or other target_modules"
+        )
+    return x.reshape(clients, -1, x.shape[-1])
 
 
 def _add_to_packed(

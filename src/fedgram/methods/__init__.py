@@ -6,6 +6,7 @@ from fedgram.methods.federa import FeDeRA
 from fedgram.methods.fedex_lora import FedExLoRA
 from fedgram.methods.fedit import FedIT
 from fedgram.methods.fedrot_lora import FedRotLoRA
+from fedgram.methods.fedlease import FedLEASE
 from fedgram.methods.fedsa_lora import FedSALoRA
 from fedgram.methods.fedsvd import FedSVD
 from fedgram.methods.ffa_lora import FFALoRA
@@ -27,6 +28,7 @@ __all__ = [
     "FedExLoRA",
     "FedIT",
     "FedRotLoRA",
+    "FedLEASE",
     "FedSALoRA",
     "FedSVD",
     "Field",
