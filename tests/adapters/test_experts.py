@@ -41,7 +41,10 @@ def by_loops(x, tensors, scale, renormalise=False):
     """x: (C, n, d_in) -> s ΔW x, client after client and token after token."""
     clients = [{f: t[c].detach().numpy() for f, t in tensors.items()} for c in range(len(x))]
     slots = slots_of(len(clients[0]["As"]) + 1)
-    rows = [[scale * added(token, own, slots, renormalise) for token in part.numpy()] for part, own in zip(x, clients)]
+    rows = [
+        [scale * added(token, own, slots, renormalise) for token in part.numpy()]
+        for part, own in zip(x, clients, strict=True)
+    ]
     return [torch.from_numpy(np.stack(part)) for part in rows]
 
 
