@@ -17,7 +17,7 @@ from fedgram.data.tokens import TokenTable
 from fedgram.errors import ConfigurationError
 from fedgram.flop_counter import FlopCounter, NotCountableError
 from fedgram.flops import TrainingFlops, Work, training_flops
-from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG
+from fedgram.methods import RAVAN, FedDPA, FeDeRA, FedExLoRA, FedIT, FedLEASE, FedSALoRA, FFALoRA, FLoRG
 from fedgram.models import QuestionAnswering, TextClassification
 from fedgram.network import ClientNetwork
 from fedgram.optim import AdamW
@@ -32,6 +32,8 @@ METHODS = {
     "FedSALoRA": lambda **keys: FedSALoRA(rank=1, **keys),
     "FeDeRA": lambda **keys: FeDeRA(rank=2, **keys),
     "FeDeRA-round": lambda **keys: FeDeRA(rank=2, when="round", **keys),
+    "FedLEASE": lambda **keys: FedLEASE(rank=2, **keys),
+    "RAVAN": lambda **keys: RAVAN(rank=2, heads=3, **keys),
     "FedExLoRA": lambda **keys: FedExLoRA(rank=2, **keys),
     "FedExLoRA-factored": lambda **keys: FedExLoRA(rank=2, residual="factored", **keys),
 }
@@ -86,6 +88,19 @@ def test_a_real_step_has_the_operations_that_were_counted_without_weights(backbo
     found = training_flops(network.task, config, method, 9)
     table = samples_of([7] * 3, network.pad_id)
     assert found.of(Work(1, 3, 21, 3 * 49)) == real_count(network, method, table, np.arange(3)) > 100_000
+
+
+def test_a_phase_costs_what_its_fields_do_without_those_that_are_absent(backbones):
+    """FedDPA's global pair alone is one LoRA, and both pairs are more."""
+
+    def found(method):
+        network, config = make_network(backbones["bert"], method)
+        return training_flops(network.task, config, method, 9)
+
+    alone, both, half = (found(FedDPA(rank=2, local_share=share)) for share in (0.0, 1.0, 0.5))
+    assert alone == found(FedIT(rank=2))
+    assert both.token > alone.token
+    assert half.token == round((alone.token + both.token) / 2)
 
 
 @pytest.mark.parametrize("kind", [TextClassification, QuestionAnswering])

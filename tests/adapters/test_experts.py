@@ -1,9 +1,12 @@
+import doctest
+
 import numpy as np
 import pytest
 import torch
 
 from adapters.plain import B, C, R, T, draw, make_linear
 from fedgram.adapters import ExpertsAdapter, LoraAdapter
+from fedgram.adapters import experts as module
 from fedgram.adapters.experts import gates
 from fedgram.errors import ConfigurationError
 from fedgram.packing import Packing, showing
@@ -31,6 +34,12 @@ def added(x, own, slots, renormalise=False):
     assert any(slots[p] == 0 for p in chosen)
     weights = odds / odds[chosen].sum() if renormalise else odds
     return sum(weights[p] * Bs[slots[p]] @ (As[slots[p]] @ x) for p in chosen)
+
+
+def test_the_examples_in_the_docstrings_hold():
+    result = doctest.testmod(module)
+    assert result.attempted >= 1
+    assert not result.failed
 
 
 def slots_of(number):

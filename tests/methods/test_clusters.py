@@ -1,9 +1,12 @@
+import doctest
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedgram.methods import clusters
 from fedgram.methods.clusters import cosine_distances, find_clusters
 from helpers import rng
 
@@ -19,6 +22,12 @@ def groups(sizes, noise, random, shape=(3, 2)):
 def same(first, second):
     """Whether two ways to cut clients into clusters are one."""
     return np.array_equal(first[:, None] == first, second[:, None] == second)
+
+
+def test_the_examples_in_the_docstrings_hold():
+    result = doctest.testmod(clusters, extraglobs={"torch": torch})
+    assert result.attempted >= 2
+    assert not result.failed
 
 
 def test_distances_are_the_mean_over_layers_of_one_minus_the_cosine():
