@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fedgram.data import GLUE, IID, Dirichlet, Quickstart, SQuAD, TextClassificationData
     from fedgram.methods import (
+        RAVAN,
+        FedDPA,
         FeDeRA,
         FedExLoRA,
         FedIT,
+        FedLEASE,
         FedRotLoRA,
         FedSALoRA,
         FedSVD,
@@ -19,9 +22,6 @@ if TYPE_CHECKING:
         LoRAFAIR,
         Method,
     )
-    from fedgram.methods import RAVAN, FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method
-    from fedgram.methods import RAVAN, FeDeRA, FedDPA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method
-    from fedgram.methods import RAVAN, FedDPA, FeDeRA, FedExLoRA, FedIT, FedLEASE, FedSALoRA, FFALoRA, FLoRG, Method
     from fedgram.models import QuestionAnswering, TextClassification
     from fedgram.optim import SGD, AdamW
     from fedgram.trainer import FederatedTrainer
@@ -69,8 +69,8 @@ __all__ = [
     "FedDPA",
     "FedExLoRA",
     "FedIT",
-    "FedRotLoRA",
     "FedLEASE",
+    "FedRotLoRA",
     "FedSALoRA",
     "FedSVD",
     "FederatedTrainer",

@@ -27,8 +27,8 @@ from fedgram import (
     FederatedTrainer,
     FedExLoRA,
     FedIT,
-    FedRotLoRA,
     FedLEASE,
+    FedRotLoRA,
     FedSALoRA,
     FedSVD,
     FFALoRA,
@@ -42,7 +42,9 @@ from fedgram import (
     run_folder,
 )
 from fedgram.collectives import Ranks
-from fedgram.methods import Method
+from fedgram.methods import (
+    Method,
+)
 from fedgram.optim import ClientOptimizer
 
 ADAMW = partial(AdamW, lr=0.02)

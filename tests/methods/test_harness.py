@@ -15,9 +15,12 @@ from fedgram.collectives import Ranks
 from fedgram.errors import TrainingError
 from fedgram.ledger import Ledger, Traffic
 from fedgram.methods import (
+    RAVAN,
+    FedDPA,
     FeDeRA,
     FedExLoRA,
     FedIT,
+    FedLEASE,
     FedRotLoRA,
     FedSALoRA,
     FedSVD,
@@ -25,20 +28,6 @@ from fedgram.methods import (
     FLoRANA,
     FLoRG,
     LoRAFAIR,
-    Method,
-    RoundInfo,
-)
-from fedgram.methods import RAVAN, FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoundInfo
-from fedgram.methods import RAVAN, FeDeRA, FedDPA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoundInfo
-    RAVAN,
-    FedDPA,
-    FeDeRA,
-    FedExLoRA,
-    FedIT,
-    FedLEASE,
-    FedSALoRA,
-    FFALoRA,
-    FLoRG,
     Method,
     RoundInfo,
 )

@@ -5,8 +5,8 @@ from fedgram.methods.feddpa import FedDPA
 from fedgram.methods.federa import FeDeRA
 from fedgram.methods.fedex_lora import FedExLoRA
 from fedgram.methods.fedit import FedIT
-from fedgram.methods.fedrot_lora import FedRotLoRA
 from fedgram.methods.fedlease import FedLEASE
+from fedgram.methods.fedrot_lora import FedRotLoRA
 from fedgram.methods.fedsa_lora import FedSALoRA
 from fedgram.methods.fedsvd import FedSVD
 from fedgram.methods.ffa_lora import FFALoRA
@@ -27,8 +27,8 @@ __all__ = [
     "FedDPA",
     "FedExLoRA",
     "FedIT",
-    "FedRotLoRA",
     "FedLEASE",
+    "FedRotLoRA",
     "FedSALoRA",
     "FedSVD",
     "Field",
