@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedgram.data import GLUE, IID, Dirichlet, Quickstart, SQuAD, TextClassificationData
-    from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method
+    from fedgram.methods import (
+        FeDeRA,
+        FedExLoRA,
+        FedIT,
+        FedSALoRA,
+        FFALoRA,
+        FlexLoRA,
+        FLoRA,
+        FLoRG,
+        HetLoRA,
+        Method,
+    )
     from fedgram.models import QuestionAnswering, TextClassification
     from fedgram.optim import SGD, AdamW
     from fedgram.trainer import FederatedTrainer
@@ -17,13 +28,16 @@ _HOMES = {
     "AdamW": "optim",
     "Dirichlet": "data",
     "FFALoRA": "methods",
+    "FLoRA": "methods",
     "FLoRG": "methods",
     "FeDeRA": "methods",
     "FedExLoRA": "methods",
     "FedIT": "methods",
     "FedSALoRA": "methods",
     "FederatedTrainer": "trainer",
+    "FlexLoRA": "methods",
     "GLUE": "data",
+    "HetLoRA": "methods",
     "IID": "data",
     "Method": "methods",
     "QuestionAnswering": "models",
@@ -40,12 +54,15 @@ __all__ = [
     "AdamW",
     "Dirichlet",
     "FFALoRA",
+    "FLoRA",
     "FLoRG",
     "FeDeRA",
     "FedExLoRA",
     "FedIT",
     "FedSALoRA",
     "FederatedTrainer",
+    "FlexLoRA",
+    "HetLoRA",
     "Method",
     "QuestionAnswering",
     "Quickstart",

@@ -27,7 +27,10 @@ from fedgram import (
     FedIT,
     FedSALoRA,
     FFALoRA,
+    FlexLoRA,
+    FLoRA,
     FLoRG,
+    HetLoRA,
     QuestionAnswering,
     SQuAD,
     TextClassification,
@@ -88,6 +91,14 @@ CASES = {
     "FedSALoRA-keep_state": case(FedSALoRA, head="frozen", optimizer=KEEPING_ADAMW),
     "FedExLoRA-dense": case(FedExLoRA),
     "FedExLoRA-factored": case(FedExLoRA, rank=1, residual="factored"),
+    "FLoRG-client_ranks": case(FLoRG, rank=4, client_ranks="uniform"),
+    "FedIT-client_ranks": case(FedIT, rank=4, client_ranks=[4, 1, 2, 3, 1, 2, 4]),
+    "FLoRA": case(FLoRA),
+    "FLoRA-client_ranks": case(FLoRA, rank=4, client_ranks={4: 0.3, 2: 0.3, 1: 0.4}, head="local"),
+    "FlexLoRA": case(FlexLoRA, rank=4, client_ranks="heavy_tail"),
+    "FlexLoRA-global": case(FlexLoRA, rank=4, client_ranks="normal", scaling="global"),
+    "HetLoRA-layer": case(HetLoRA, rank=4, gamma=0.7, client_ranks=[4, 1, 2, 3, 1, 2, 4]),
+    "HetLoRA-client": case(HetLoRA, rank=3, gamma=0.7, lam=1.0, scope="client", optimizer=KEEPING_ADAMW),
 }
 
 

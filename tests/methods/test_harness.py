@@ -14,7 +14,19 @@ from fedgram.checkpoint import Checkpoint, load, save
 from fedgram.collectives import Ranks
 from fedgram.errors import TrainingError
 from fedgram.ledger import Ledger, Traffic
-from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoundInfo
+from fedgram.methods import (
+    FeDeRA,
+    FedExLoRA,
+    FedIT,
+    FedSALoRA,
+    FFALoRA,
+    FlexLoRA,
+    FLoRA,
+    FLoRG,
+    HetLoRA,
+    Method,
+    RoundInfo,
+)
 from fedgram.seeding import torch_generator
 from fedgram.state import flatten, split, state_hash
 from fedgram.uploads import Uploads
@@ -25,6 +37,8 @@ from thread_ranks import on_ranks
 SIZES = {"q": (11, 7), "k": (7, 11), "v": (6, 6)}
 """(d_in, d_out) of the layers: none but the last is square."""
 CLIENTS = [2, 3, 5, 8, 13]
+HALF = {2: 0.5, 1: 0.5}
+"""Half of the clients have rank 2, half have rank 1."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,15 @@ METHODS = {
     "FedSALoRA": Case(partial(FedSALoRA, rank=2), oracles.fedsa_lora),
     "FedExLoRA": Case(partial(FedExLoRA, rank=2), oracles.fedex_lora, increment),
     "FedExLoRA-factored": Case(partial(FedExLoRA, rank=2, residual="factored"), oracles.fedex_lora, increment),
+    "FedIT-client_ranks": Case(partial(FedIT, rank=2, client_ranks=HALF), oracles.fedit),
+    "FedExLoRA-client_ranks": Case(partial(FedExLoRA, rank=2, client_ranks=HALF), oracles.fedex_lora, increment),
+    "FLoRA": Case(partial(FLoRA, rank=2), oracles.flora, increment),
+    "FLoRA-client_ranks": Case(partial(FLoRA, rank=2, client_ranks=HALF), oracles.flora, increment),
+    "FlexLoRA": Case(partial(FlexLoRA, rank=2), oracles.flexlora, product),
+    "FlexLoRA-client_ranks": Case(partial(FlexLoRA, rank=2, client_ranks=HALF), oracles.flexlora, product),
+    "FlexLoRA-global": Case(partial(FlexLoRA, rank=2, client_ranks=HALF, scaling="global"), oracles.flexlora, product),
+    "HetLoRA": Case(partial(HetLoRA, rank=2, gamma=0.5, client_ranks=HALF), oracles.hetlora),
+    "HetLoRA-unpruned": Case(partial(HetLoRA, rank=2, gamma=1.0), oracles.hetlora),
     "FLoRG": florg(oracles.florg),
     "FLoRG-eigh": florg(oracles.florg, solver="eigh"),
     "FLoRG-average": florg(oracles.fedit, projection="average"),
@@ -291,7 +314,7 @@ def test_fields_of_zeros_are_no_trouble(case, chosen):
 
 
 def rank_one(tensor, field):
-    if not tensor.numel():
+    if tensor.ndim < 2 or not tensor.numel():
         return tensor
     return torch.from_numpy(deficient(*tensor.shape, 1, rng(int(tensor.abs().sum() * 1e6))))
 

@@ -4,7 +4,7 @@ from fedgram.adapters.base import Adapter, ClientLayer, add_low_rank
 from fedgram.adapters.gram import GramAdapter, make_bases
 from fedgram.adapters.head import HeadLinear
 from fedgram.adapters.inject import find_targets, head_linears, swap, swap_heads
-from fedgram.adapters.lora import LoraAdapter, lora_start
+from fedgram.adapters.lora import LoraAdapter, lora_start, random_rows
 
 __all__ = [
     "Adapter",
@@ -17,6 +17,7 @@ __all__ = [
     "head_linears",
     "lora_start",
     "make_bases",
+    "random_rows",
     "swap",
     "swap_heads",
 ]

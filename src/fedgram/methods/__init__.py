@@ -7,18 +7,24 @@ from fedgram.methods.fedit import FedIT
 from fedgram.methods.fedsa_lora import FedSALoRA
 from fedgram.methods.ffa_lora import FFALoRA
 from fedgram.methods.fields import Field
+from fedgram.methods.flexlora import FlexLoRA
+from fedgram.methods.flora import FLoRA
 from fedgram.methods.florg import FLoRG
+from fedgram.methods.hetlora import HetLoRA
 from fedgram.methods.lora import LoRAMethod
 
 __all__ = [
     "Diagnostics",
     "FFALoRA",
+    "FLoRA",
     "FLoRG",
     "FeDeRA",
     "FedExLoRA",
     "FedIT",
     "FedSALoRA",
     "Field",
+    "FlexLoRA",
+    "HetLoRA",
     "LoRAMethod",
     "Method",
     "Paper",

@@ -23,6 +23,7 @@ class Field:
         shared: whether all clients hold the same and none changes it: it is kept once, beside the frozen weights.
         rank_axis: which of its axes is as long as the rank; None where none is. Clients of a lower rank than the
             server's hold the first entries of that axis.
+        fresh: whether the clients start it anew in every round, so that there is nothing to keep.
     """
 
     name: str
@@ -31,11 +32,12 @@ class Field:
     trained: bool = True
     shared: bool = False
     rank_axis: int | None = None
+    fresh: bool = False
 
     @property
     def kept(self) -> bool:
         """Whether it stays with the client from round to round: it is trained, and nothing comes to replace it."""
-        return self.trained and not self.down
+        return self.trained and not self.down and not self.fresh
 
 
 def select(layers: Layers, fields: Collection[str]) -> Layers:
