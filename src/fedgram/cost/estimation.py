@@ -26,6 +26,7 @@ from fedgram.flops import TrainingFlops, Work, training_flops
 from fedgram.hub import is_hub_name, why_offline
 from fedgram.memory import COPIES, held_bytes, saved_bytes
 from fedgram.methods import FLoRG, Method, RoundInfo
+from fedgram.methods.ranks import deal_ranks
 from fedgram.models import FederatedTask
 from fedgram.models.sources import find_source, shape_of
 from fedgram.network import ClientNetwork
@@ -147,8 +148,8 @@ def _local_steps(trainer: "FederatedTrainer", samples: int | None, batch_size: i
     return local_step_count(share, batch_size, trainer.local_epochs, trainer.local_steps)
 
 
-def _cohorts(setting: Setting, seed: int) -> Iterator[Counter[int]]:
-    """Yield, for every round, how many of its clients have last taken part in which: those of the run itself.
+def _cohorts(setting: Setting, seed: int) -> Iterator[dict[int, int]]:
+    """Yield, for every round, its clients with the round that each has last taken part in: those of the run itself.
 
     What matters is whether a client comes new, has missed no round, or some; so of the latter all have number 1.
     """
@@ -156,7 +157,8 @@ def _cohorts(setting: Setting, seed: int) -> Iterator[Counter[int]]:
     for number in range(1, setting.rounds + 1):
         cohort = np.array(sample(seed, number, setting.clients, setting.cohort))
         before = last[cohort]
-        yield Counter(np.where(before == number - 1, before, np.minimum(before, 1)).tolist())
+        known = np.where(before == number - 1, before, np.minimum(before, 1))
+        yield dict(zip(cohort.tolist(), known.tolist(), strict=True))
         last[cohort] = number
 
 
@@ -168,7 +170,7 @@ class _About:
     model: FederatedTask
     config: "PretrainedConfig"
     setting: Setting
-    cohorts: Sequence[Counter[int]]
+    cohorts: Sequence[Mapping[int, int]]
 
     @property
     def types(self) -> tuple[torch.dtype, torch.dtype]:
@@ -294,39 +296,51 @@ class _Traffic:
 
     def down(self, number: int, last: int) -> Size:
         """Return what a client is sent in a round, that has last taken part in another: the mean over clients."""
-        server, info = self._held(number), self._info(number, last)
-        return self._mean(info, lambda client: self.method.payload_down(server, client, info)) + self._mean(
-            info, lambda client: self.method.answer(self.later, client, info) or _NOTHING
-        )
+        return self._mean(self._down, number, last)
 
     def up(self, number: int, last: int) -> Size:
         """Return what it sends."""
-        server, info = self._held(number), self._info(number, last)
-        return self._mean(info, lambda client: self._sent(server, client, info))
+        return self._mean(self._up, number, last)
 
-    def _sent(self, server: State, client: int, info: RoundInfo) -> State:
-        held, payload = self.method.without_shared(self.start), self.method.payload_down(server, client, info)
-        start = self.method.start(server, held, payload, client, info)
-        return self.method.payload_up(server, start, start, client, info)
-
-    def _mean(self, info: RoundInfo, payload: Callable[[int], State]) -> Size:
-        """Return the mean size of some payload over the clients of a round, where they are not all alike."""
-        if self.method.client_ranks is None:
-            return Size.of(payload(0))
-        sizes = [Size.of(payload(client)) for client in info.cohort]
-        return Size(*(round(sum(column) / len(sizes)) for column in zip(*map(astuple, sizes), strict=True)))
-
-    def of_all(self, cohorts: Sequence[Counter[int]]) -> tuple[Size, Size]:
+    def of_all(self, cohorts: Sequence[Mapping[int, int]]) -> tuple[Size, Size]:
         """Return what all clients send in all rounds, and what they are sent."""
         up, down = Size(), Size()
         for number, cohort in enumerate(cohorts, 1):
-            for last, count in cohort.items():
-                up += self.up(number, last) * count
-                down += self.down(number, last) * count
+            for (client, last), count in Counter((self._like(c), last) for c, last in cohort.items()).items():
+                up += self._up(client, number, last) * count
+                down += self._down(client, number, last) * count
         return up, down
+
+    def _down(self, client: int, number: int, last: int) -> Size:
+        """Return what one client is sent, in the course of a round and at its end."""
+        server, info = self._held(number), self._info(client, number, last)
+        answer = self.method.answer(self.later, client, info) or _NOTHING
+        return Size.of(self.method.payload_down(server, client, info)) + Size.of(answer)
+
+    def _up(self, client: int, number: int, last: int) -> Size:
+        """Return what one client sends."""
+        server, info = self._held(number), self._info(client, number, last)
+        held, payload = self.method.without_shared(self.start), self.method.payload_down(server, client, info)
+        start = self.method.start(server, held, payload, client, info)
+        return Size.of(self.method.payload_up(server, start, start, client, info))
+
+    def _mean(self, of: Callable[[int, int, int], Size], number: int, last: int) -> Size:
+        """Return the mean over the first clients, as many as a round has."""
+        cohort = self.setting.cohort
+        sizes = [of(client, number, last) * n for client, n in Counter(map(self._like, range(cohort))).items()]
+        return Size(*(round(sum(column) / cohort) for column in zip(*map(astuple, sizes), strict=True)))
+
+    def _like(self, client: int) -> int:
+        """Return the first client whose payloads are as large as those of another: one of its rank."""
+        if self.method.client_ranks is None:
+            return 0
+        ranks = deal_ranks(self.method.client_ranks, self.method.rank, self.setting.clients, self.seed)
+        return int(np.flatnonzero(ranks == ranks[client])[0])
 
     def _held(self, number: int) -> State:
         return self.start if number == 1 else self.later
 
-    def _info(self, number: int, last: int) -> RoundInfo:
-        return RoundInfo(number, self.seed, dict.fromkeys(range(self.setting.cohort), last), self.setting.clients)
+    def _info(self, client: int, number: int, last: int) -> RoundInfo:
+        return RoundInfo(
+            number, self.seed, {**dict.fromkeys(range(self.setting.cohort), last), client: last}, self.setting.clients
+        )
