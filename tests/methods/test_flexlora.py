@@ -90,7 +90,7 @@ def test_a_client_of_low_rank_scales_by_its_own_rank():
     assert {field.name for field in with_common_scale.fields} == {"A", "B"}
 
 
-def test_all_of_the_singular_values_are_in_B_beside_orthonormal_rows_of_A():
+def test_one_factor_has_all_of_the_singular_values_and_the_other_orthonormal_rows():
     method, adapter, server = make_server()
     server, ideal = run_round(method, adapter, server, 1, rng(4))
     A, B = (server["adapter"]["q"][field] for field in ("A", "B"))
