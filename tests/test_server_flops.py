@@ -9,7 +9,17 @@ from torch import nn
 from fedgram import server_flops as module
 from fedgram.adapters import HeadLinear
 from fedgram.flop_counter import NotCountableError, qr_flops, svd_flops
-from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG
+from fedgram.methods import (
+    FeDeRA,
+    FedExLoRA,
+    FedIT,
+    FedSALoRA,
+    FFALoRA,
+    FlexLoRA,
+    FLoRA,
+    FLoRG,
+    HetLoRA,
+)
 from fedgram.seeding import torch_generator
 from fedgram.server_flops import aggregation, server_flops
 from methods.test_harness import METHODS
@@ -42,6 +52,13 @@ BY_HAND = {
     "FedExLoRA": (
         FedExLoRA(rank=R),
         2 * N * R * (IN + OUT) + 2 * (N - 1) * N * R * (IN + OUT) + 2 * OUT * (N - 1) * R * IN,
+    ),
+    "FLoRA": (FLoRA(rank=R), 2 * OUT * M * IN),  # the stack, multiplied out
+    "FlexLoRA": (FlexLoRA(rank=R), low_rank_svd(OUT, IN, M)),
+    # The norm of every client's product by two QR decompositions and a product of r x r; and the means.
+    "HetLoRA": (
+        HetLoRA(rank=R),
+        N * (qr_flops(OUT, R, with_q=False) + qr_flops(IN, R, with_q=False) + 2 * R**3) + 2 * N * R * (IN + OUT),
     ),
     "FLoRG-average": (FLoRG(rank=R, projection="average"), 2 * N * R * K),
     # A Zᵀ, its polar factor by an SVD of r x N r, and that times Z.

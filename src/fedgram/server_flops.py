@@ -131,10 +131,13 @@ def _counted(method: Method, d_in: int, d_out: int, clients: int, cohort: int) -
 
 
 def _sent(method: Method, server: State, client: int, info: RoundInfo) -> State:
-    """Return what the server reads of a client whose training has made random tensors of its own."""
+    """Return what the server reads of a client whose training has added random tensors to what it started from."""
     held, payload = method.without_shared(server), method.payload_down(server, client, info)
     start = method.start(server, held, payload, client, info)
-    drawn = {name: start["adapter"][name] | _drawn(own) for name, own in _trained(method, start).items()}
+    drawn = {
+        name: start["adapter"][name] | {field: tensor + torch.randn_like(tensor) for field, tensor in own.items()}
+        for name, own in _trained(method, start).items()
+    }
     trained: State = {"adapter": drawn, "head": {}}
     return method.receive(server, method.payload_up(server, start, trained, client, info), client, info)
 

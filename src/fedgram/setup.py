@@ -136,6 +136,7 @@ def begin(
     ckpt_path: str | None,
 ) -> Federation:
     """Set a federation up, at its start or where a checkpoint stands; nothing is written before that worked."""
+    method.check_clients(trainer.clients)
     network, ranks = assemble(trainer, model, data, method)
     with ranks.apart():
         shards, start = data.shards(trainer.clients, trainer.seed), network.initial_state()

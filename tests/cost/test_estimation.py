@@ -28,6 +28,7 @@ from fedgram.flops import Work, training_flops
 from fedgram.memory import COPIES, held_bytes, saved_bytes
 from fedgram.methods import Method
 from fedgram.models import QuestionAnswering
+from methods.test_client_ranks import METHODS as RANKED
 from tables import rows
 from test_flops import make_network, samples_of
 from test_trainer import fit  # noqa: F401
@@ -91,6 +92,21 @@ def test_a_run_costs_what_was_told(fit, ask, even, name, participation):  # noqa
         "up": clients * cost.up_first.adapter,
         "down": clients * cost.down_first.adapter,
     }
+
+
+# The size of FLoRA's stack is that of the last cohort, for which the first clients stand in an estimate.
+@pytest.mark.parametrize(
+    ("name", "participation"), [(name, n) for name in RANKED for n in (2, 5) if (name, n) != ("FLoRA", 2)]
+)
+def test_so_does_one_whose_clients_have_ranks_of_their_own(fit, ask, even, name, participation):  # noqa: F811
+    least = {"min_rank": 3} if name == "HetLoRA" else {}  # what clients prune can't be told
+    method = RANKED[name](rank=3, client_ranks=[3, 1, 2, 1, 1], **least)
+    keys = {"rounds": 4, "participation": participation, "clients_per_block": 1}
+    summary, trainer = fit(method=method, path=even, partition=IID(), evaluate_at_start=False, **keys)
+    (cost,) = ask({name: method}, **keys).costs
+    assert sums_of(trainer.folder.path) == [cost.all_up, cost.all_down]
+    assert summary["client_flops"] == 4 * cost.round_flops
+    assert summary["server_flops"] == 4 * cost.server_flops
 
 
 def test_epochs_are_counted_over_all_samples(fit, ask, even):  # noqa: F811

@@ -32,8 +32,11 @@ from fedgram import (
     FedSALoRA,
     FedSVD,
     FFALoRA,
+    FlexLoRA,
+    FLoRA,
     FLoRANA,
     FLoRG,
+    HetLoRA,
     LoRAFAIR,
     QuestionAnswering,
     SQuAD,
@@ -116,6 +119,14 @@ CASES = {
     "FedSVD": case(FedSVD),
     "FedSVD-2": case(FedSVD, every=2, head="averaged"),
     "FedSVD-local": case(FedSVD, head="local"),
+    "FLoRG-client_ranks": case(FLoRG, rank=4, client_ranks="uniform"),
+    "FedIT-client_ranks": case(FedIT, rank=4, client_ranks=[4, 1, 2, 3, 1, 2, 4]),
+    "FLoRA": case(FLoRA),
+    "FLoRA-client_ranks": case(FLoRA, rank=4, client_ranks={4: 0.3, 2: 0.3, 1: 0.4}, head="local"),
+    "FlexLoRA": case(FlexLoRA, rank=4, client_ranks="heavy_tail"),
+    "FlexLoRA-global": case(FlexLoRA, rank=4, client_ranks="normal", scaling="global"),
+    "HetLoRA-layer": case(HetLoRA, rank=4, gamma=0.7, client_ranks=[4, 1, 2, 3, 1, 2, 4]),
+    "HetLoRA-client": case(HetLoRA, rank=3, gamma=0.7, lam=1.0, scope="client", optimizer=KEEPING_ADAMW),
 }
 
 

@@ -46,6 +46,29 @@ def fedex_lora(server, clients, weights, scale=8.0):
     return {**means, "residual": server["residual"] + missed, "U": np.eye(len(missed)), "V": missed / scale}
 
 
+def flora(server, clients, weights, scale=8.0):
+    """All of the mean product goes to W0, and B is zero again."""
+    added = mean_product(clients, weights)
+    residual = server["residual"] + scale * added
+    return {"A": server["A"], "B": 0 * server["B"], "residual": residual, "U": np.eye(len(added)), "V": added}
+
+
+def flexlora(server, clients, weights):
+    """The best rank-r part of the mean product, all of its singular values in B."""
+    U, values, Vh = np.linalg.svd(mean_product(clients, weights))
+    r = len(server["A"])
+    found = int((values[:r] > EPS * max(server["A"].shape[1], len(server["B"])) * values[0]).sum())
+    B = np.concatenate([U[:, :found] * values[:found], np.zeros((len(U), r - found))], axis=1)
+    return server | {"A": np.concatenate([Vh[:found], server["A"][found:]]), "B": B}
+
+
+def hetlora(server, clients, weights):
+    """Means of A and of B, each client by its weight and the norm of its product."""
+    shares = np.array([w * np.linalg.norm(c["B"] @ c["A"]) for w, c in zip(weights, clients, strict=True)])
+    shares = shares / shares.sum() if shares.any() else weights
+    return server | fedit({"A": 0, "B": 0}, clients, shares)
+
+
 def factor_of(clients, weights):
     """Ã = Λ^{1/2} P of Q = Σ wₙ AₙᵀAₙ, the largest eigenvalue first (eqs. 4, 6, 7)."""
     Q = sum(w * c["A"].T @ c["A"] for w, c in zip(weights, clients, strict=True))

@@ -25,8 +25,11 @@ from fedgram.methods import (
     FedSALoRA,
     FedSVD,
     FFALoRA,
+    FlexLoRA,
+    FLoRA,
     FLoRANA,
     FLoRG,
+    HetLoRA,
     LoRAFAIR,
     Method,
     RoundInfo,
@@ -41,6 +44,8 @@ from thread_ranks import on_ranks
 SIZES = {"q": (11, 7), "k": (7, 11), "v": (6, 6)}
 """(d_in, d_out) of the layers: none but the last is square."""
 CLIENTS = [2, 3, 5, 8, 13]
+HALF = {2: 0.5, 1: 0.5}
+"""Half of the clients have rank 2, half have rank 1."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,15 @@ METHODS = {
     "FedExLoRA-factored": Case(partial(FedExLoRA, rank=2, residual="factored"), oracles.fedex_lora, increment),
     "RAVAN": Case(partial(RAVAN, rank=2, heads=3), oracles.ravan),
     "RAVAN-normal": Case(partial(RAVAN, rank=2, bases="normal"), oracles.ravan),
+    "FedIT-client_ranks": Case(partial(FedIT, rank=2, client_ranks=HALF), oracles.fedit),
+    "FedExLoRA-client_ranks": Case(partial(FedExLoRA, rank=2, client_ranks=HALF), oracles.fedex_lora, increment),
+    "FLoRA": Case(partial(FLoRA, rank=2), oracles.flora, increment),
+    "FLoRA-client_ranks": Case(partial(FLoRA, rank=2, client_ranks=HALF), oracles.flora, increment),
+    "FlexLoRA": Case(partial(FlexLoRA, rank=2), oracles.flexlora, product),
+    "FlexLoRA-client_ranks": Case(partial(FlexLoRA, rank=2, client_ranks=HALF), oracles.flexlora, product),
+    "FlexLoRA-global": Case(partial(FlexLoRA, rank=2, client_ranks=HALF, scaling="global"), oracles.flexlora, product),
+    "HetLoRA": Case(partial(HetLoRA, rank=2, gamma=0.5, client_ranks=HALF), oracles.hetlora),
+    "HetLoRA-unpruned": Case(partial(HetLoRA, rank=2, gamma=1.0), oracles.hetlora),
     "FLoRG": florg(oracles.florg),
     "FLoRG-eigh": florg(oracles.florg, solver="eigh"),
     "FLoRG-average": florg(oracles.fedit, projection="average"),
@@ -331,7 +345,7 @@ def test_fields_of_zeros_are_no_trouble(case, chosen):
 
 
 def rank_one(tensor, field):
-    if not tensor.numel():
+    if tensor.ndim < 2 or not tensor.numel():
         return tensor
     rows = tensor.reshape(-1, tensor.shape[-1])  # of a stack of matrices, all are of rank one
     return torch.from_numpy(deficient(*rows.shape, 1, rng(int(tensor.abs().sum() * 1e6)))).reshape(tensor.shape)

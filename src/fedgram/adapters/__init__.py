@@ -5,7 +5,7 @@ from fedgram.adapters.experts import ExpertsAdapter
 from fedgram.adapters.gram import GramAdapter, make_bases
 from fedgram.adapters.head import HeadLinear
 from fedgram.adapters.inject import find_targets, head_linears, swap, swap_heads
-from fedgram.adapters.lora import LoraAdapter, lora_start
+from fedgram.adapters.lora import LoraAdapter, lora_start, random_rows
 from fedgram.adapters.lora_pair import LoraPairAdapter, lora_pair_start
 from fedgram.adapters.mixed_pair import MixedPairAdapter
 from fedgram.adapters.multi_head import MultiHeadAdapter
@@ -26,6 +26,7 @@ __all__ = [
     "lora_pair_start",
     "lora_start",
     "make_bases",
+    "random_rows",
     "swap",
     "swap_heads",
 ]

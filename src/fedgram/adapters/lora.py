@@ -7,18 +7,19 @@ from torch import Tensor, nn
 from fedgram.adapters.base import Adapter, layer_sizes
 from fedgram.state import Layer
 
-__all__ = ["LoraAdapter", "lora_start"]
+__all__ = ["LoraAdapter", "lora_start", "random_rows"]
 
 
 class LoraAdapter(Adapter):
-    """ΔW = s g B A with ``A: (r, d_in)`` and ``B: (d_out, r)``, and ``g: ()`` a client's own factor; 1 without.
+    """ΔW = s B diag(g) A with ``A: (r, d_in)`` and ``B: (d_out, r)``, and ``g: ()`` or ``(r,)`` a client's own; or 1.
 
-    Methods set g where a client scales its product in its own way: by its rank, or to make up for what it left out.
+    Methods set g where a client scales its product in its own way: by its rank, to make up for what it left out, or
+    with zeros where it must not use what is there.
     """
 
     def expand(self, tensors: Layer) -> tuple[Float[Tensor, "C r d_in"], Float[Tensor, "C r d_out"]]:
         up = tensors["B"].mT
-        return tensors["A"], up * tensors["g"][:, None, None] if "g" in tensors else up
+        return tensors["A"], up * tensors["g"].reshape(len(up), -1, 1) if "g" in tensors else up
 
 
 def lora_start(linear: nn.Module, rank: int, generator: torch.Generator) -> Layer:
@@ -33,5 +34,10 @@ def lora_start(linear: nn.Module, rank: int, generator: torch.Generator) -> Laye
         ``A: (r, d_in)`` and ``B: (d_out, r)``, float32; ΔW is zero.
     """
     d_in, d_out = layer_sizes(linear)
+    return {"A": random_rows(rank, d_in, generator), "B": torch.zeros(d_out, rank)}
+
+
+def random_rows(rank: int, d_in: int, generator: torch.Generator) -> Float[Tensor, "r d_in"]:
+    """Draw LoRA's first A: uniform in ±1/√d_in, float32."""
     bound = d_in**-0.5
-    return {"A": torch.empty(rank, d_in).uniform_(-bound, bound, generator=generator), "B": torch.zeros(d_out, rank)}
+    return torch.empty(rank, d_in).uniform_(-bound, bound, generator=generator)

@@ -11,8 +11,11 @@ from fedgram.methods.fedsa_lora import FedSALoRA
 from fedgram.methods.fedsvd import FedSVD
 from fedgram.methods.ffa_lora import FFALoRA
 from fedgram.methods.fields import Field
+from fedgram.methods.flexlora import FlexLoRA
+from fedgram.methods.flora import FLoRA
 from fedgram.methods.flora_na import FLoRANA
 from fedgram.methods.florg import FLoRG
+from fedgram.methods.hetlora import HetLoRA
 from fedgram.methods.lora import LoRAMethod
 from fedgram.methods.lora_fair import LoRAFAIR
 from fedgram.methods.ravan import RAVAN
@@ -21,6 +24,7 @@ __all__ = [
     "RAVAN",
     "Diagnostics",
     "FFALoRA",
+    "FLoRA",
     "FLoRANA",
     "FLoRG",
     "FeDeRA",
@@ -32,6 +36,8 @@ __all__ = [
     "FedSALoRA",
     "FedSVD",
     "Field",
+    "FlexLoRA",
+    "HetLoRA",
     "LoRAFAIR",
     "LoRAMethod",
     "Method",

@@ -225,6 +225,15 @@ class Method(ABC):
             swap_heads(backbone)
         return {name: module for name, module in backbone.named_modules() if isinstance(module, ClientLayer)}
 
+    def check_clients(self, clients: int) -> None:
+        """Refuse a number of clients that the settings do not fit, before anything is written.
+
+        Raises:
+            ConfigurationError: `client_ranks` lists another number of ranks.
+        """
+        if self.client_ranks is not None:
+            deal_ranks(self.client_ranks, self.rank, clients, seed=0)
+
     def server_start(self, model: State, clients: int) -> Layers:
         """Return what the server remembers beside the model from round to round, at the start; nothing by default.
 

@@ -17,16 +17,18 @@ class FedSALoRA(LoRAMethod):
 
     ΔWₙ = s Bₙ A and Ā = Σ wₙ Aₙ. Every client has its own model, which starts at Bₙ = 0 and the common head and is
     touched by that client's training only; `trainer.personal_evaluation` says on what these models are judged.
+    Clients of a lower rank, which the paper has not, hold the first rows of A; in the mean, zeros stand for the others.
 
     Args:
         head: "local", trained by each client for itself and never sent, as in the paper; "averaged" (trained, and
             averaged by the server); or "frozen".
-        common: the settings of `Method`: rank, alpha, target_modules.
+        common: the settings of `Method`: rank, alpha, target_modules, client_ranks.
     """
 
     paper = Paper("Guo et al.", 2024, "ICLR 2025", "2410.01463")
+    heterogeneous = True
     travels = "A both ways"
-    fields = (Field("A"), Field("B", down=False, up=False))
+    fields = (Field("A", rank_axis=0), Field("B", down=False, up=False, rank_axis=1))
 
     def __init__(self, *, head: HeadPolicy = "local", **common: Any) -> None:
         super().__init__(head=head, **common)

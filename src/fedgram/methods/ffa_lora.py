@@ -16,17 +16,19 @@ class FFALoRA(LoRAMethod):
 
     Clients train and send B alone, and B̄ = Σ wₙ Bₙ is exact, since B̄ A = Σ wₙ BₙA. A comes from the seed of the run
     and is never sent. With SGD the paper searched learning rates of {.1, .2, .5, 1}, and {.01, .02, .05, .1} for LoRA.
+    A client of a lower rank has the first rows of A: not in the paper, and exact as well.
 
     Args:
         head: "frozen" at its random start, as in the paper; "averaged" (trained, and averaged by the server), as other
             implementations have it, which alone moves accuracies by much; or "local" to each client.
-        common: the settings of `Method`: rank, alpha, target_modules.
+        common: the settings of `Method`: rank, alpha, target_modules, client_ranks.
     """
 
     paper = Paper("Sun et al.", 2024, "ICLR", "2403.12313")
     exact = True
+    heterogeneous = True
     travels = "B both ways"
-    fields = (Field("A", down=False, up=False, trained=False), Field("B"))
+    fields = (Field("A", down=False, up=False, trained=False, rank_axis=0), Field("B", rank_axis=1))
 
     def __init__(self, *, head: HeadPolicy = "frozen", **common: Any) -> None:
         super().__init__(head=head, **common)

@@ -44,7 +44,7 @@ class FLoRG(Method):
             "svd" (the singular vectors of the pretrained weight) or "identity".
         init_std: standard deviation of the entries of the first A; zero would be a saddle.
         preserve_start: take s L A₁ᵀA₁ R out of the frozen side, so that training starts at the pretrained function.
-        common: the settings of `Method`: rank, alpha, target_modules, head.
+        common: the settings of `Method`: rank, alpha, target_modules, head, client_ranks.
     """
 
     paper = Paper("Meng et al.", 2026, "arXiv", "2602.17095")

@@ -46,9 +46,9 @@ def deal_ranks(ranks: ClientRanks, largest: int, clients: int, seed: int) -> np.
     """Return the rank of every client, ``(clients,)`` int64, the same on every rank of the run.
 
     Args:
-        ranks: one of every client in turn; shares of clients by rank, which are dealt in a random order, whatever the
-            clients' data; or a distribution over 1 to ``largest``: "uniform", "normal" (mean in the middle, standard
-            deviation a sixth of the range), or "heavy_tail" (rank k as often as 1/k: most are small).
+        ranks: one of every client in turn; shares of clients by rank, in any order, which are dealt at random, whatever
+            the clients' data; or a distribution over 1 to ``largest``: "uniform", "normal" (mean in the middle,
+            standard deviation a sixth of the range), or "heavy_tail" (rank k as often as 1/k: most are small).
         largest: the rank of the server.
         clients: N.
         seed: of the run.
@@ -59,8 +59,9 @@ def deal_ranks(ranks: ClientRanks, largest: int, clients: int, seed: int) -> np.
     >>> deal_ranks({4: 0.25, 2: 0.75}, 4, 8, seed=0).tolist().count(4)
     2
     """
-    frozen = tuple(ranks.items()) if isinstance(ranks, Mapping) else ranks if isinstance(ranks, str) else tuple(ranks)
-    return _dealt(frozen, largest, clients, seed)
+    if isinstance(ranks, Mapping):
+        return _dealt(tuple(sorted(ranks.items())), largest, clients, seed)
+    return _dealt(ranks if isinstance(ranks, str) else tuple(ranks), largest, clients, seed)
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,332 @@
+"""Ranks that differ from client to client, for every method that allows them."""
+
+import inspect
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fedgram.methods
+from fedgram.block import train_block
+from fedgram.cost import Size
+from fedgram.errors import CheckpointError, ConfigurationError
+from fedgram.methods import (
+    FedExLoRA,
+    FedIT,
+    FedSALoRA,
+    FFALoRA,
+    FlexLoRA,
+    FLoRA,
+    FLoRG,
+    HetLoRA,
+    Method,
+    RoundInfo,
+)
+from fedgram.methods.fields import cut
+from fedgram.methods.ranks import deal_ranks
+from fedgram.optim import SGD, AdamW
+from fedgram.state import flatten, merge
+from helpers import rng
+from test_block import make_network
+from test_trainer import fit  # noqa: F401 (a fixture)
+
+RANKS = [4, 2, 1, 3]
+ALPHA = 6.0
+METHODS = {
+    "FedIT": FedIT,
+    "FedExLoRA": FedExLoRA,
+    "FedExLoRA-factored": partial(FedExLoRA, residual="factored"),
+    "FFALoRA": partial(FFALoRA, head="averaged"),
+    "FedSALoRA": FedSALoRA,
+    "FLoRA": FLoRA,
+    "FlexLoRA": FlexLoRA,
+    "FlexLoRA-global": partial(FlexLoRA, scaling="global"),
+    "FLoRG": partial(FLoRG, init_std=0.3),
+    "FLoRG-svd": partial(FLoRG, init_std=0.3, basis="svd", preserve_start=False),
+    "HetLoRA": partial(HetLoRA, gamma=0.5, lam=0.3),
+    "HetLoRA-unpruned": partial(HetLoRA, gamma=1.0),
+}
+OPTIMIZERS = [
+    AdamW(lr=0.01, weight_decay=0.1),
+    AdamW(lr=0.01, max_grad_norm=0.5),
+    SGD(lr=0.1, momentum=0.9, weight_decay=0.1, max_grad_norm=1.0),
+]
+
+
+def concrete():
+    found = [kind for kind in vars(fedgram.methods).values() if inspect.isclass(kind) and issubclass(kind, Method)]
+    return [kind for kind in found if not inspect.isabstract(kind)]
+
+
+def test_every_method_that_says_it_allows_them_is_here():
+    assert {kind for kind in concrete() if kind.heterogeneous} == {type(make()) for make in METHODS.values()}
+
+
+class Federation:
+    """A server somewhere in a run, one block of clients of all ranks, and the method of each client's rank alone."""
+
+    def __init__(self, make, backbone, data):
+        self.data = data
+        self.make, self.backbone = make, backbone
+        self.method = make(rank=max(RANKS), alpha=ALPHA, client_ranks=RANKS)
+        self.network, tables = make_network(backbone, data, self.method)
+        self.table = tables.split("train")
+        state, random = self.network.initial_state(), rng(0)
+        noisy = {
+            part: {
+                name: {f: t + 0.3 * torch.from_numpy(random.normal(size=tuple(t.shape))) for f, t in layer.items()}
+                for name, layer in layers.items()
+            }
+            for part, layers in state.items()
+        }
+        self.server = {**noisy, "server": self.method.server_start(noisy, len(RANKS))}
+        self.info = RoundInfo(3, 0, dict.fromkeys(range(len(RANKS)), 2), len(RANKS))
+        self.network.share(self.server)
+        self.starts = [self.start(client) for client in range(len(RANKS))]
+        self.batches = [[random.choice(60, 3, replace=False) for _ in range(n)] for n in (5, 4, 4, 2)]
+
+    def start(self, client):
+        held = self.method.without_shared(self.server)
+        payload = self.method.payload_down(self.server, client, self.info)
+        return self.method.start(self.server, held, payload, client, self.info)
+
+    def train(self, optimizer):
+        trained, penalty = self.method.trained_fields, self.method.penalty
+        return train_block(
+            self.network, optimizer, self.starts, self.table, self.batches, trained=trained, penalty=penalty
+        ).states
+
+    def alone(self, client, optimizer):
+        """Train one client with adapters of its own rank: return its method, server, start, and end."""
+        rank = RANKS[client]
+        # s = alpha / rank is the same for all ranks, but for FlexLoRA, of which alpha is.
+        alpha = ALPHA if self.method.name == "FlexLoRA" else ALPHA * rank / max(RANKS)
+        method = self.make(rank=rank, alpha=alpha)
+        network, _ = make_network(self.backbone, self.data, method)
+        for name, layer in network.layers.items():
+            if isinstance(method, FLoRG) and layer.part == "adapter":  # they are drawn after A, of a lower rank here
+                big = self.network.layers[name]
+                layer.L, layer.R, layer.start = big.L, big.R, big.start
+        model, info = network.initial_state(), RoundInfo(3, 0, {0: 2}, 1)
+        server = {**model, "server": method.server_start(model, 1)}
+        network.share(self.server)
+        start = method.start(server, method.without_shared(model), method.payload_down(server, 0, info), 0, info)
+        ranked = {field.name for field in method.fields if field.rank_axis is not None}
+        own = {
+            name: {f: t for f, t in layer.items() if f in ranked}
+            for name, layer in cut(self.starts[client]["adapter"], method.fields, rank).items()
+        }
+        start = merge(start, {"adapter": own, "head": self.starts[client]["head"]})
+        (end,) = train_block(
+            network, optimizer, [start], self.table, [self.batches[client]],
+            trained=method.trained_fields, penalty=method.penalty,
+        ).states  # fmt: skip
+        return method, server, start, end, info
+
+
+@pytest.fixture(params=METHODS)
+def federation(request, tiny_backbone, tiny_data):
+    return Federation(METHODS[request.param], tiny_backbone, tiny_data)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["decay", "clipped", "SGD"])
+def test_a_client_in_a_block_trains_and_sends_what_it_would_with_adapters_of_its_own_rank(federation, optimizer):
+    method, server, info = federation.method, federation.server, federation.info
+    ends = federation.train(optimizer)
+    ranked = [field for field in method.fields if field.rank_axis is not None]
+    for client, (rank, begun, end) in enumerate(zip(RANKS, federation.starts, ends, strict=True)):
+        own, own_server, own_start, own_end, own_info = federation.alone(client, optimizer)
+        cut_end = {**end, "adapter": cut(end["adapter"], method.fields, rank)}
+        for key, tensor in flatten(own_end).items():
+            if key.startswith("head") or key.split("|")[2] in own.trained_fields:
+                torch.testing.assert_close(flatten(cut_end)[key], tensor, rtol=0, atol=1e-10)
+                assert not torch.equal(tensor, flatten(own_start)[key])
+        for name, layer in end["adapter"].items():
+            for field in ranked:
+                beyond = layer[field.name].narrow(field.rank_axis, rank, max(RANKS) - rank)
+                assert not beyond.any(), (name, field.name)
+        sent = method.payload_up(server, begun, end, client, info)
+        expected = own.payload_up(own_server, own_start, own_end, 0, own_info)
+        assert flatten(sent).keys() == flatten(expected).keys()
+        for key, tensor in flatten(expected).items():
+            torch.testing.assert_close(flatten(sent)[key], tensor, rtol=0, atol=1e-10)
+        first = [RoundInfo(1, 0, dict.fromkeys(i.last, 0), i.clients) for i in (info, own_info)]
+        down = method.payload_down(server, client, first[0]), own.payload_down(own_server, 0, first[1])
+        assert Size.of(down[0]) == Size.of(down[1])
+
+
+def test_what_a_client_has_beyond_its_rank_counts_in_the_comparison_above(tiny_backbone, tiny_data):
+    """Its padding is zero, and training from anything else ends elsewhere."""
+    federation = Federation(FedIT, tiny_backbone, tiny_data)
+    start = federation.starts[2]
+    for layer in start["adapter"].values():
+        layer["A"][3] = layer["B"][:, 3] = 0.1
+    ends = federation.train(OPTIMIZERS[0])
+    *_, alone, _ = federation.alone(2, OPTIMIZERS[0])
+    name = next(iter(alone["adapter"]))
+    assert not torch.allclose(ends[2]["adapter"][name]["A"][:1], alone["adapter"][name]["A"], atol=1e-6)
+
+
+def test_the_ledger_counts_what_ranks_make_of_payloads(fit):  # noqa: F811
+    """Four layers of 16 x 16: a client of rank r sends 4 · r · 32 numbers, and a head of 2 x 16 and 2."""
+    ranks = [3, 1, 2, 1, 1]
+    summary, _ = fit(method=FedIT(rank=3, client_ranks=ranks), rounds=2)
+    per_round = sum(4 * r * 32 + 34 for r in ranks)
+    assert summary["parameters_up"] == summary["parameters_down"] == 2 * per_round
+    assert summary["bytes_up"] == 4 * summary["parameters_up"]
+
+
+LISTED = st.lists(st.integers(1, 8), min_size=1, max_size=30)
+
+
+@given(LISTED, st.integers(0, 5))
+def test_a_list_is_dealt_as_it_stands(ranks, seed):
+    dealt = deal_ranks(ranks, 8, len(ranks), seed)
+    assert dealt.dtype == np.int64
+    assert dealt.tolist() == ranks
+    with pytest.raises(ConfigurationError, match=rf"lists {len(ranks)} ranks for {len(ranks) + 1} clients"):
+        deal_ranks(ranks, 8, len(ranks) + 1, seed)
+
+
+@given(st.dictionaries(st.integers(1, 8), st.integers(1, 9), min_size=1), st.integers(1, 200), st.integers(0, 5))
+def test_shares_are_dealt_to_within_one_client(parts, clients, seed):
+    shares = {rank: part / sum(parts.values()) for rank, part in parts.items()}
+    dealt = deal_ranks(shares, 8, clients, seed).tolist()
+    assert len(dealt) == clients
+    assert set(dealt) <= set(parts)
+    assert all(abs(dealt.count(rank) - share * clients) <= 1 for rank, share in shares.items())
+    assert dealt == deal_ranks(shares, 8, clients, seed).tolist()
+
+
+@given(st.sampled_from(["uniform", "normal", "heavy_tail"]), st.integers(1, 40), st.integers(1, 100), st.integers(0, 5))
+def test_drawn_ranks_lie_in_their_range_and_come_from_the_seed(kind, largest, clients, seed):
+    dealt = deal_ranks(kind, largest, clients, seed)
+    assert dealt.dtype == np.int64
+    assert dealt.shape == (clients,)
+    assert 1 <= dealt.min() <= dealt.max() <= largest
+    assert np.array_equal(dealt, deal_ranks(kind, largest, clients, seed))
+
+
+def test_distributions_have_the_shapes_of_their_names():
+    uniform, normal, heavy = (deal_ranks(kind, 8, 8000, 0) for kind in ("uniform", "normal", "heavy_tail"))
+    counts = np.bincount(uniform, minlength=9)[1:]
+    assert counts.min() > 850
+    assert normal.mean() == pytest.approx(4.5, abs=0.05)
+    assert normal.std() == pytest.approx(7 / 6, rel=0.1)
+    odds = np.bincount(heavy, minlength=9)[1:]
+    assert odds[0] / odds[1] == pytest.approx(2, rel=0.15)
+    assert odds[0] / odds[7] == pytest.approx(8, rel=0.25)
+
+
+def test_shares_are_dealt_whatever_the_number_of_a_client():
+    """Low ranks are not those of the first clients, and other seeds deal otherwise."""
+    one, other = (deal_ranks({8: 0.5, 1: 0.5}, 8, 40, seed).tolist() for seed in (0, 1))
+    assert one not in (other, sorted(one), sorted(one, reverse=True))
+    assert one == deal_ranks({1: 0.5, 8: 0.5}, 8, 40, seed=0).tolist()  # YAML keeps no order
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [
+        ([4, 5], r"between 1 and method\.rank = 4, got \[5\]"),
+        ([0, 1], r"between 1 and method\.rank = 4, got \[0\]"),
+        ([], r"between 1 and method\.rank = 4, got none"),
+        ({5: 1.0}, r"between 1 and method\.rank = 4, got \[5\]"),
+        ({4: 0.5, 2: 0.4}, r"sum to 1, got \{4: 0\.5, 2: 0\.4\}"),
+        ({4: 1.5, 2: -0.5}, r"must not be negative"),
+        ("pareto", r"one of uniform, normal, heavy_tail; got 'pareto'"),
+    ],
+)
+def test_ranks_that_no_client_can_have_are_errors(ranks, message):
+    with pytest.raises(ConfigurationError, match=message):
+        FedIT(rank=4, client_ranks=ranks)
+
+
+def test_a_method_that_is_not_defined_for_them_says_so():
+    for kind in concrete():
+        if not kind.heterogeneous:
+            with pytest.raises(ConfigurationError, match=rf"^{kind.__name__} is not defined for ranks that differ"):
+                kind(rank=4, client_ranks=[4, 2])
+
+
+FORMS = {
+    "[4, 2, 1, 1]": [4, 2, 1, 1],
+    "{4: 0.25, 1: 0.75}": {4: 0.25, 1: 0.75},
+    "heavy_tail": "heavy_tail",
+}
+
+
+def settings_of(run):
+    return json.loads(Path("runs", run, "version_0", "summary.json").read_text())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_they_may_be_given_on_the_command_line_and_in_a_config(fedgram, config, form):
+    common = ["--method.rank", 4, "--trainer.rounds", 1]
+    code, _, err = fedgram("fit", "--config", config, "--method", "FedIT", *common, "--method.client_ranks", form)
+    assert code == 0, err
+    found = settings_of("data-FedIT")
+    expected = json.loads(json.dumps(FORMS[form]))
+    assert found["settings"]["method.client_ranks"] == expected
+    per_round = sum(4 * r * 32 + 34 for r in deal_ranks(FORMS[form], 4, 4, seed=0).tolist())
+    assert found["parameters_up"] == per_round
+    content = yaml.safe_load(Path(config).read_text())
+    content["method"] = {"class_path": "FedIT", "init_args": {"rank": 4, "client_ranks": FORMS[form]}}
+    Path("mine.yaml").write_text(yaml.safe_dump(content))
+    named = ["--trainer.rounds", 1, "--trainer.name", "by-config"]
+    assert fedgram("fit", "--config", "mine.yaml", *named)[0] == 0
+    assert settings_of("by-config")["state_hash"] == found["state_hash"]
+    saved = Path("runs/by-config/version_0/config.yaml")
+    assert fedgram("fit", "--config", saved, "--trainer.name", "by-saved-config")[0] == 0
+    assert settings_of("by-saved-config")["state_hash"] == found["state_hash"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "FeDeRA", "--method.client_ranks", "[2,1,1,1]"], "FeDeRA is not defined for ranks that differ"),
+        (["--method", "FedIT", "--method.client_ranks", "[2,1]"], "method.client_ranks lists 2 ranks for 4 clients"),
+        (["--method", "FedIT", "--method.client_ranks", "[9,1,1,1]"], "between 1 and method.rank = 4, got [9]"),
+        (["--method", "FedIT", "--method.client_ranks", "{4: 0.5}"], "sum to 1"),
+        (["--method", "FedIT", "--method.client_ranks", "pareto"], "client_ranks"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "cost"])
+def test_what_can_not_be_is_one_line_and_leaves_no_run(fedgram, config, command, arguments, message):
+    code, _, err = fedgram(command, "--config", config, *arguments, "--method.rank", 4)
+    assert code != 0
+    assert message in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert not Path("runs").exists()
+
+
+def test_cost_tells_the_mean_over_clients(fedgram, config):
+    given = ["--method", "FedIT", "--method.rank", 4, "--method.client_ranks", "{4: 0.25, 2: 0.75}"]
+    code, _, err = fedgram("cost", "--config", config, *given, "--json", "costs.json")
+    assert (code, err) == (0, "")
+    (cost,) = json.loads(Path("costs.json").read_text())["costs"]
+    assert cost["up"]["adapter"] == 4 * 32 * (4 + 2 + 2 + 2) / 4
+    assert cost["all_up"]["adapter"] == 2 * 4 * 32 * (4 + 2 + 2 + 2)
+
+
+@pytest.mark.parametrize("name", ["FedIT", "FLoRA", "FlexLoRA", "HetLoRA", "FedSALoRA"])
+def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go_and_other_ranks_are_refused(fit, name):  # noqa: F811
+    def make(ranks):
+        return METHODS[name](rank=4, client_ranks=ranks)
+
+    keys = {"participation": 3, "clients_per_block": 2}
+    shares = {4: 0.4, 2: 0.6}  # as text in a checkpoint
+    whole, _ = fit(make(shares), rounds=4, name="whole", **keys)
+    fit(make(shares), rounds=2, name="parts", **keys)
+    with pytest.raises(CheckpointError, match=r"method\.client_ranks: \{'4': 0\.4, '2': 0\.6\} there, \[4, 2"):
+        fit(make([4, 2, 2, 4, 2]), rounds=4, name="parts", ckpt_path="last", **keys)
+    parts, _ = fit(make(shares), rounds=4, name="parts", ckpt_path="last", **keys)
+    assert parts["state_hash"] == whole["state_hash"]
+    assert parts["final"] == whole["final"]
