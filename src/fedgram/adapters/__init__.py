@@ -5,6 +5,7 @@ from fedgram.adapters.gram import GramAdapter, make_bases
 from fedgram.adapters.head import HeadLinear
 from fedgram.adapters.inject import find_targets, head_linears, swap, swap_heads
 from fedgram.adapters.lora import LoraAdapter, lora_start
+from fedgram.adapters.lora_pair import LoraPairAdapter, lora_pair_start
 
 __all__ = [
     "Adapter",
@@ -12,9 +13,11 @@ __all__ = [
     "GramAdapter",
     "HeadLinear",
     "LoraAdapter",
+    "LoraPairAdapter",
     "add_low_rank",
     "find_targets",
     "head_linears",
+    "lora_pair_start",
     "lora_start",
     "make_bases",
     "swap",
