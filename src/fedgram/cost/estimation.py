@@ -148,15 +148,11 @@ def _local_steps(trainer: "FederatedTrainer", samples: int | None, batch_size: i
 
 
 def _cohorts(setting: Setting, seed: int) -> Iterator[Counter[int]]:
-    """Yield, for every round, how many of its clients have last taken part in which: those of the run itself.
-
-    What matters is whether a client comes new, has missed no round, or some; so of the latter all have number 1.
-    """
+    """Yield, for every round, how many of its clients have last taken part in which: those of the run itself."""
     last = np.zeros(setting.clients, np.int32)
     for number in range(1, setting.rounds + 1):
         cohort = np.array(sample(seed, number, setting.clients, setting.cohort))
-        before = last[cohort]
-        yield Counter(np.where(before == number - 1, before, np.minimum(before, 1)).tolist())
+        yield Counter(last[cohort].tolist())
         last[cohort] = number
 
 
@@ -320,10 +316,22 @@ class _Traffic:
         """Return what all clients send in all rounds, and what they are sent."""
         up, down = Size(), Size()
         for number, cohort in enumerate(cohorts, 1):
-            for last, count in cohort.items():
+            for last, count in self._told_apart(cohort, number).items():
                 up += self.up(number, last) * count
                 down += self.down(number, last) * count
         return up, down
+
+    def _told_apart(self, cohort: Counter[int], number: int) -> Counter[int]:
+        """Return the cohort by last rounds, of which one stands for all that are sent as much.
+
+        To most methods it matters whether a client comes new, has missed no round, or some: of the latter all have 1.
+        """
+        if self.method.catches_up:
+            return cohort
+        found: Counter[int] = Counter()
+        for last, count in cohort.items():
+            found[last if last == number - 1 else min(last, 1)] += count
+        return found
 
     def _held(self, number: int) -> State:
         return self.start if number == 1 else self.later

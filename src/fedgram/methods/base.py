@@ -126,6 +126,7 @@ class Method(ABC):
         paper: where the method comes from.
         exact: whether the server's ΔW is the weighted mean of the clients', up to rounding.
         heterogeneous: whether clients may have ranks of their own.
+        catches_up: whether what a client is sent depends on how many rounds it has missed; else on whether it has.
         travels: what is sent, in few words.
         variants: the kinds of the method that comparisons of all methods show, by name, with what each sets; none for
             one kind, with its defaults.
@@ -135,6 +136,7 @@ class Method(ABC):
     paper: ClassVar[Paper]
     exact: ClassVar[bool] = False
     heterogeneous: ClassVar[bool] = False
+    catches_up: ClassVar[bool] = False
     travels: ClassVar[str]
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 

@@ -21,6 +21,7 @@ class Field:
         up: whether the clients send it back.
         trained: whether the clients train it; else it only takes part in the forward pass.
         shared: whether all clients hold the same and none changes it: it is kept once, beside the frozen weights.
+        fresh: whether clients start it anew in every round, so that it does not stay with them though it is not sent.
         rank_axis: which of its axes is as long as the rank; None where none is. Clients of a lower rank than the
             server's hold the first entries of that axis.
     """
@@ -30,12 +31,13 @@ class Field:
     up: bool = True
     trained: bool = True
     shared: bool = False
+    fresh: bool = False
     rank_axis: int | None = None
 
     @property
     def kept(self) -> bool:
-        """Whether it stays with the client from round to round: it is trained, and nothing comes to replace it."""
-        return self.trained and not self.down
+        """Whether it stays with the client from round to round: it is trained, and nothing replaces it."""
+        return self.trained and not self.down and not self.fresh
 
 
 def select(layers: Layers, fields: Collection[str]) -> Layers:
