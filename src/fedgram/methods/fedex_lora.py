@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, LoraAdapter, lora_start
 from fedgram.errors import require_choice
-from fedgram.linalg import Product, deviation_basis
+from fedgram.linalg import deviation_basis
 from fedgram.methods.base import Paper, RoundInfo
 from fedgram.methods.fields import Field, select
 from fedgram.methods.lora import LoRAMethod
@@ -86,10 +86,6 @@ class FedExLoRA(LoRAMethod):
         total = layer["residual"] + self.scale * (U.mT @ V)  # in float64, rounded once
         found = {"residual": total, "U": U, "V": V}
         return {field: found[field].to(layer[field]) for field in self._sent}
-
-    def missed(self, before: Layer, after: Layer, ideal: Product) -> Tensor:
-        added = (after["residual"].double() - before["residual"].double()) / self.scale
-        return torch.linalg.matrix_norm(after["B"].double() @ after["A"].double() + added - ideal[0] @ ideal[1])
 
 
 def _deviations(factors: Float[Tensor, "N r d"], weights: Float[Tensor, " N"]) -> Float[Tensor, "m d"]:
