@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedgram.data import GLUE, IID, Dirichlet, Quickstart, SQuAD, TextClassificationData
-    from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method
+    from fedgram.methods import (
+        FeDeRA,
+        FedExLoRA,
+        FedIT,
+        FedLoRU,
+        FedSALoRA,
+        FFALoRA,
+        FLoRG,
+        FRLoRA,
+        Method,
+        MFedLoRU,
+        PFedLoRU,
+    )
     from fedgram.models import QuestionAnswering, TextClassification
     from fedgram.optim import SGD, AdamW
     from fedgram.trainer import FederatedTrainer
@@ -18,14 +30,18 @@ _HOMES = {
     "Dirichlet": "data",
     "FFALoRA": "methods",
     "FLoRG": "methods",
+    "FRLoRA": "methods",
     "FeDeRA": "methods",
     "FedExLoRA": "methods",
     "FedIT": "methods",
+    "FedLoRU": "methods",
     "FedSALoRA": "methods",
     "FederatedTrainer": "trainer",
     "GLUE": "data",
     "IID": "data",
+    "MFedLoRU": "methods",
     "Method": "methods",
+    "PFedLoRU": "methods",
     "QuestionAnswering": "models",
     "Quickstart": "data",
     "SGD": "optim",
@@ -41,12 +57,16 @@ __all__ = [
     "Dirichlet",
     "FFALoRA",
     "FLoRG",
+    "FRLoRA",
     "FeDeRA",
     "FedExLoRA",
     "FedIT",
+    "FedLoRU",
     "FedSALoRA",
     "FederatedTrainer",
+    "MFedLoRU",
     "Method",
+    "PFedLoRU",
     "QuestionAnswering",
     "Quickstart",
     "SQuAD",

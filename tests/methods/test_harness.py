@@ -14,7 +14,20 @@ from fedgram.checkpoint import Checkpoint, load, save
 from fedgram.collectives import Ranks
 from fedgram.errors import TrainingError
 from fedgram.ledger import Ledger, Traffic
-from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoundInfo
+from fedgram.methods import (
+    FeDeRA,
+    FedExLoRA,
+    FedIT,
+    FedLoRU,
+    FedSALoRA,
+    FFALoRA,
+    FLoRG,
+    FRLoRA,
+    Method,
+    MFedLoRU,
+    PFedLoRU,
+    RoundInfo,
+)
 from fedgram.seeding import torch_generator
 from fedgram.state import flatten, split, state_hash
 from fedgram.uploads import Uploads
@@ -58,6 +71,11 @@ def increment(layer):
     return sent | ({"increment": layer["U"].T @ layer["V"]} if "U" in layer else {})
 
 
+def reset(layer):
+    """Where a product has been added the next A is random, and B zero."""
+    return {field: tensor for field, tensor in layer.items() if field != "A"}
+
+
 def florg(oracle, view=Case.view, **settings):
     return Case(partial(FLoRG, rank=2, **settings), oracle, view)
 
@@ -70,6 +88,16 @@ METHODS = {
     "FedSALoRA": Case(partial(FedSALoRA, rank=2), oracles.fedsa_lora),
     "FedExLoRA": Case(partial(FedExLoRA, rank=2), oracles.fedex_lora, increment),
     "FedExLoRA-factored": Case(partial(FedExLoRA, rank=2, residual="factored"), oracles.fedex_lora, increment),
+    "FRLoRA": Case(partial(FRLoRA, rank=2), oracles.frlora),
+    "FRLoRA-freeze_A": Case(partial(FRLoRA, rank=2, freeze_A=True), oracles.frlora_frozen),
+    "FedLoRU": Case(partial(FedLoRU, rank=2), oracles.fedloru),
+    "FedLoRU-keep": Case(partial(FedLoRU, rank=2, mode="keep"), oracles.fedloru),
+    "FedLoRU-merging": Case(partial(FedLoRU, rank=2, merge_every=3), oracles.fedloru_reset, reset),
+    "pFedLoRU": Case(partial(PFedLoRU, rank=2, personal_rank=3), oracles.fedloru),
+    "pFedLoRU-merging": Case(partial(PFedLoRU, rank=2, merge_every=3), oracles.fedloru_reset, reset),
+    "mFedLoRU": Case(partial(MFedLoRU, rank=2), oracles.fedloru),
+    "mFedLoRU-merging": Case(partial(MFedLoRU, rank=2, merge_every=3), oracles.fedloru_reset, reset),
+    "mFedLoRU-client_ranks": Case(partial(MFedLoRU, rank=2, client_ranks={1: 0.5, 2: 0.5}), oracles.fedloru),
     "FLoRG": florg(oracles.florg),
     "FLoRG-eigh": florg(oracles.florg, solver="eigh"),
     "FLoRG-average": florg(oracles.fedit, projection="average"),
@@ -142,9 +170,12 @@ def federate(case, clients=CLIENTS, dtype=torch.float64, change=lambda tensor, f
     def noisy(tensor, size):
         return tensor.double() + size * torch.from_numpy(random.standard_normal(tensor.shape))
 
-    server = {
-        name: {f: change(noisy(t, 1.0), f).to(dtype) for f, t in a.initial().items()} for name, a in adapters.items()
-    }
+    anew = {field.name for field in method.fields if field.fresh}  # on the server they stay what they were
+
+    def made(tensor, field):
+        return tensor.to(dtype) if field in anew else change(noisy(tensor, 1.0), field).to(dtype)
+
+    server = {name: {f: made(t, f) for f, t in a.initial().items()} for name, a in adapters.items()}
     remembered = method.server_start({"adapter": server, "head": {}}, 20)
     state, info = {"adapter": server, "head": {}, "server": remembered}, third_round(clients)
 
@@ -326,7 +357,7 @@ def test_a_client_that_dropped_out_is_missed_and_no_more(case):
 
 def test_an_upload_that_is_not_finite_is_an_error_that_names_the_client(case):
     federation = federate(case)
-    for field in [field.name for field in federation.method.fields if field.up]:
+    for field in federation.payloads[8]["k"]:  # as the server reads it
         clean = federation.payloads[8]["k"][field]
         federation.payloads[8]["k"][field] = torch.where(torch.arange(clean.shape[-1]) == 1, math.nan, clean)
         with pytest.raises(TrainingError, match=f"client 8 diverged: {field} of k holds nan or inf"):

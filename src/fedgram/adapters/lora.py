@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fedgram.adapters.base import Adapter, layer_sizes
 from fedgram.state import Layer
 
-__all__ = ["LoraAdapter", "lora_start"]
+__all__ = ["LoraAdapter", "draw_rows", "lora_start"]
 
 
 class LoraAdapter(Adapter):
@@ -33,5 +33,10 @@ def lora_start(linear: nn.Module, rank: int, generator: torch.Generator) -> Laye
         ``A: (r, d_in)`` and ``B: (d_out, r)``, float32; ΔW is zero.
     """
     d_in, d_out = layer_sizes(linear)
+    return {"A": draw_rows(rank, d_in, generator), "B": torch.zeros(d_out, rank)}
+
+
+def draw_rows(rank: int, d_in: int, generator: torch.Generator) -> Float[Tensor, "r d_in"]:
+    """Return LoRA's usual first A, float32: uniform in ±1/√d_in."""
     bound = d_in**-0.5
-    return {"A": torch.empty(rank, d_in).uniform_(-bound, bound, generator=generator), "B": torch.zeros(d_out, rank)}
+    return torch.empty(rank, d_in).uniform_(-bound, bound, generator=generator)
