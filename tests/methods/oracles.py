@@ -43,8 +43,8 @@ def fedex_lora(server, clients, weights, scale=8.0):
 
 
 def merged(server, A, B, added, scale=8.0):
-    """W0 += s added, and the factors of the newest products, no more of them than are fewer numbers than their sum."""
-    r, most = len(A), max(1, B.shape[0] * A.shape[1] // (A.size + B.size))
+    """W0 += s added, and the factors of the newest products, no more than any client may be sent."""
+    r, most = len(A), 1 + B.shape[0] * A.shape[1] // (A.size + B.size)
     As, Bs = np.concatenate([server["merged_A"], A]), np.concatenate([server["merged_B"], B], axis=1)
     newest = {"merged_A": As[-most * r :], "merged_B": Bs[:, -most * r :]}
     return {**server, **newest, "residual": server["residual"] + scale * added}

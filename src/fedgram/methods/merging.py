@@ -86,7 +86,7 @@ class MergingMethod(LoRAMethod):
         """
         product = B.double() @ A.double()
         total = layer["residual"] + self.scale * (product if start is None else product - start)
-        most = max(1, total.numel() // (A.numel() + B.numel()))  # of more, the sum is fewer numbers
+        most = 1 + total.numel() // (A.numel() + B.numel())  # of more, the sum and the present pair are fewer numbers
         return {
             "residual": total.to(layer["residual"]),
             "merged_A": _newest(layer["merged_A"], A, 0, most),
