@@ -25,9 +25,13 @@ from fedgram import (
     FederatedTrainer,
     FedExLoRA,
     FedIT,
+    FedLoRU,
     FedSALoRA,
     FFALoRA,
     FLoRG,
+    FRLoRA,
+    MFedLoRU,
+    PFedLoRU,
     QuestionAnswering,
     SQuAD,
     TextClassification,
@@ -88,6 +92,14 @@ CASES = {
     "FedSALoRA-keep_state": case(FedSALoRA, head="frozen", optimizer=KEEPING_ADAMW),
     "FedExLoRA-dense": case(FedExLoRA),
     "FedExLoRA-factored": case(FedExLoRA, rank=1, residual="factored"),
+    "FRLoRA": case(FRLoRA),
+    "FRLoRA-freeze_A": case(FRLoRA, freeze_A=True, trainer={"precision": "bf16-true"}),
+    "FedLoRU-reset": case(FedLoRU, merge_every=1, optimizer=KEEPING_ADAMW),
+    "FedLoRU-keep": case(FedLoRU, merge_every=2, mode="keep"),
+    "pFedLoRU": case(PFedLoRU, merge_every=2, personal_rank=3),
+    "pFedLoRU-keep": case(PFedLoRU, merge_every=2, mode="keep", optimizer=KEEPING_ADAMW, head="local"),
+    "mFedLoRU": case(MFedLoRU, merge_every=2),
+    "mFedLoRU-keep-client_ranks": case(MFedLoRU, merge_every=1, mode="keep", client_ranks="uniform"),
 }
 
 

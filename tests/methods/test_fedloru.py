@@ -160,9 +160,8 @@ def test_in_each_phase_the_other_pair_keeps_its_bits(tiny_backbone, tiny_data, s
     assert len({phase.name for phase in phases}) == 2
     for phase, moves, stays in zip(phases, ("U", "B"), (("A", "B"), ("L", "U")), strict=True):
         batches = [[data.tables["train"].lengths.argsort()[:3]] * 2]
-        ended = train_block(network, AdamW(0.02), [start], data.split("train"), batches, trained=phase.trained).states[
-            0
-        ]
+        found = train_block(network, AdamW(0.02), [start], data.split("train"), batches, trained=phase.trained)
+        ended = found.states[0]
         for name, layer in ended["adapter"].items():
             assert all(torch.equal(layer[field], start["adapter"][name][field]) for field in stays)
             assert not torch.equal(layer[moves], start["adapter"][name][moves])
