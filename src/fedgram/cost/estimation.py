@@ -316,25 +316,26 @@ class _Traffic:
         """Return what all clients send in all rounds, and what they are sent."""
         up, down = Size(), Size()
         for number, cohort in enumerate(cohorts, 1):
-            for last, count in self._told_apart(cohort, number).items():
+            alike = _alike(cohort, number)
+            for last, count in alike.items():
                 up += self.up(number, last) * count
+            for last, count in (cohort if self.method.catches_up else alike).items():
                 down += self.down(number, last) * count
         return up, down
-
-    def _told_apart(self, cohort: Counter[int], number: int) -> Counter[int]:
-        """Return the cohort by last rounds, of which one stands for all that are sent as much.
-
-        To most methods it matters whether a client comes new, has missed no round, or some: of the latter all have 1.
-        """
-        if self.method.catches_up:
-            return cohort
-        found: Counter[int] = Counter()
-        for last, count in cohort.items():
-            found[last if last == number - 1 else min(last, 1)] += count
-        return found
 
     def _held(self, number: int) -> State:
         return self.start if number == 1 else self.later
 
     def _info(self, number: int, last: int) -> RoundInfo:
         return RoundInfo(number, self.seed, dict.fromkeys(range(self.setting.cohort), last), self.setting.clients)
+
+
+def _alike(cohort: Counter[int], number: int) -> Counter[int]:
+    """Return a cohort by last rounds, of which one stands for all that most methods treat alike.
+
+    To these it matters whether a client comes new, has missed no round, or some: of the latter all have 1.
+    """
+    found: Counter[int] = Counter()
+    for last, count in cohort.items():
+        found[last if last == number - 1 else min(last, 1)] += count
+    return found
