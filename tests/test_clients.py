@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from fedgram import AdamW, Dirichlet, FederatedTrainer, FedIT, FedSALoRA, FLoRG, TextClassification
+from fedgram import (
+    AdamW,
+    Dirichlet,
+    FederatedTrainer,
+    FedIT,
+    FedLoRU,
+    FedSALoRA,
+    FLoRG,
+    FRLoRA,
+    MFedLoRU,
+    PFedLoRU,
+    TextClassification,
+)
 from fedgram.checkpoint import load
 from fedgram.clients import ClientStore, Models, to_keep
 from fedgram.collectives import Ranks
@@ -80,7 +92,17 @@ def _state(trainer):
 
 
 @pytest.mark.parametrize(
-    ("method", "keep"), [(FedSALoRA(rank=2), False), (FedSALoRA(rank=2), True), (FLoRG(rank=2), True)]
+    ("method", "keep"),
+    [
+        (FedSALoRA(rank=2), False),
+        (FedSALoRA(rank=2), True),
+        (FLoRG(rank=2), True),
+        (FRLoRA(rank=2), False),
+        (FedLoRU(rank=2, merge_every=2), False),
+        (FedLoRU(rank=2, merge_every=1, mode="keep"), False),
+        (PFedLoRU(rank=2, merge_every=3), True),
+        (MFedLoRU(rank=2, merge_every=1), False),
+    ],
 )
 def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit, method, keep):  # noqa: F811
     optimizer = AdamW(lr=0.02, keep_state=keep)

@@ -14,8 +14,12 @@ from fedgram import (
     FederatedTrainer,
     FedExLoRA,
     FedIT,
+    FedLoRU,
     FFALoRA,
     FLoRG,
+    FRLoRA,
+    MFedLoRU,
+    PFedLoRU,
     Quickstart,
     SQuAD,
     TextClassification,
@@ -107,6 +111,27 @@ def test_so_does_one_whose_clients_have_ranks_of_their_own(fit, ask, even, name,
     assert sums_of(trainer.folder.path) == [cost.all_up, cost.all_down]
     assert summary["client_flops"] == 4 * cost.round_flops
     assert summary["server_flops"] == 4 * cost.server_flops
+
+
+CATCHING_UP = {
+    "FRLoRA": FRLoRA(rank=3),
+    "FRLoRA-freeze_A": FRLoRA(rank=3, freeze_A=True),
+    "FedLoRU": FedLoRU(rank=3, merge_every=1),
+    "FedLoRU-2": FedLoRU(rank=1, merge_every=2),
+    "FedLoRU-keep": FedLoRU(rank=3, merge_every=1, mode="keep"),
+    "pFedLoRU": PFedLoRU(rank=1, merge_every=3, mode="keep"),
+    "mFedLoRU": MFedLoRU(rank=2, merge_every=1),
+}
+
+
+@pytest.mark.parametrize("name", CATCHING_UP)
+def test_what_clients_are_sent_that_missed_rounds_is_told(fit, ask, even, name):  # noqa: F811
+    """Of rank 3, three products of a layer of 16 x 16 are more numbers than their sum."""
+    keys = {"rounds": 9, "participation": 1, "clients_per_block": 1, "local_steps": 2}
+    _, trainer = fit(method=CATCHING_UP[name], path=even, partition=IID(), evaluate_every=9, **keys)
+    (cost,) = ask({name: CATCHING_UP[name]}, **keys).costs
+    assert sums_of(trainer.folder.path) == [cost.all_up, cost.all_down]
+    assert cost.all_down != cost.down_first + cost.down * 8  # as if nobody had missed one
 
 
 def test_epochs_are_counted_over_all_samples(fit, ask, even):  # noqa: F811

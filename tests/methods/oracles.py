@@ -69,6 +69,40 @@ def hetlora(server, clients, weights):
     return server | fedit({"A": 0, "B": 0}, clients, shares)
 
 
+def merged(server, A, B, added, scale=8.0):
+    """W0 += s added, and the factors of the newest products, no more than any client may be sent."""
+    r, most = len(A), 1 + B.shape[0] * A.shape[1] // (A.size + B.size)
+    As, Bs = np.concatenate([server["merged_A"], A]), np.concatenate([server["merged_B"], B], axis=1)
+    newest = {"merged_A": As[-most * r :], "merged_B": Bs[:, -most * r :]}
+    return {**server, **newest, "residual": server["residual"] + scale * added}
+
+
+def frlora(server, clients, weights):
+    """W0 += s (product of means - start), and the factors go back to their start."""
+    A, B = fedit({"A": 0, "B": 0}, clients, weights).values()
+    A0, B0 = server["A0"], server["B0"]
+    return {**merged(server, A, B, B @ A - B0 @ A0), "A": A0, "B": B0}
+
+
+def frlora_frozen(server, clients, weights):
+    """The same with one A for all, and B's steps summed."""
+    B = fedit({"B": 0}, clients, weights)["B"]
+    A0, B0 = server["A0"], server["B0"]
+    residual = server["residual"] + 8.0 * (B @ server["A"] - B0 @ A0)
+    return {**server, "A": A0, "B": B0, "residual": residual, "merged_B": server["merged_B"] + B - B0}
+
+
+def fedloru(server, clients, weights):
+    """FedIT's means between two products."""
+    return {**server, **fedit({"A": 0, "B": 0}, clients, weights)}
+
+
+def fedloru_reset(server, clients, weights):
+    """The product of the means is added, and B is zero again."""
+    A, B = fedit({"A": 0, "B": 0}, clients, weights).values()
+    return {**merged(server, A, B, B @ A), "A": None, "B": np.zeros_like(B)}
+
+
 def factor_of(clients, weights):
     """Ã = Λ^{1/2} P of Q = Σ wₙ AₙᵀAₙ, the largest eigenvalue first (eqs. 4, 6, 7)."""
     Q = sum(w * c["A"].T @ c["A"] for w, c in zip(weights, clients, strict=True))

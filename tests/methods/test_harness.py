@@ -21,6 +21,7 @@ from fedgram.methods import (
     FedExLoRA,
     FedIT,
     FedLEASE,
+    FedLoRU,
     FedRotLoRA,
     FedSALoRA,
     FedSVD,
@@ -29,9 +30,12 @@ from fedgram.methods import (
     FLoRA,
     FLoRANA,
     FLoRG,
+    FRLoRA,
     HetLoRA,
     LoRAFAIR,
     Method,
+    MFedLoRU,
+    PFedLoRU,
     RoundInfo,
 )
 from fedgram.seeding import torch_generator
@@ -79,6 +83,11 @@ def increment(layer):
     return sent | ({"increment": layer["U"].T @ layer["V"]} if "U" in layer else {})
 
 
+def reset(layer):
+    """Where a product has been added the next A is random, and B zero."""
+    return {field: tensor for field, tensor in layer.items() if field != "A"}
+
+
 def florg(oracle, view=Case.view, **settings):
     return Case(partial(FLoRG, rank=2, **settings), oracle, view)
 
@@ -105,6 +114,16 @@ METHODS = {
     "FlexLoRA-global": Case(partial(FlexLoRA, rank=2, client_ranks=HALF, scaling="global"), oracles.flexlora, product),
     "HetLoRA": Case(partial(HetLoRA, rank=2, gamma=0.5, client_ranks=HALF), oracles.hetlora),
     "HetLoRA-unpruned": Case(partial(HetLoRA, rank=2, gamma=1.0), oracles.hetlora),
+    "FRLoRA": Case(partial(FRLoRA, rank=2), oracles.frlora),
+    "FRLoRA-freeze_A": Case(partial(FRLoRA, rank=2, freeze_A=True), oracles.frlora_frozen),
+    "FedLoRU": Case(partial(FedLoRU, rank=2), oracles.fedloru),
+    "FedLoRU-keep": Case(partial(FedLoRU, rank=2, mode="keep"), oracles.fedloru),
+    "FedLoRU-merging": Case(partial(FedLoRU, rank=2, merge_every=3), oracles.fedloru_reset, reset),
+    "pFedLoRU": Case(partial(PFedLoRU, rank=2, personal_rank=3), oracles.fedloru),
+    "pFedLoRU-merging": Case(partial(PFedLoRU, rank=2, merge_every=3), oracles.fedloru_reset, reset),
+    "mFedLoRU": Case(partial(MFedLoRU, rank=2), oracles.fedloru),
+    "mFedLoRU-merging": Case(partial(MFedLoRU, rank=2, merge_every=3), oracles.fedloru_reset, reset),
+    "mFedLoRU-client_ranks": Case(partial(MFedLoRU, rank=2, client_ranks={1: 0.5, 2: 0.5}), oracles.fedloru),
     "FLoRG": florg(oracles.florg),
     "FLoRG-eigh": florg(oracles.florg, solver="eigh"),
     "FLoRG-average": florg(oracles.fedit, projection="average"),
@@ -187,9 +206,12 @@ def federate(case, clients=CLIENTS, dtype=torch.float64, change=lambda tensor, f
     def noisy(tensor, size):
         return tensor.double() + size * torch.from_numpy(random.standard_normal(tensor.shape))
 
-    server = {
-        name: {f: change(noisy(t, 1.0), f).to(dtype) for f, t in a.initial().items()} for name, a in adapters.items()
-    }
+    anew = {field.name for field in method.fields if field.fresh}  # on the server they stay what they were
+
+    def made(tensor, field):
+        return tensor.to(dtype) if field in anew else change(noisy(tensor, 1.0), field).to(dtype)
+
+    server = {name: {f: made(t, f) for f, t in a.initial().items()} for name, a in adapters.items()}
     remembered = method.server_start({"adapter": server, "head": {}}, 20)
     state, info = {"adapter": server, "head": {}, "server": remembered}, third_round(clients)
 
@@ -381,7 +403,7 @@ def test_a_client_that_dropped_out_is_missed_and_no_more(case):
 
 def test_an_upload_that_is_not_finite_is_an_error_that_names_the_client(case):
     federation = federate(case)
-    for field in [field.name for field in federation.method.fields if field.up]:
+    for field in federation.payloads[8]["k"]:  # as the server reads it
         clean = federation.payloads[8]["k"][field]
         federation.payloads[8]["k"][field] = torch.where(torch.arange(clean.shape[-1]) == 1, math.nan, clean)
         with pytest.raises(TrainingError, match=f"client 8 diverged: {field} of k holds nan or inf"):

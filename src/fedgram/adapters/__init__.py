@@ -9,6 +9,7 @@ from fedgram.adapters.lora import LoraAdapter, lora_start, random_rows
 from fedgram.adapters.lora_pair import LoraPairAdapter, lora_pair_start
 from fedgram.adapters.mixed_pair import MixedPairAdapter
 from fedgram.adapters.multi_head import MultiHeadAdapter
+from fedgram.adapters.nested_lora import NestedLoraAdapter, nested_start, outer_factors
 
 __all__ = [
     "Adapter",
@@ -20,12 +21,15 @@ __all__ = [
     "LoraPairAdapter",
     "MixedPairAdapter",
     "MultiHeadAdapter",
+    "NestedLoraAdapter",
     "add_low_rank",
     "find_targets",
     "head_linears",
     "lora_pair_start",
     "lora_start",
     "make_bases",
+    "nested_start",
+    "outer_factors",
     "random_rows",
     "swap",
     "swap_heads",

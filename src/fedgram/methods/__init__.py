@@ -6,6 +6,7 @@ from fedgram.methods.federa import FeDeRA
 from fedgram.methods.fedex_lora import FedExLoRA
 from fedgram.methods.fedit import FedIT
 from fedgram.methods.fedlease import FedLEASE
+from fedgram.methods.fedloru import FedLoRU, MFedLoRU, PFedLoRU
 from fedgram.methods.fedrot_lora import FedRotLoRA
 from fedgram.methods.fedsa_lora import FedSALoRA
 from fedgram.methods.fedsvd import FedSVD
@@ -15,6 +16,7 @@ from fedgram.methods.flexlora import FlexLoRA
 from fedgram.methods.flora import FLoRA
 from fedgram.methods.flora_na import FLoRANA
 from fedgram.methods.florg import FLoRG
+from fedgram.methods.frlora import FRLoRA
 from fedgram.methods.hetlora import HetLoRA
 from fedgram.methods.lora import LoRAMethod
 from fedgram.methods.lora_fair import LoRAFAIR
@@ -27,11 +29,13 @@ __all__ = [
     "FLoRA",
     "FLoRANA",
     "FLoRG",
+    "FRLoRA",
     "FeDeRA",
     "FedDPA",
     "FedExLoRA",
     "FedIT",
     "FedLEASE",
+    "FedLoRU",
     "FedRotLoRA",
     "FedSALoRA",
     "FedSVD",
@@ -40,7 +44,9 @@ __all__ = [
     "HetLoRA",
     "LoRAFAIR",
     "LoRAMethod",
+    "MFedLoRU",
     "Method",
+    "PFedLoRU",
     "Paper",
     "Phase",
     "RoundInfo",

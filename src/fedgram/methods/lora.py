@@ -22,14 +22,20 @@ class LoRAMethod(Method):
         return LoraAdapter(linear, self.rank, self.scale, lora_start(linear, self.rank, generator))
 
     def missed(self, before: Layer, after: Layer, ideal: Product) -> Tensor:
-        """Return how far what an aggregation put in the place of Σ wₙ BₙAₙ is from it, without the scale."""
-        return product_distance((after["B"], after["A"]), ideal)
+        """Return how far what an aggregation put in the place of Σ wₙ BₙAₙ is from it, without the scale.
+
+        What it added to the frozen weights, by a field ``residual``, is a part of what it put there.
+        """
+        if after.get("residual") is before.get("residual"):
+            return product_distance((after["B"], after["A"]), ideal)
+        added = (after["residual"].double() - before["residual"].double()) / self.scale
+        return torch.linalg.matrix_norm(after["B"].double() @ after["A"].double() + added - ideal[0] @ ideal[1])
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
         """Return what is missed of Σ wₙBₙAₙ, relative to it and to the mean update, Σ wₙBₙAₙ - BA; and A's drift."""
         figures: Diagnostics = {}
         for name, layer in before.items():
-            Bs, As = (self._all(uploads, name, field, layer) for field in ("B", "A"))
+            Bs, As = (self.all_clients(uploads, name, field, layer) for field in ("B", "A"))
             ideal = mean_product(Bs, As, uploads.weights)
             missed = self.missed(layer, after[name], ideal)
             figures[name] = {
@@ -39,7 +45,7 @@ class LoRAMethod(Method):
             }
         return figures
 
-    def _all(self, uploads: Uploads, name: str, field: str, layer: Layer) -> Tensor:
+    def all_clients(self, uploads: Uploads, name: str, field: str, layer: Layer) -> Tensor:
         """Return a field of all clients: what they sent, or what they hold in common."""
         if any(f.name == field and f.up for f in self.fields):
             return uploads.stack(name, field, layer[field])

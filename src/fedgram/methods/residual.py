@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from fedgram.adapters.base import layer_sizes
-from fedgram.linalg import Product
 from fedgram.methods.fields import Field
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layer
@@ -49,7 +48,3 @@ class ResidualMethod(LoRAMethod):
         """
         fewer = up_to_date and "U" in layer and layer["U"].numel() + layer["V"].numel() < layer["residual"].numel()
         return ("U", "V") if fewer else ("residual",)
-
-    def missed(self, before: Layer, after: Layer, ideal: Product) -> Tensor:
-        added = (after["residual"].double() - before["residual"].double()) / self.scale
-        return torch.linalg.matrix_norm(after["B"].double() @ after["A"].double() + added - ideal[0] @ ideal[1])
