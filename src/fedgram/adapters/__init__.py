@@ -5,6 +5,7 @@ from fedgram.adapters.gram import GramAdapter, make_bases
 from fedgram.adapters.head import HeadLinear
 from fedgram.adapters.inject import find_targets, head_linears, swap, swap_heads
 from fedgram.adapters.lora import LoraAdapter, lora_start
+from fedgram.adapters.tri import TriAdapter, tri_start
 
 __all__ = [
     "Adapter",
@@ -12,6 +13,7 @@ __all__ = [
     "GramAdapter",
     "HeadLinear",
     "LoraAdapter",
+    "TriAdapter",
     "add_low_rank",
     "find_targets",
     "head_linears",
@@ -19,4 +21,5 @@ __all__ = [
     "make_bases",
     "swap",
     "swap_heads",
+    "tri_start",
 ]
