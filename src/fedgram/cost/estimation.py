@@ -29,7 +29,8 @@ from fedgram.methods import FLoRG, Method, RoundInfo
 from fedgram.models import FederatedTask
 from fedgram.models.sources import find_source, shape_of
 from fedgram.network import ClientNetwork
-from fedgram.server_flops import aggregation, server_flops
+from fedgram.seeding import numpy_generator
+from fedgram.server_flops import aggregation, remembered_of_head, server_flops
 from fedgram.setup import WEIGHTS
 from fedgram.skeleton import batch_of, client_start, cut, equal_layers, longest_sample, skeleton
 from fedgram.state import State, split
@@ -102,7 +103,9 @@ def estimate(
         auto=auto,
         precision=trainer.precision,
     )
-    about = _About(trainer, model, config, setting, list(_cohorts(setting, trainer.seed)))
+    about = _About(
+        trainer, model, config, setting, list(_cohorts(setting, trainer.seed)), hasattr(type(data), "num_labels")
+    )
     return Estimate(setting, tuple(_cost(name, method, about) for name, method in methods.items()))
 
 
@@ -169,6 +172,7 @@ class _About:
     config: "PretrainedConfig"
     setting: Setting
     cohorts: Sequence[Counter[int]]
+    has_classes: bool
 
     @property
     def types(self) -> tuple[torch.dtype, torch.dtype]:
@@ -190,20 +194,36 @@ def _cost(name: str, method: Method, about: _About) -> Cost:
         trained, up = Size.of(split(own, method.trained_fields)[0]), traffic.up(1, 0)
         server = server_flops(method, network.layers, setting.clients, setting.cohort)
         held, kept = _held_and_kept(network, setting)
+        once = _told_once(method, about)
     all_up, all_down = traffic.of_all(about.cohorts)
     return Cost(
         method=name,
         trained=trained,
         up=up,
+        once=once,
         down_first=traffic.down(1, 0),
         down=traffic.down(2, 1),
-        all_up=all_up,
+        all_up=all_up + once * setting.clients,
         all_down=all_down,
         step_flops=flops.of(_work(setting, 1)),
         round_flops=_round_flops(flops, about),
         server_flops=server,
         memory=Memory(held, kept + COPIES * trained.bytes, up.bytes * setting.cohort, setting.clients_per_block),
     )
+
+
+def _told_once(method: Method, about: _About) -> Size:
+    """Return what a client tells about its data, if its method asks for it and it has enough samples of every class."""
+    if not method.describes_data:
+        return Size()
+    width, each = int(about.config.get_text_config().hidden_size), 32
+    features = torch.from_numpy(numpy_generator(0, "description").normal(size=(each * about.setting.labels, width)))
+    labels = torch.arange(about.setting.labels).repeat(each)
+    if about.setting.labels == 1:  # a regression's targets
+        labels = labels.double()
+    elif not about.has_classes:
+        labels = labels[:, None]
+    return Size.of({"adapter": {"": method.describe(features, labels, 0, 0)}, "head": {}})
 
 
 def _work(setting: Setting, steps: int) -> Work:
@@ -258,6 +278,7 @@ def _after_a_round(method: Method, network: ClientNetwork, start: State, setting
         for (part, field), shape in found[size].shapes.items():
             tensor = torch.empty(shape, dtype=network.dtype, device="meta")
             after[part].setdefault(name, {})[field] = tensor
+    after["server"] |= remembered_of_head(method, start["head"], setting.clients, setting.cohort)
     for each in found.values():
         after["server"].setdefault("", each.remembered)
     return after
