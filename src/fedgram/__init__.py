@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedgram.data import GLUE, IID, Dirichlet, Quickstart, SQuAD, TextClassificationData
-    from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method
+    from fedgram.methods import (
+        FLTAC,
+        CELoRA,
+        FeDeRA,
+        FedExLoRA,
+        FedIT,
+        FedSALoRA,
+        FFALoRA,
+        FLoRG,
+        Method,
+    )
     from fedgram.models import QuestionAnswering, TextClassification
     from fedgram.optim import SGD, AdamW
     from fedgram.trainer import FederatedTrainer
@@ -15,8 +25,10 @@ __version__ = version("fedgram")
 
 _HOMES = {
     "AdamW": "optim",
+    "CELoRA": "methods",
     "Dirichlet": "data",
     "FFALoRA": "methods",
+    "FLTAC": "methods",
     "FLoRG": "methods",
     "FeDeRA": "methods",
     "FedExLoRA": "methods",
@@ -34,10 +46,12 @@ _HOMES = {
     "TextClassificationData": "data",
 }
 __all__ = [
+    "FLTAC",
     "GLUE",
     "IID",
     "SGD",
     "AdamW",
+    "CELoRA",
     "Dirichlet",
     "FFALoRA",
     "FLoRG",

@@ -18,8 +18,10 @@ import torch
 from matplotlib.figure import Figure
 
 from fedgram import (
+    FLTAC,
     SGD,
     AdamW,
+    CELoRA,
     Dirichlet,
     FeDeRA,
     FederatedTrainer,
@@ -88,6 +90,12 @@ CASES = {
     "FedSALoRA-keep_state": case(FedSALoRA, head="frozen", optimizer=KEEPING_ADAMW),
     "FedExLoRA-dense": case(FedExLoRA),
     "FedExLoRA-factored": case(FedExLoRA, rank=1, residual="factored"),
+    "CELoRA": case(CELoRA),
+    "CELoRA-model-cosine": case(CELoRA, similarity="model", measure="cosine", head="averaged"),
+    "CELoRA-data-questions": case(CELoRA, similarity="data", head="frozen", questions=True),
+    "FLTAC": case(FLTAC, clusters=2),
+    "FLTAC-B-weighted": case(FLTAC, clusters=3, cluster_on="B", mean="weighted", head="local"),
+    "FLTAC-all": case(FLTAC, clusters=2, cluster_on="all", trainer={"personal_evaluation": "all"}),
 }
 
 

@@ -1,16 +1,20 @@
 """Federated methods, one file each."""
 
 from fedgram.methods.base import Diagnostics, Method, Paper, Phase, RoundInfo
+from fedgram.methods.ce_lora import CELoRA
 from fedgram.methods.federa import FeDeRA
 from fedgram.methods.fedex_lora import FedExLoRA
 from fedgram.methods.fedit import FedIT
 from fedgram.methods.fedsa_lora import FedSALoRA
 from fedgram.methods.ffa_lora import FFALoRA
 from fedgram.methods.fields import Field
+from fedgram.methods.fl_tac import FLTAC
 from fedgram.methods.florg import FLoRG
 from fedgram.methods.lora import LoRAMethod
 
 __all__ = [
+    "FLTAC",
+    "CELoRA",
     "Diagnostics",
     "FFALoRA",
     "FLoRG",
