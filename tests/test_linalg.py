@@ -614,3 +614,33 @@ def test_inputs_are_left_as_they_were():
         function(Z)
     assert torch.equal(A, copies[0])
     assert torch.equal(Z, copies[1])
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 2, 7), (1, 6)])
+def test_cosines_are_those_of_every_two(shape):
+    X = rng(37).standard_normal(shape)
+    rows = X.reshape(len(X), -1)
+    norms = np.linalg.norm(rows, axis=1)
+    close(linalg.cosines(t(X)), rows @ rows.T / np.outer(norms, norms), 1e-14)
+    X[0] = 0
+    found = linalg.cosines(t(X))
+    assert not found[0].any()
+    assert not found[:, 0].any()
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 3), (3, 5, 2), (2, 2, 6)])
+def test_linear_cka_is_that_of_columns_that_are_centred(shape):
+    X = rng(38).standard_normal(shape) + 3
+    found = linalg.linear_cka(t(X))
+    for i, one in enumerate(X):
+        for j, other in enumerate(X):
+            U, V = one - one.mean(axis=0), other - other.mean(axis=0)
+            norms = np.linalg.norm(U.T @ U) * np.linalg.norm(V.T @ V)
+            assert float(found[i, j]) == pytest.approx(np.linalg.norm(V.T @ U) ** 2 / norms, rel=1e-12)
+
+
+def test_linear_cka_does_not_see_rotations_shifts_and_scales_of_columns():
+    X = rng(39).standard_normal((1, 6, 3))
+    turned = 2.5 * X @ orthogonal(3, rng(40)) + 1.0
+    close(linalg.linear_cka(t(np.concatenate([X, turned]))), np.ones((2, 2)), 1e-12)
+    assert not linalg.linear_cka(t(np.ones((2, 4, 3)))).any()

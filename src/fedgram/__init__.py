@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fedgram.data import GLUE, IID, Dirichlet, Quickstart, SQuAD, TextClassificationData
     from fedgram.methods import (
+        FLTAC,
         RAVAN,
+        CELoRA,
         FedDPA,
         FeDeRA,
         FedExLoRA,
@@ -37,10 +39,12 @@ __version__ = version("fedgram")
 
 _HOMES = {
     "AdamW": "optim",
+    "CELoRA": "methods",
     "Dirichlet": "data",
     "FFALoRA": "methods",
     "FLoRANA": "methods",
     "FLoRA": "methods",
+    "FLTAC": "methods",
     "FLoRG": "methods",
     "FRLoRA": "methods",
     "FeDeRA": "methods",
@@ -70,11 +74,13 @@ _HOMES = {
     "TextClassificationData": "data",
 }
 __all__ = [
+    "FLTAC",
     "GLUE",
     "IID",
     "RAVAN",
     "SGD",
     "AdamW",
+    "CELoRA",
     "Dirichlet",
     "FFALoRA",
     "FLoRA",

@@ -35,6 +35,7 @@ from fedgram.compute import Compute
 from fedgram.data import FederatedData, Shards
 from fedgram.errors import located
 from fedgram.evaluation import evaluate
+from fedgram.features import features_of
 from fedgram.flops import Work
 from fedgram.ledger import Ledger
 from fedgram.methods import Diagnostics, Method, Phase, RoundInfo
@@ -43,7 +44,7 @@ from fedgram.optim import ClientOptimizer
 from fedgram.reporting import device_kind
 from fedgram.run_folder import RunFolder, column_of, is_loss
 from fedgram.seeding import numpy_generator
-from fedgram.state import State, flatten, merge, send, to, without
+from fedgram.state import Layer, State, flatten, merge, send, to, without
 from fedgram.uploads import Uploads
 
 __all__ = ["Federation", "Plan", "Round"]
@@ -166,6 +167,31 @@ class Federation:
         size = cohort_size(plan.participation, plan.clients)
         return sample(plan.seed, number, plan.clients, size) if number else []
 
+    def describe(self, current: Round) -> None:
+        """Have every client tell the server about its data, once, before the first round, if the method asks for it.
+
+        Clients take turns over the ranks. The server reads what it was told on one rank, and tells the others: that may
+        be done with libraries whose last bits depend on the machine.
+        """
+        if current.number != 1 or not self.method.describes_data:
+            return
+        where, clients = "round 1", range(self.plan.clients)
+        with self.ranks.apart(where):
+            own = {client: self._description(current, client) for client in clients[self.ranks.rank :: self.ranks.size]}
+        everyone = {client: self.ranks.first(own.get(client)) or {} for client in clients}
+        with self.ranks.apart(where):
+            memory = {} if self.ranks.rank else self.method.read_descriptions(self.state, everyone)
+        self.state = to({**self.state, "server": self.ranks.broadcast(memory)}, self.network.device)
+
+    def _description(self, current: Round, client: int) -> Layer:
+        """Return what one client tells about its training data, by the model that training starts with."""
+        table, rows = self.data.split("train"), self.shards[client]
+        with located(f"client {client}"):
+            features = features_of(self.network, self.state, table, rows, self.data.eval_batch_size, self.ranks.heed)
+            told = self.method.describe(features, torch.from_numpy(table.labels[rows]), client, self.plan.seed)
+        current.ledger.record("up", {"adapter": {"": told}, "head": {}})
+        return told
+
     def cut(self, current: Round) -> list[Block]:
         """Cut the cohort into blocks."""
         return cut_blocks(current.cohort, current.steps, self.plan.clients_per_block)
@@ -283,6 +309,7 @@ class Federation:
             "seconds_local": local_end - current.started,
             "seconds_server": server_end - local_end,
             **_means(current.diagnostics),
+            **self.method.figures(self.state),
         }
 
     def _answer(self, current: Round) -> None:

@@ -5,7 +5,8 @@ queries, and all that follows attention, are never looked at. So the layer is ru
 attention, for keys and values, and over the first tokens, which attend to these.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from fedgram import attention
 from fedgram.attention import Rule
 from fedgram.packing import end, present, showing, with_hidden
 
-__all__ = ["install", "uninstall"]
+__all__ = ["install", "uninstall", "whole"]
 
 _Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -28,6 +29,17 @@ def install(layer: nn.Module) -> None:
 def uninstall(layer: nn.Module) -> None:
     """Undo `install`."""
     del layer.forward
+
+
+@contextmanager
+def whole(layer: nn.Module) -> Iterator[None]:
+    """Have a layer say what it says of all tokens for a while, whether `install` was called for it or not."""
+    own = vars(layer).pop("forward", None)
+    try:
+        yield
+    finally:
+        if own is not None:
+            layer.forward = own
 
 
 class _AtAttention(Exception):  # noqa: N818 - no error, but the way out of a layer

@@ -22,11 +22,13 @@ __all__ = [
     "best_rank_error",
     "canonical_signs",
     "condition_number",
+    "cosines",
     "deviation_basis",
     "gram",
     "gram_error",
     "gram_factor",
     "in_common_basis",
+    "linear_cka",
     "matrix_rank",
     "mean_product",
     "nearest_rotation",
@@ -502,6 +504,35 @@ def deviation_basis(weights: Float[Tensor, " N"]) -> Float[Tensor, "N-1 N"]:
     v[0] += torch.linalg.vector_norm(root)  # both are >= 0: no cancellation
     reflection = torch.eye(len(root), dtype=torch.float64, device=root.device) - 2 * torch.outer(v, v) / (v @ v)
     return reflection[1:]
+
+
+def cosines(X: Float[Tensor, "N ..."]) -> Float[Tensor, "N N"]:
+    """Return the cosine of the angle between every two of N tensors, as vectors; 0 to and from one that is zero.
+
+    >>> cosines(torch.tensor([[3.0, 0.0], [1.0, 1.0]])).round(decimals=4)
+    tensor([[1.0000, 0.7071],
+            [0.7071, 1.0000]], dtype=torch.float64)
+    """
+    rows = X.double().flatten(1)
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    units = torch.where(lengths > 0, rows / lengths, 0.0)
+    return units @ units.mT
+
+
+def linear_cka(X: Float[Tensor, "N m p"]) -> Float[Tensor, "N N"]:
+    """Return the linear centred kernel alignment of every two of N matrices, whose rows are m samples.
+
+    ‖ỸᵀX̃‖² / (‖X̃ᵀX̃‖ ‖ỸᵀỸ‖) with columns centred, which is the cosine of X̃X̃ᵀ and ỸỸᵀ; 0 where one is constant.
+
+    References:
+        Kornblith et al.: Similarity of neural network representations revisited (ICML 2019), arXiv 1905.00414.
+
+    >>> linear_cka(torch.tensor([[[1.0], [3.0]], [[5.0], [1.0]]])).round(decimals=9)  # one pattern, other units
+    tensor([[1., 1.],
+            [1., 1.]], dtype=torch.float64)
+    """
+    centred = X.double() - X.double().mean(dim=1, keepdim=True)
+    return cosines(centred @ centred.mT)
 
 
 def condition_number(A: Float[Tensor, "r k"]) -> Float[Tensor, ""]:

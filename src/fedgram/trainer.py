@@ -232,6 +232,7 @@ class FederatedTrainer:
             with self._ending_together(federation):
                 for number in range(federation.finished + 1, self.rounds + 1):
                     current = federation.sample(number)  # nobody in round 0, which is the evaluation before training
+                    federation.describe(current)
                     blocks = federation.deal(current, federation.cut(current))
                     with federation.ranks.apart(f"round {number}"):
                         self.fabric.call("on_round_start", trainer=self, round_number=number, clients=_count(blocks))

@@ -47,9 +47,8 @@ TOKENS = WORDS + 2
 def even(tmp_path_factory):
     """60 samples of as many tokens."""
     folder = tmp_path_factory.mktemp("even")
-    text = "".join(
-        f"the film was {'good' if i % 2 else 'bad'} and {'fine' if i % 3 else 'dull'},{i % 2}\n" for i in range(60)
-    )
+    words = ("fine", "dull", "great", "poor", "lovely", "awful", "plot", "cast")
+    text = "".join(f"the film was {'good' if i % 2 else 'bad'} and {words[i // 2 % 8]},{i % 2}\n" for i in range(60))
     for split in ("train", "validation"):
         (folder / f"{split}.csv").write_text(f"text,label\n{text}")
     return folder
@@ -93,7 +92,7 @@ def test_a_run_costs_what_was_told(fit, ask, even, name, participation):  # noqa
     first = [r for r in rows(trainer.folder.path, "communication.csv") if r["round"] == "1" and r["part"] == "adapter"]
     (clients,) = (int(row["clients"]) for row in first if row["direction"] == "up")
     assert {r["direction"]: int(r["parameters"]) for r in first} == {
-        "up": clients * cost.up_first.adapter,
+        "up": clients * cost.up_first.adapter + 5 * cost.once.adapter,
         "down": clients * cost.down_first.adapter,
     }
 

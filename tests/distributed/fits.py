@@ -18,9 +18,11 @@ import torch
 from matplotlib.figure import Figure
 
 from fedgram import (
+    FLTAC,
     RAVAN,
     SGD,
     AdamW,
+    CELoRA,
     Dirichlet,
     FedDPA,
     FeDeRA,
@@ -139,6 +141,12 @@ CASES = {
     "pFedLoRU-keep": case(PFedLoRU, merge_every=2, mode="keep", optimizer=KEEPING_ADAMW, head="local"),
     "mFedLoRU": case(MFedLoRU, merge_every=2),
     "mFedLoRU-keep-client_ranks": case(MFedLoRU, merge_every=1, mode="keep", client_ranks="uniform"),
+    "CELoRA": case(CELoRA),
+    "CELoRA-model-cosine": case(CELoRA, similarity="model", measure="cosine", head="averaged"),
+    "CELoRA-data-questions": case(CELoRA, similarity="data", head="frozen", questions=True),
+    "FLTAC": case(FLTAC, clusters=2),
+    "FLTAC-B-weighted": case(FLTAC, clusters=3, cluster_on="B", mean="weighted", head="local"),
+    "FLTAC-all": case(FLTAC, clusters=2, cluster_on="all", trainer={"personal_evaluation": "all"}),
 }
 
 

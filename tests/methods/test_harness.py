@@ -15,7 +15,9 @@ from fedgram.collectives import Ranks
 from fedgram.errors import TrainingError
 from fedgram.ledger import Ledger, Traffic
 from fedgram.methods import (
+    FLTAC,
     RAVAN,
+    CELoRA,
     FedDPA,
     FeDeRA,
     FedExLoRA,
@@ -60,11 +62,14 @@ class Case:
         make: makes the method, of rank 2.
         oracle: (server's fields, clients' fields, weights) of one layer, NumPy -> the server's next fields.
         view: what of a layer's fields is unique, and so can be compared.
+        answers: what the server answers, of methods that do: (server's layers, clients' layers, weights, what the
+            server remembers, the cohort) -> the layers that each client is sent.
     """
 
     make: Callable[[], Method]
     oracle: Callable
     view: Callable = lambda layer: layer
+    answers: Callable | None = None
 
 
 def gram(layer):
@@ -124,6 +129,28 @@ METHODS = {
     "mFedLoRU": Case(partial(MFedLoRU, rank=2), oracles.fedloru),
     "mFedLoRU-merging": Case(partial(MFedLoRU, rank=2, merge_every=3), oracles.fedloru_reset, reset),
     "mFedLoRU-client_ranks": Case(partial(MFedLoRU, rank=2, client_ranks={1: 0.5, 2: 0.5}), oracles.fedloru),
+    "CELoRA": Case(partial(CELoRA, rank=2), oracles.ce_lora, answers=oracles.ce_lora_answers),
+    "CELoRA-model-cosine": Case(
+        partial(CELoRA, rank=2, similarity="model", measure="cosine"),
+        oracles.ce_lora,
+        answers=partial(oracles.ce_lora_answers, beta=0, measure="cosine"),
+    ),
+    "CELoRA-data": Case(
+        partial(CELoRA, rank=2, similarity="data", temperature=0.5),
+        oracles.ce_lora,
+        answers=partial(oracles.ce_lora_answers, beta=1, temperature=0.5),
+    ),
+    "FLTAC": Case(partial(FLTAC, rank=2, clusters=2), oracles.fedit, answers=oracles.fl_tac_answers),
+    "FLTAC-weighted": Case(
+        partial(FLTAC, rank=2, clusters=2, mean="weighted"),
+        oracles.fedit,
+        answers=partial(oracles.fl_tac_answers, weighted=True),
+    ),
+    "FLTAC-B": Case(
+        partial(FLTAC, rank=2, clusters=2, cluster_on="B"),
+        oracles.fedit,
+        answers=partial(oracles.fl_tac_answers, fields="B"),
+    ),
     "FLoRG": florg(oracles.florg),
     "FLoRG-eigh": florg(oracles.florg, solver="eigh"),
     "FLoRG-average": florg(oracles.fedit, projection="average"),
@@ -214,6 +241,11 @@ def federate(case, clients=CLIENTS, dtype=torch.float64, change=lambda tensor, f
     server = {name: {f: made(t, f) for f, t in a.initial().items()} for name, a in adapters.items()}
     remembered = method.server_start({"adapter": server, "head": {}}, 20)
     state, info = {"adapter": server, "head": {}, "server": remembered}, third_round(clients)
+    if method.describes_data:
+        data = {c: torch.from_numpy(rng(c).standard_normal((3, 4))) for c in range(20)}
+        told = {c: method.describe(features, torch.zeros(3, dtype=torch.int64), c, 0) for c, features in data.items()}
+        remembered = method.read_descriptions(state, told)
+        state["server"] = remembered
 
     def sent(client):
         start = method.start(
@@ -258,6 +290,27 @@ def test_aggregation_equals_the_oracle(case):
         assert_close(case, after[name], federation.oracle(case, name))
 
 
+def test_what_the_server_answers_equals_the_oracle(case):
+    """A method that answers needs an oracle of its answers."""
+    federation = federate(case)
+    after = federation.next_state()
+    answers = {client: federation.method.answer(after, client, federation.info) for client in CLIENTS}
+    if case.answers is None:
+        assert set(map(type, answers.values())) == {type(None)}
+        return
+    sent = [{name: numpy(layer) for name, layer in federation.payloads[client].items()} for client in CLIENTS]
+    server, told = (
+        {n: numpy(layer) for n, layer in each.items()} for each in (federation.server, federation.remembered)
+    )
+    weights = [federation.weights[client] for client in CLIENTS]
+    expected = case.answers(server, sent, weights, told, CLIENTS)
+    for client, own in zip(CLIENTS, expected, strict=True):
+        assert answers[client]["adapter"].keys() == own.keys()
+        for name, layer in own.items():
+            assert_close(case, answers[client]["adapter"][name], layer)
+            assert answers[client]["adapter"][name].keys() == layer.keys()
+
+
 def test_the_oracle_tells_clients_weights_and_layers_apart(case):
     """The comparison above can fail: other weights, or one client less, are another server state."""
     federation = federate(case)
@@ -289,12 +342,12 @@ def test_the_order_in_which_clients_are_held_changes_no_bit(case):
 
 def test_any_number_of_ranks_gives_the_same_bits(case):
     federation = federate(case)
-    digest = state_hash({"adapter": federation.aggregate()})
+    digest = state_hash(federation.next_state())
     for size in (2, 3):
         results = on_ranks(
-            size, lambda ranks: federation.aggregate(ranks=ranks, clients=CLIENTS[ranks.rank :: ranks.size])
+            size, lambda ranks: federation.next_state(ranks=ranks, clients=CLIENTS[ranks.rank :: ranks.size])
         )
-        assert [state_hash({"adapter": after}) for after in results] == [digest] * size
+        assert [state_hash(after) for after in results] == [digest] * size
 
 
 def test_a_rank_without_clients_expects_what_the_others_send(case):
@@ -307,7 +360,7 @@ def test_a_rank_without_clients_expects_what_the_others_send(case):
 
 
 def test_the_server_state_survives_a_checkpoint_bit_by_bit(case, tmp_path):
-    state = {"adapter": federate(case, dtype=torch.float32).aggregate(), "head": {}}
+    state = federate(case, dtype=torch.float32).next_state()
     save(tmp_path / "last", Checkpoint(state, 1, {}, {}))
     assert state_hash(load(tmp_path / "last").state) == state_hash(state)
 
@@ -318,15 +371,16 @@ def test_what_travels_is_what_the_fields_declare(case):
     info = federation.info
     for direction, payload in (("down", method.download(after, 5, info)), ("up", method.upload(after, after, 5, info))):
         declared = {field.name: field for field in method.fields if getattr(field, direction)}
-        fields = set(payload["q"])
-        assert {name: set(layer) for name, layer in payload.items()} == dict.fromkeys(SIZES, fields)
+        fields = set(payload.get("q", {}))
+        assert {name: set(layer) for name, layer in payload.items()} == dict.fromkeys(SIZES if fields else (), fields)
         # What all clients hold in common need not be sent to one that has it.
         assert {name for name, field in declared.items() if not field.shared} <= fields <= declared.keys()
         tensors = [after[name][field] for name in SIZES for field in fields]
         ledger = Ledger()
         ledger.record(direction, {"adapter": payload, "head": {}})
         parameters = sum(math.prod(tensor.shape) for tensor in tensors)
-        assert ledger.entries == {(direction, "adapter"): Traffic(1, parameters, 4 * parameters)}
+        sent = {(direction, "adapter"): Traffic(1, parameters, 4 * parameters)}
+        assert ledger.entries == (sent if fields else {})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

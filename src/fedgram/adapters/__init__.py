@@ -10,6 +10,7 @@ from fedgram.adapters.lora_pair import LoraPairAdapter, lora_pair_start
 from fedgram.adapters.mixed_pair import MixedPairAdapter
 from fedgram.adapters.multi_head import MultiHeadAdapter
 from fedgram.adapters.nested_lora import NestedLoraAdapter, nested_start, outer_factors
+from fedgram.adapters.tri import TriAdapter, tri_start
 
 __all__ = [
     "Adapter",
@@ -22,6 +23,7 @@ __all__ = [
     "MixedPairAdapter",
     "MultiHeadAdapter",
     "NestedLoraAdapter",
+    "TriAdapter",
     "add_low_rank",
     "find_targets",
     "head_linears",
@@ -33,4 +35,5 @@ __all__ = [
     "random_rows",
     "swap",
     "swap_heads",
+    "tri_start",
 ]

@@ -28,6 +28,7 @@ from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.models.sources import find_source, shape_of
 from fedgram.network import ClientNetwork
+from fedgram.seeding import numpy_generator
 from fedgram.server_flops import server_flops
 from fedgram.setup import WEIGHTS
 from fedgram.skeleton import batch_of, client_start, cut, equal_layers, longest_sample, skeleton
@@ -77,7 +78,8 @@ def estimate(
         NotCountableError: a backbone or a method can't be run on fake tensors.
     """
     config, setting = describe(trainer, model, data, tokens, labels, samples)
-    about = _About(trainer, model, config, setting, list(_cohorts(setting, trainer.seed)))
+    has_classes = hasattr(type(data), "num_labels")
+    about = _About(trainer, model, config, setting, list(_cohorts(setting, trainer.seed)), has_classes)
     return Estimate(setting, tuple(_cost(name, method, about) for name, method in methods.items()))
 
 
@@ -183,6 +185,7 @@ class _About:
     config: "PretrainedConfig"
     setting: Setting
     cohorts: Sequence[Mapping[int, int]]
+    has_classes: bool
 
     @property
     def types(self) -> tuple[torch.dtype, torch.dtype]:
@@ -202,21 +205,37 @@ def _cost(name: str, method: Method, about: _About) -> Cost:
         up, down = traffic.usual()
         server = server_flops(method, network.layers, setting.clients, setting.cohort)
         held, kept = _held_and_kept(network, setting)
+        once = _told_once(method, about)
     all_up, all_down = traffic.of_all(about.cohorts)
     return Cost(
         method=name,
         trained=trained,
         up_first=traffic.up(1, 0),
         up=up,
+        once=once,
         down_first=traffic.down(1, 0),
         down=down,
-        all_up=all_up,
+        all_up=all_up + once * setting.clients,
         all_down=all_down,
         step_flops=flops.of(_work(setting, 1)),
         round_flops=_round_flops(flops, about),
         server_flops=server,
         memory=Memory(held, kept + COPIES * trained.bytes, up.bytes * setting.cohort, setting.clients_per_block),
     )
+
+
+def _told_once(method: Method, about: _About) -> Size:
+    """Return what a client tells about its data, if its method asks for it and it has enough samples of every class."""
+    if not method.describes_data:
+        return Size()
+    width, each = int(about.config.get_text_config().hidden_size), 32
+    features = torch.from_numpy(numpy_generator(0, "description").normal(size=(each * about.setting.labels, width)))
+    labels = torch.arange(about.setting.labels).repeat(each)
+    if about.setting.labels == 1:  # a regression's targets
+        labels = labels.double()
+    elif not about.has_classes:
+        labels = labels[:, None]
+    return Size.of({"adapter": {"": method.describe(features, labels, 0, 0)}, "head": {}})
 
 
 def _work(setting: Setting, steps: int) -> Work:

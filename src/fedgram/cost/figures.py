@@ -117,6 +117,7 @@ class Cost:
         round_flops: of all clients of a round; None where the number of their steps is not known.
         server_flops: of the server in a round.
         memory: of a rank.
+        once: what a client tells about its data before the first round, if it has enough samples of every class.
     """
 
     method: str
@@ -131,6 +132,7 @@ class Cost:
     round_flops: int | None
     server_flops: int
     memory: Memory
+    once: Size = Size()
 
 
 @dataclass(frozen=True)

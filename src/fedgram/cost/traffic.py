@@ -11,7 +11,7 @@ from fedgram.cost.figures import Setting, Size
 from fedgram.methods import Method, RoundInfo
 from fedgram.methods.ranks import deal_ranks
 from fedgram.network import ClientNetwork
-from fedgram.server_flops import aggregation
+from fedgram.server_flops import aggregation, remembered_of_head
 from fedgram.state import State
 
 __all__ = ["Traffic"]
@@ -29,6 +29,7 @@ def _after_a_round(method: Method, network: ClientNetwork, start: State, setting
         for (part, field), shape in found[size].shapes.items():
             tensor = torch.empty(shape, dtype=network.dtype, device="meta")
             after[part].setdefault(name, {})[field] = tensor
+    after["server"] |= remembered_of_head(method, start["head"], setting.clients, setting.cohort)
     for each in found.values():
         after["server"].setdefault("", each.remembered)
     return after

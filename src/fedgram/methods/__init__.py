@@ -1,6 +1,7 @@
 """Federated methods, one file each."""
 
 from fedgram.methods.base import Diagnostics, Method, Paper, Phase, RoundInfo
+from fedgram.methods.ce_lora import CELoRA
 from fedgram.methods.feddpa import FedDPA
 from fedgram.methods.federa import FeDeRA
 from fedgram.methods.fedex_lora import FedExLoRA
@@ -12,6 +13,7 @@ from fedgram.methods.fedsa_lora import FedSALoRA
 from fedgram.methods.fedsvd import FedSVD
 from fedgram.methods.ffa_lora import FFALoRA
 from fedgram.methods.fields import Field
+from fedgram.methods.fl_tac import FLTAC
 from fedgram.methods.flexlora import FlexLoRA
 from fedgram.methods.flora import FLoRA
 from fedgram.methods.flora_na import FLoRANA
@@ -23,7 +25,9 @@ from fedgram.methods.lora_fair import LoRAFAIR
 from fedgram.methods.ravan import RAVAN
 
 __all__ = [
+    "FLTAC",
     "RAVAN",
+    "CELoRA",
     "Diagnostics",
     "FFALoRA",
     "FLoRA",

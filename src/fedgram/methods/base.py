@@ -5,19 +5,22 @@ A method is one class in one file. It answers three questions: what an adapter i
 collectives know methods only through this class. What else happens in a round has a default, which a method may
 replace; here it stands in the order in which it happens:
 
-=================  ====================================================================================
-`server_start`     what the server remembers beside the model, at the start
-`payload_down`     server: what it sends to one client
-`start`            client: the model that it trains, of what it holds and what it was sent
-`phases`           client: which fields it trains, one set after the other
-`penalty`          client: what it adds to its loss
-`payload_up`       client: what it sends back
-`kept`             client: what stays with it
-`receive`          server: how it reads what a client sent
-`next_state`       server: its next model, by `aggregate` and `next_head`, and what it remembers
-`answer`           server: what it sends to one client of the cohort at the end of the round
-`model`            server: the model that is judged
-=================  ====================================================================================
+===================  ==================================================================================
+`server_start`       what the server remembers beside the model, at the start
+`describe`           client: what it tells the server about its data, once, if the method asks for it
+`read_descriptions`  server: what it remembers of what all clients told
+`payload_down`       server: what it sends to one client
+`start`              client: the model that it trains, of what it holds and what it was sent
+`phases`             client: which fields it trains, one set after the other
+`penalty`            client: what it adds to its loss
+`payload_up`         client: what it sends back
+`kept`               client: what stays with it
+`receive`            server: how it reads what a client sent
+`next_state`         server: its next model, by `aggregate` and `next_head`, and what it remembers
+`answer`             server: what it sends to one client of the cohort at the end of the round
+`figures`            server: what is told of the round beside `diagnose`
+`model`              server: the model that is judged
+===================  ==================================================================================
 """
 
 from abc import ABC, abstractmethod
@@ -35,7 +38,7 @@ from fedgram.errors import ConfigurationError, require_choice
 from fedgram.methods.fields import Field, cut, fill_up, select
 from fedgram.methods.ranks import ClientRanks, check_ranks, deal_ranks
 from fedgram.seeding import torch_generator
-from fedgram.state import PARTS, Layers, State, merge
+from fedgram.state import PARTS, Layer, Layers, State, merge
 from fedgram.uploads import Uploads, average
 
 __all__ = ["Diagnostics", "HeadPolicy", "Method", "Paper", "Phase", "RoundInfo"]
@@ -130,6 +133,7 @@ class Method(ABC):
         heterogeneous: whether clients may have ranks of their own.
         catches_up: whether what a client is sent depends on how many rounds it has missed; else on whether it has.
         travels: what is sent, in few words.
+        describes_data: whether every client tells the server about its data before the first round.
         variants: the kinds of the method that comparisons of all methods show, by name, with what each sets; none for
             one kind, with its defaults.
     """
@@ -140,6 +144,7 @@ class Method(ABC):
     heterogeneous: ClassVar[bool] = False
     catches_up: ClassVar[bool] = False
     travels: ClassVar[str]
+    describes_data: bool = False
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(
@@ -249,9 +254,34 @@ class Method(ABC):
         """
         return {}
 
+    def describe(self, features: Float[Tensor, "n d"], labels: Tensor, client: int, seed: int) -> Layer:
+        """Return what a client tells the server about its data, once, before the first round; nothing by default.
+
+        Every client is asked, in the first cohort or not, where the method `describes_data`. It is a payload as all
+        others are, but may differ in form from client to client.
+
+        Args:
+            features: what the pretrained backbone says of each training sample: the mean over its tokens of the last
+                hidden state, float64, on the CPU.
+            labels: of the samples, as the data's table has them: classes (n,), several of them (n, k), or targets.
+            client: who it is.
+            seed: of the run.
+        """
+        return {}
+
+    def read_descriptions(self, server: State, descriptions: Mapping[int, Layer]) -> Layers:
+        """Return what the server remembers once all clients have told about their data; what it does by default.
+
+        Args:
+            server: the server's state at the start.
+            descriptions: what each client sent.
+        """
+        return server["server"]
+
     def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
         """Return what the server sends to one client of the cohort: the fields that are marked as going down."""
-        return select(layers, [f.name for f in self.fields if f.down])
+        fields = [f.name for f in self.fields if f.down]
+        return select(layers, fields) if fields else {}
 
     def upload(self, start: Layers, trained: Layers, client: int, info: RoundInfo) -> Layers:
         """Return what one client sends back after training: the fields that are marked as going up.
@@ -345,6 +375,10 @@ class Method(ABC):
         The client keeps it, beside or in the place of what `kept` says, so that its own model is that at once.
         """
         return None
+
+    def figures(self, server: State) -> dict[str, float]:
+        """Return figures about what the server remembers after a round, by name; none by default."""
+        return {}
 
     def model(self, server: State) -> State:
         """Return the model that the server stands for: adapter and head."""
