@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedgram.data import GLUE, IID, Dirichlet, Quickstart, SQuAD, TextClassificationData
-    from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method
+    from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoLoRA
     from fedgram.models import QuestionAnswering, TextClassification
     from fedgram.optim import SGD, AdamW
     from fedgram.trainer import FederatedTrainer
@@ -28,6 +28,7 @@ _HOMES = {
     "Method": "methods",
     "QuestionAnswering": "models",
     "Quickstart": "data",
+    "RoLoRA": "methods",
     "SGD": "optim",
     "SQuAD": "data",
     "TextClassification": "models",
@@ -49,6 +50,7 @@ __all__ = [
     "Method",
     "QuestionAnswering",
     "Quickstart",
+    "RoLoRA",
     "SQuAD",
     "TextClassification",
     "TextClassificationData",

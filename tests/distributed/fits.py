@@ -29,6 +29,7 @@ from fedgram import (
     FFALoRA,
     FLoRG,
     QuestionAnswering,
+    RoLoRA,
     SQuAD,
     TextClassification,
     TextClassificationData,
@@ -88,6 +89,8 @@ CASES = {
     "FedSALoRA-keep_state": case(FedSALoRA, head="frozen", optimizer=KEEPING_ADAMW),
     "FedExLoRA-dense": case(FedExLoRA),
     "FedExLoRA-factored": case(FedExLoRA, rank=1, residual="factored"),
+    "RoLoRA": case(RoLoRA),
+    "RoLoRA-keep_state": case(RoLoRA, optimizer=KEEPING_ADAMW),
 }
 
 

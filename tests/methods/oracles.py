@@ -35,6 +35,11 @@ def fedsa_lora(server, clients, weights):
     return {"B": server["B"], **fedit({"A": 0}, clients, weights)}
 
 
+def rolora(server, clients, weights):
+    """A third round, which is B's."""
+    return {"A": server["A"], **fedit({"B": 0}, clients, weights)}
+
+
 def fedex_lora(server, clients, weights, scale=8.0):
     """FedIT's means, and W0 += s (mean of products - product of means)."""
     means = fedit({"A": 0, "B": 0}, clients, weights)

@@ -14,7 +14,7 @@ from fedgram.checkpoint import Checkpoint, load, save
 from fedgram.collectives import Ranks
 from fedgram.errors import TrainingError
 from fedgram.ledger import Ledger, Traffic
-from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoundInfo
+from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoLoRA, RoundInfo
 from fedgram.seeding import torch_generator
 from fedgram.state import flatten, split, state_hash
 from fedgram.uploads import Uploads
@@ -82,6 +82,7 @@ METHODS = {
     "FLoRG-kaiming": florg(oracles.florg, basis="kaiming"),
     "FLoRG-svd": florg(oracles.florg, basis="svd", preserve_start=False),
     "FLoRG-identity": florg(oracles.florg, basis="identity"),
+    "RoLoRA": Case(partial(RoLoRA, rank=2), oracles.rolora),
 }
 
 
@@ -236,21 +237,24 @@ def test_the_server_state_survives_a_checkpoint_bit_by_bit(case, tmp_path):
     assert state_hash(load(tmp_path / "last").state) == state_hash(state)
 
 
-def test_what_travels_is_what_the_fields_declare(case):
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_what_travels_is_what_the_fields_declare(case, direction):
     federation = federate(case, dtype=torch.float32)
     method, after = federation.method, federation.aggregate()
-    info = federation.info
-    for direction, payload in (("down", method.download(after, 5, info)), ("up", method.upload(after, after, 5, info))):
-        declared = {field.name: field for field in method.fields if getattr(field, direction)}
+    declared, seen = {field.name: field for field in method.fields if getattr(field, direction)}, set()
+    for number in (3, 4):  # of those that take turns, each has had its own
+        info = RoundInfo(number, 0, dict.fromkeys(CLIENTS, number - 1), 20)
+        payload = method.download(after, 5, info) if direction == "down" else method.upload(after, after, 5, info)
         fields = set(payload["q"])
+        seen |= fields
         assert {name: set(layer) for name, layer in payload.items()} == dict.fromkeys(SIZES, fields)
-        # What all clients hold in common need not be sent to one that has it.
-        assert {name for name, field in declared.items() if not field.shared} <= fields <= declared.keys()
         tensors = [after[name][field] for name in SIZES for field in fields]
         ledger = Ledger()
         ledger.record(direction, {"adapter": payload, "head": {}})
         parameters = sum(math.prod(tensor.shape) for tensor in tensors)
         assert ledger.entries == {(direction, "adapter"): Traffic(1, parameters, 4 * parameters)}
+    # What all clients hold in common need not be sent to one that has it.
+    assert {name for name, field in declared.items() if not field.shared} <= seen <= declared.keys()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -326,7 +330,7 @@ def test_a_client_that_dropped_out_is_missed_and_no_more(case):
 
 def test_an_upload_that_is_not_finite_is_an_error_that_names_the_client(case):
     federation = federate(case)
-    for field in [field.name for field in federation.method.fields if field.up]:
+    for field in list(federation.payloads[8]["k"]):
         clean = federation.payloads[8]["k"][field]
         federation.payloads[8]["k"][field] = torch.where(torch.arange(clean.shape[-1]) == 1, math.nan, clean)
         with pytest.raises(TrainingError, match=f"client 8 diverged: {field} of k holds nan or inf"):

@@ -9,6 +9,7 @@ from fedgram.methods.ffa_lora import FFALoRA
 from fedgram.methods.fields import Field
 from fedgram.methods.florg import FLoRG
 from fedgram.methods.lora import LoRAMethod
+from fedgram.methods.rolora import RoLoRA
 
 __all__ = [
     "Diagnostics",
@@ -23,5 +24,6 @@ __all__ = [
     "Method",
     "Paper",
     "Phase",
+    "RoLoRA",
     "RoundInfo",
 ]
