@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedgram.data import GLUE, IID, Dirichlet, Quickstart, SQuAD, TextClassificationData
-    from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoLoRA
+    from fedgram.methods import FLASC, FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, FSLoRA, Method, RoLoRA
     from fedgram.models import QuestionAnswering, TextClassification
     from fedgram.optim import SGD, AdamW
     from fedgram.trainer import FederatedTrainer
@@ -17,7 +17,9 @@ _HOMES = {
     "AdamW": "optim",
     "Dirichlet": "data",
     "FFALoRA": "methods",
+    "FLASC": "methods",
     "FLoRG": "methods",
+    "FSLoRA": "methods",
     "FeDeRA": "methods",
     "FedExLoRA": "methods",
     "FedIT": "methods",
@@ -35,6 +37,7 @@ _HOMES = {
     "TextClassificationData": "data",
 }
 __all__ = [
+    "FLASC",
     "GLUE",
     "IID",
     "SGD",
@@ -42,6 +45,7 @@ __all__ = [
     "Dirichlet",
     "FFALoRA",
     "FLoRG",
+    "FSLoRA",
     "FeDeRA",
     "FedExLoRA",
     "FedIT",

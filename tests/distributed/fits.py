@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fedgram import (
+    FLASC,
     SGD,
     AdamW,
     Dirichlet,
@@ -28,6 +29,7 @@ from fedgram import (
     FedSALoRA,
     FFALoRA,
     FLoRG,
+    FSLoRA,
     QuestionAnswering,
     RoLoRA,
     SQuAD,
@@ -89,6 +91,10 @@ CASES = {
     "FedSALoRA-keep_state": case(FedSALoRA, head="frozen", optimizer=KEEPING_ADAMW),
     "FedExLoRA-dense": case(FedExLoRA),
     "FedExLoRA-factored": case(FedExLoRA, rank=1, residual="factored"),
+    "FLASC": case(FLASC, decay=0.7),
+    "FLASC-head-adam": case(FLASC, density_down=0.02, mask_head=True, server_optimizer="adam"),
+    "FSLoRA": case(FSLoRA),
+    "FSLoRA-adam": case(FSLoRA, rank=4, client_ranks={1: 0.5, 3: 0.5}, server_optimizer="adam"),
     "RoLoRA": case(RoLoRA),
     "RoLoRA-keep_state": case(RoLoRA, optimizer=KEEPING_ADAMW),
 }

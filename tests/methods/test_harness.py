@@ -14,7 +14,19 @@ from fedgram.checkpoint import Checkpoint, load, save
 from fedgram.collectives import Ranks
 from fedgram.errors import TrainingError
 from fedgram.ledger import Ledger, Traffic
-from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, Method, RoLoRA, RoundInfo
+from fedgram.methods import (
+    FLASC,
+    FeDeRA,
+    FedExLoRA,
+    FedIT,
+    FedSALoRA,
+    FFALoRA,
+    FLoRG,
+    FSLoRA,
+    Method,
+    RoLoRA,
+    RoundInfo,
+)
 from fedgram.seeding import torch_generator
 from fedgram.state import flatten, split, state_hash
 from fedgram.uploads import Uploads
@@ -35,11 +47,13 @@ class Case:
         make: makes the method, of rank 2.
         oracle: (server's fields, clients' fields, weights) of one layer, NumPy -> the server's next fields.
         view: what of a layer's fields is unique, and so can be compared.
+        traffic: parameters and bytes of what client 5 sends, and is sent, where these are not whole fields.
     """
 
     make: Callable[[], Method]
     oracle: Callable
     view: Callable = lambda layer: layer
+    traffic: tuple[int, int] | None = None
 
 
 def gram(layer):
@@ -82,6 +96,9 @@ METHODS = {
     "FLoRG-kaiming": florg(oracles.florg, basis="kaiming"),
     "FLoRG-svd": florg(oracles.florg, basis="svd", preserve_start=False),
     "FLoRG-identity": florg(oracles.florg, basis="identity"),
+    "FLASC": Case(partial(FLASC, rank=2), oracles.fedit, traffic=(24, 4 * 24 + 12)),
+    "FSLoRA": Case(partial(FSLoRA, rank=2), oracles.fedit, traffic=(48, 4 * 48)),
+    "FSLoRA-ranks": Case(partial(FSLoRA, rank=2, client_ranks=[2, 1] * 10), oracles.fedit, traffic=(48, 4 * 48)),
     "RoLoRA": Case(partial(RoLoRA, rank=2), oracles.rolora),
 }
 
@@ -240,21 +257,27 @@ def test_the_server_state_survives_a_checkpoint_bit_by_bit(case, tmp_path):
 @pytest.mark.parametrize("direction", ["down", "up"])
 def test_what_travels_is_what_the_fields_declare(case, direction):
     federation = federate(case, dtype=torch.float32)
-    method, after = federation.method, federation.aggregate()
+    method, after = federation.method, federation.next_state()
     declared, seen = {field.name: field for field in method.fields if getattr(field, direction)}, set()
     for number in (3, 4):  # of those that take turns, each has had its own
         info = RoundInfo(number, 0, dict.fromkeys(CLIENTS, number - 1), 20)
-        payload = method.download(after, 5, info) if direction == "down" else method.upload(after, after, 5, info)
-        fields = set(payload["q"])
-        seen |= fields
-        assert {name: set(layer) for name, layer in payload.items()} == dict.fromkeys(SIZES, fields)
-        tensors = [after[name][field] for name in SIZES for field in fields]
+        payload = method.payload_down(after, 5, info)
+        if direction == "up":
+            start = method.start(after, method.without_shared(after), payload, 5, info)
+            payload = method.payload_up(after, start, start, 5, info)
         ledger = Ledger()
-        ledger.record(direction, {"adapter": payload, "head": {}})
-        parameters = sum(math.prod(tensor.shape) for tensor in tensors)
+        ledger.record(direction, payload)
+        if case.traffic is not None:
+            assert ledger.entries == {(direction, "adapter"): Traffic(1, *case.traffic)}
+            continue
+        fields = set(payload["adapter"]["q"])
+        seen |= fields
+        assert {name: set(layer) for name, layer in payload["adapter"].items()} == dict.fromkeys(SIZES, fields)
+        parameters = sum(math.prod(after["adapter"][name][field].shape) for name in SIZES for field in fields)
         assert ledger.entries == {(direction, "adapter"): Traffic(1, parameters, 4 * parameters)}
     # What all clients hold in common need not be sent to one that has it.
-    assert {name for name, field in declared.items() if not field.shared} <= seen <= declared.keys()
+    whole = {name for name, field in declared.items() if not field.shared} if case.traffic is None else set()
+    assert whole <= seen <= declared.keys()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
