@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedgram.data import GLUE, IID, Dirichlet, Quickstart, SQuAD, TextClassificationData
-    from fedgram.methods import FLASC, FeDeRA, FedExLoRA, FedIT, FedSALoRA, FFALoRA, FLoRG, FSLoRA, Method, RoLoRA
+    from fedgram.methods import (
+        FLASC,
+        FeDeRA,
+        FedExLoRA,
+        FedIT,
+        FedSALoRA,
+        FFALoRA,
+        FLoRG,
+        FSLoRA,
+        Method,
+        RoLoRA,
+        SLoRA,
+    )
     from fedgram.models import QuestionAnswering, TextClassification
     from fedgram.optim import SGD, AdamW
     from fedgram.trainer import FederatedTrainer
@@ -32,6 +44,7 @@ _HOMES = {
     "Quickstart": "data",
     "RoLoRA": "methods",
     "SGD": "optim",
+    "SLoRA": "methods",
     "SQuAD": "data",
     "TextClassification": "models",
     "TextClassificationData": "data",
@@ -55,6 +68,7 @@ __all__ = [
     "QuestionAnswering",
     "Quickstart",
     "RoLoRA",
+    "SLoRA",
     "SQuAD",
     "TextClassification",
     "TextClassificationData",

@@ -16,9 +16,8 @@ tensors (`fedgram.skeleton`), of as many samples and tokens as are primes that d
 operations of a product then tell which powers of both they have. Another step checks them.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -114,28 +113,45 @@ def training_flops(
     """
     key = repr([type(task), task.settings, config.to_dict(), type(method), vars(method), longest, clients])
     if key not in _counted_before:
-        shares = _shares(method, clients)
-        found = {}
-        for trained in shares:
+        parts = _parts(method, clients)
+        found = []
+        for part in parts:
             with countable(f"{method.name} on {task.backbone!r}"), skeleton(task, config, method) as network:
-                found[trained] = _counted(_Steps(network, method, trained, clients), longest)
-        _counted_before[key] = _mean(found, shares)
+                found.append(_counted(_Steps(network, method, part, clients), longest))
+        _counted_before[key] = _mean(found, parts)
     return _counted_before[key]
 
 
-def _shares(method: Method, clients: int) -> dict[frozenset[str], Fraction]:
-    """Return the fields that clients train, with their share of the local steps of two rounds."""
-    shares: dict[frozenset[str], Fraction] = defaultdict(Fraction)
+@dataclass(frozen=True)
+class _Part:
+    """Local steps that are all alike.
+
+    Attributes:
+        trained: the fields that are trained.
+        number: a round that has such steps.
+        share: of the local steps of two rounds.
+    """
+
+    trained: frozenset[str]
+    number: int
+    share: Fraction
+
+
+def _parts(method: Method, clients: int) -> list[_Part]:
+    """Return the kinds of local steps of two rounds, by the fields that clients train."""
+    found: dict[frozenset[str], _Part] = {}
     for number in (2, 3):
         for phase in method.phases(client_round(clients, number)):
-            shares[phase.trained] += Fraction(phase.share).limit_denominator(10**6) / 2
-    return shares
+            share = Fraction(phase.share).limit_denominator(10**6) / 2
+            known = found.get(phase.trained, _Part(phase.trained, number, Fraction(0)))
+            found[phase.trained] = replace(known, share=known.share + share)
+    return list(found.values())
 
 
-def _mean(found: Mapping[frozenset[str], TrainingFlops], shares: Mapping[frozenset[str], Fraction]) -> TrainingFlops:
-    columns = zip(*(astuple(flops) for flops in found.values()), strict=True)
+def _mean(found: Sequence[TrainingFlops], parts: Sequence[_Part]) -> TrainingFlops:
+    columns = zip(*map(astuple, found), strict=True)
     return TrainingFlops(
-        *(round(sum(cost * shares[each] for cost, each in zip(column, found, strict=True))) for column in columns)
+        *(round(sum(cost * part.share for cost, part in zip(column, parts, strict=True))) for column in columns)
     )
 
 
@@ -146,13 +162,13 @@ class _Steps:
     Attributes:
         network: of fake tensors.
         method: whose adapters it has.
-        trained: the fields that are trained.
+        part: which of its steps.
         clients: how many there are.
     """
 
     network: ClientNetwork
     method: Method
-    trained: frozenset[str]
+    part: _Part
     clients: int
 
 
@@ -231,7 +247,7 @@ def _step(steps: _Steps, samples: int, tokens: int) -> list[int]:
     network = steps.network
     state = network.initial_state()
     network.share(state)
-    own, held = split(client_start(steps.method, state, steps.clients), steps.trained)
+    own, held = split(client_start(steps.method, state, steps.clients, steps.part.number), steps.part.trained)
     layout, fixed = Layout.of(own), stack([held])
     trained = layout.pack([own]).requires_grad_()
     table, rows = batch_of(network, samples, tokens)

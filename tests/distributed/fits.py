@@ -32,6 +32,7 @@ from fedgram import (
     FSLoRA,
     QuestionAnswering,
     RoLoRA,
+    SLoRA,
     SQuAD,
     TextClassification,
     TextClassificationData,
@@ -97,6 +98,7 @@ CASES = {
     "FSLoRA-adam": case(FSLoRA, rank=4, client_ranks={1: 0.5, 3: 0.5}, server_optimizer="adam"),
     "RoLoRA": case(RoLoRA),
     "RoLoRA-keep_state": case(RoLoRA, optimizer=KEEPING_ADAMW),
+    "SLoRA": case(SLoRA, sparse_rounds=2, density=0.1, optimizer=KEEPING_ADAMW),
 }
 
 

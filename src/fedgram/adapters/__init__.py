@@ -5,6 +5,7 @@ from fedgram.adapters.gram import GramAdapter, make_bases
 from fedgram.adapters.head import HeadLinear
 from fedgram.adapters.inject import find_targets, head_linears, swap, swap_heads
 from fedgram.adapters.lora import LoraAdapter, lora_start
+from fedgram.adapters.sparse import SparseLoraAdapter, draw_positions
 
 __all__ = [
     "Adapter",
@@ -12,7 +13,9 @@ __all__ = [
     "GramAdapter",
     "HeadLinear",
     "LoraAdapter",
+    "SparseLoraAdapter",
     "add_low_rank",
+    "draw_positions",
     "find_targets",
     "head_linears",
     "lora_start",

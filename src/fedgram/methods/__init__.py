@@ -12,6 +12,7 @@ from fedgram.methods.florg import FLoRG
 from fedgram.methods.fslora import FSLoRA
 from fedgram.methods.lora import LoRAMethod
 from fedgram.methods.rolora import RoLoRA
+from fedgram.methods.slora import SLoRA
 
 __all__ = [
     "FLASC",
@@ -30,4 +31,5 @@ __all__ = [
     "Phase",
     "RoLoRA",
     "RoundInfo",
+    "SLoRA",
 ]
