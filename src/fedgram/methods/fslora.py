@@ -23,7 +23,7 @@ __all__ = ["FSLoRA"]
 
 
 class FSLoRA(LoRAMethod):
-    """LoRA of which each client trains a random part in each round, κ of r columns of B and rows of A (2501.19389).
+    """LoRA of which clients train random parts, κ of r columns of B and rows of A in a round (arXiv 2501.19389).
 
     A client trains W⁰ + s B S A, with E[S] = I: the small pair (B[:, I], A[I, :]) with the factor s r/κ. I is drawn
     anew for every client, round and layer, one for A and B. Down goes the small pair, and up what has become of it:
