@@ -16,9 +16,8 @@ tensors (`fedgram.skeleton`), of as many samples and tokens as are primes that d
 operations of a product then tell which powers of both they have. Another step checks them.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedgram.data.tokens import TokenTable
 from fedgram.flop_counter import FlopCounter, NotCountableError, countable
-from fedgram.methods import Method
+from fedgram.methods import Method, Phase
 from fedgram.models import FederatedTask
 from fedgram.models.loading import positions
 from fedgram.network import ClientNetwork
@@ -43,8 +42,6 @@ __all__ = ["TrainingFlops", "Work", "training_flops"]
 _SAMPLES = 10_007
 """A prime that is no factor of any size of a network."""
 _PRIMES = (61, 59, 53, 47, 43, 41, 37, 31, 29, 23, 19, 17, 13, 11, 7, 5)
-_Fields = tuple[frozenset[str], frozenset[str]]
-"""Those that are trained, and those that are absent."""
 _counted_before: dict[str, "TrainingFlops"] = {}
 """By all that it depends on: a process that trains often counts once."""
 
@@ -116,28 +113,45 @@ def training_flops(
     """
     key = repr([type(task), task.settings, config.to_dict(), type(method), vars(method), longest, clients])
     if key not in _counted_before:
-        shares = _shares(method, clients)
-        found = {}
-        for phase in shares:
+        parts = _parts(method, clients)
+        found = []
+        for part in parts:
             with countable(f"{method.name} on {task.backbone!r}"), skeleton(task, config, method) as network:
-                found[phase] = _counted(_Steps(network, method, *phase, clients), longest)
-        _counted_before[key] = _mean(found, shares)
+                found.append(_counted(_Steps(network, method, part, clients), longest))
+        _counted_before[key] = _mean(found, parts)
     return _counted_before[key]
 
 
-def _shares(method: Method, clients: int) -> dict[_Fields, Fraction]:
-    """Return the fields that clients train, and do without, with their share of the local steps of two rounds."""
-    shares: dict[_Fields, Fraction] = defaultdict(Fraction)
+@dataclass(frozen=True)
+class _Part:
+    """Local steps that are all alike.
+
+    Attributes:
+        phase: what they are steps of.
+        number: a round that has such steps.
+        share: of the local steps of two rounds.
+    """
+
+    phase: Phase
+    number: int
+    share: Fraction
+
+
+def _parts(method: Method, clients: int) -> list[_Part]:
+    """Return the kinds of local steps of two rounds, by the fields that clients train and do without."""
+    found: dict[tuple[frozenset[str], frozenset[str]], _Part] = {}
     for number in (2, 3):
         for phase in method.phases(client_round(clients, number)):
-            shares[phase.trained, phase.absent] += Fraction(phase.share).limit_denominator(10**6) / 2
-    return shares
+            share = Fraction(phase.share).limit_denominator(10**6) / 2
+            known = found.get((phase.trained, phase.absent), _Part(phase, number, Fraction(0)))
+            found[phase.trained, phase.absent] = replace(known, share=known.share + share)
+    return list(found.values())
 
 
-def _mean(found: Mapping[_Fields, TrainingFlops], shares: Mapping[_Fields, Fraction]) -> TrainingFlops:
-    columns = zip(*(astuple(flops) for flops in found.values()), strict=True)
+def _mean(found: Sequence[TrainingFlops], parts: Sequence[_Part]) -> TrainingFlops:
+    columns = zip(*map(astuple, found), strict=True)
     return TrainingFlops(
-        *(round(sum(cost * shares[each] for cost, each in zip(column, found, strict=True))) for column in columns)
+        *(round(sum(cost * part.share for cost, part in zip(column, parts, strict=True))) for column in columns)
     )
 
 
@@ -148,15 +162,13 @@ class _Steps:
     Attributes:
         network: of fake tensors.
         method: whose adapters it has.
-        trained: the fields that are trained.
-        absent: the fields that the client does without.
+        part: which of its steps.
         clients: how many there are.
     """
 
     network: ClientNetwork
     method: Method
-    trained: frozenset[str]
-    absent: frozenset[str]
+    part: _Part
     clients: int
 
 
@@ -235,7 +247,8 @@ def _step(steps: _Steps, samples: int, tokens: int) -> list[int]:
     network = steps.network
     state = network.initial_state()
     network.share(state)
-    own, held = split(without(client_start(steps.method, state, steps.clients), steps.absent), steps.trained)
+    start = client_start(steps.method, state, steps.clients, steps.part.number)
+    own, held = split(without(start, steps.part.phase.absent), steps.part.phase.trained)
     layout, fixed = Layout.of(own), stack([held])
     trained = layout.pack([own]).requires_grad_()
     table, rows = batch_of(network, samples, tokens)

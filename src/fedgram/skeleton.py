@@ -84,9 +84,9 @@ def client_round(clients: int, number: int = 2, last: int | None = None, cohort:
     return RoundInfo(number, 0, dict.fromkeys(range(cohort), number - 1 if last is None else last), clients)
 
 
-def client_start(method: Method, state: State, clients: int) -> State:
-    """Return what the first of some clients starts from, of the model that training starts with."""
-    info = client_round(clients, number=1)
+def client_start(method: Method, state: State, clients: int, number: int = 1) -> State:
+    """Return what the first of some clients starts a round from, of the model that training starts with."""
+    info = client_round(clients, number)
     server = {**state, "server": method.server_start(state, clients)}
     payload = method.payload_down(server, 0, info)
     return method.start(server, method.without_shared(state), payload, 0, info)

@@ -42,6 +42,7 @@ class Uploads:
         self._payloads = payloads
         self._ranks = ranks
         self._stacks: dict[tuple[str, str], Tensor] = {}
+        self._fields: dict[str, list[str]] | None = None
         ranks.stop_on(_divergence(payloads))
 
     def mean(self, layer: str, of: Callable[[Layer], Tensor], like: Tensor) -> Tensor:
@@ -63,6 +64,17 @@ class Uploads:
                 yield from torch.stack(weights).reshape(-1, *[1] * like.ndim) * rows
 
         return self._ranks.sum(terms, len(self.clients), like)
+
+    def fields(self, layer: str) -> list[str]:
+        """Return what clients sent for one layer, for methods whose clients don't send the same in every round.
+
+        All ranks must ask, also those that hold no client's payload.
+        """
+        if self._fields is None:
+            own = next((self._payloads[c] for c in self._own), None)
+            known = None if own is None else {name: list(fields) for name, fields in own.items()}
+            self._fields = self._ranks.first(known) or {}
+        return self._fields.get(layer, [])
 
     def stack(self, layer: str, field: str, like: Tensor) -> Float[Tensor, "N ..."]:
         """Return one field of all clients in client order, with a leading axis of N: an all_gather.

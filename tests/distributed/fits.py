@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fedgram import (
+    FLASC,
     FLTAC,
     RAVAN,
     SGD,
@@ -40,11 +41,14 @@ from fedgram import (
     FLoRANA,
     FLoRG,
     FRLoRA,
+    FSLoRA,
     HetLoRA,
     LoRAFAIR,
     MFedLoRU,
     PFedLoRU,
     QuestionAnswering,
+    RoLoRA,
+    SLoRA,
     SQuAD,
     TextClassification,
     TextClassificationData,
@@ -147,6 +151,13 @@ CASES = {
     "FLTAC": case(FLTAC, clusters=2),
     "FLTAC-B-weighted": case(FLTAC, clusters=3, cluster_on="B", mean="weighted", head="local"),
     "FLTAC-all": case(FLTAC, clusters=2, cluster_on="all", trainer={"personal_evaluation": "all"}),
+    "FLASC": case(FLASC, decay=0.7),
+    "FLASC-head-adam": case(FLASC, density_down=0.02, mask_head=True, server_optimizer="adam"),
+    "FSLoRA": case(FSLoRA),
+    "FSLoRA-adam": case(FSLoRA, rank=4, client_ranks={1: 0.5, 3: 0.5}, server_optimizer="adam"),
+    "RoLoRA": case(RoLoRA),
+    "RoLoRA-keep_state": case(RoLoRA, optimizer=KEEPING_ADAMW),
+    "SLoRA": case(SLoRA, sparse_rounds=2, density=0.1, optimizer=KEEPING_ADAMW),
 }
 
 

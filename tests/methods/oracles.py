@@ -93,6 +93,19 @@ def ravan(server, clients, weights):
     return {"s": server["s"], **fedit({"H": 0}, clients, weights)}
 
 
+def rolora(server, clients, weights):
+    """A third round, which is B's."""
+    return {"A": server["A"], **fedit({"B": 0}, clients, weights)}
+
+
+def slora_sparse(server, clients, weights):
+    return {**server, **fedit({"delta": 0}, clients, weights)}
+
+
+def slora_low_rank(server, clients, weights):
+    return {**server, **fedit({"A": 0, "B": 0}, clients, weights)}
+
+
 def fedex_lora(server, clients, weights, scale=8.0):
     """FedIT's means, and W0 += s (mean of products - product of means)."""
     means = fedit({"A": 0, "B": 0}, clients, weights)

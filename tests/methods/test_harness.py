@@ -15,6 +15,7 @@ from fedgram.collectives import Ranks
 from fedgram.errors import TrainingError
 from fedgram.ledger import Ledger, Traffic
 from fedgram.methods import (
+    FLASC,
     FLTAC,
     RAVAN,
     CELoRA,
@@ -33,12 +34,15 @@ from fedgram.methods import (
     FLoRANA,
     FLoRG,
     FRLoRA,
+    FSLoRA,
     HetLoRA,
     LoRAFAIR,
     Method,
     MFedLoRU,
     PFedLoRU,
+    RoLoRA,
     RoundInfo,
+    SLoRA,
 )
 from fedgram.seeding import torch_generator
 from fedgram.state import flatten, split, state_hash
@@ -64,12 +68,14 @@ class Case:
         view: what of a layer's fields is unique, and so can be compared.
         answers: what the server answers, of methods that do: (server's layers, clients' layers, weights, what the
             server remembers, the cohort) -> the layers that each client is sent.
+        traffic: parameters and bytes of what client 5 sends, and is sent, where these are not whole fields.
     """
 
     make: Callable[[], Method]
     oracle: Callable
     view: Callable = lambda layer: layer
     answers: Callable | None = None
+    traffic: tuple[int, int] | None = None
 
 
 def gram(layer):
@@ -172,6 +178,14 @@ METHODS = {
     "FedRotLoRA": Case(partial(FedRotLoRA, rank=2), oracles.fedit),
     "FedSVD": Case(partial(FedSVD, rank=2), oracles.fedsvd, product),
     "FedSVD-2": Case(partial(FedSVD, rank=2, every=2), oracles.ffa_lora),  # the third round decomposes nothing
+    "FLASC": Case(partial(FLASC, rank=2), oracles.fedit, traffic=(24, 96 + 12)),
+    "FSLoRA": Case(partial(FSLoRA, rank=2), oracles.fedit, traffic=(48, 192)),
+    "FSLoRA-ranks": Case(partial(FSLoRA, rank=2, client_ranks={1: 0.5, 2: 0.5}), oracles.fedit, traffic=(96, 384)),
+    "RoLoRA": Case(partial(RoLoRA, rank=2), oracles.rolora),
+    "SLoRA-sparse": Case(partial(SLoRA, rank=2, density=1.0), oracles.slora_sparse, traffic=(190, 760)),
+    "SLoRA-low-rank": Case(
+        partial(SLoRA, rank=2, density=1.0, sparse_rounds=1), oracles.slora_low_rank, traffic=(96, 384)
+    ),
 }
 
 
@@ -278,8 +292,7 @@ def assert_close(case, actual, expected, tolerance=1e-10):
 def delta_w(adapter, layer):
     """The adapter's ΔW, multiplied out, with what the server has added to the frozen weight."""
     adapter.load({field: tensor.double().unsqueeze(0) for field, tensor in layer.items()})
-    down, up = adapter.factors()
-    return adapter.scale * up[0].mT @ down[0] + layer.get("residual", 0)
+    return adapter.added_to(torch.zeros(adapter.d_out, adapter.d_in).double()) + layer.get("residual", 0)
 
 
 def test_aggregation_equals_the_oracle(case):
@@ -365,7 +378,8 @@ def test_the_server_state_survives_a_checkpoint_bit_by_bit(case, tmp_path):
     assert state_hash(load(tmp_path / "last").state) == state_hash(state)
 
 
-def test_what_travels_is_what_the_fields_declare(case):
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_what_travels_is_what_the_fields_declare(case, direction):
     federation = federate(case, dtype=torch.float32)
     method, after = federation.method, federation.aggregate()
     info = federation.info
@@ -381,6 +395,27 @@ def test_what_travels_is_what_the_fields_declare(case):
         parameters = sum(math.prod(tensor.shape) for tensor in tensors)
         sent = {(direction, "adapter"): Traffic(1, parameters, 4 * parameters)}
         assert ledger.entries == (sent if fields else {})
+    method, after = federation.method, federation.next_state()
+    declared, seen = {field.name: field for field in method.fields if getattr(field, direction)}, set()
+    for number in (3, 4):  # of those that take turns, each has had its own
+        info = RoundInfo(number, 0, dict.fromkeys(CLIENTS, number - 1), 20)
+        payload = method.payload_down(after, 5, info)
+        if direction == "up":
+            start = method.start(after, method.without_shared(after), payload, 5, info)
+            payload = method.payload_up(after, start, start, 5, info)
+        ledger = Ledger()
+        ledger.record(direction, payload)
+        if case.traffic is not None:
+            assert ledger.entries == {(direction, "adapter"): Traffic(1, *case.traffic)}
+            continue
+        fields = set(payload["adapter"]["q"])
+        seen |= fields
+        assert {name: set(layer) for name, layer in payload["adapter"].items()} == dict.fromkeys(SIZES, fields)
+        parameters = sum(math.prod(after["adapter"][name][field].shape) for name in SIZES for field in fields)
+        assert ledger.entries == {(direction, "adapter"): Traffic(1, parameters, 4 * parameters)}
+    # What all clients hold in common need not be sent to one that has it.
+    whole = {name for name, field in declared.items() if not field.shared} if case.traffic is None else set()
+    assert whole <= seen <= declared.keys()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -457,7 +492,7 @@ def test_a_client_that_dropped_out_is_missed_and_no_more(case):
 
 def test_an_upload_that_is_not_finite_is_an_error_that_names_the_client(case):
     federation = federate(case)
-    for field in federation.payloads[8]["k"]:  # as the server reads it
+    for field in list(federation.payloads[8]["k"]):  # as the server reads it
         clean = federation.payloads[8]["k"][field]
         federation.payloads[8]["k"][field] = torch.where(torch.arange(clean.shape[-1]) == 1, math.nan, clean)
         with pytest.raises(TrainingError, match=f"client 8 diverged: {field} of k holds nan or inf"):

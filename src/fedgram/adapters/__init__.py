@@ -10,6 +10,7 @@ from fedgram.adapters.lora_pair import LoraPairAdapter, lora_pair_start
 from fedgram.adapters.mixed_pair import MixedPairAdapter
 from fedgram.adapters.multi_head import MultiHeadAdapter
 from fedgram.adapters.nested_lora import NestedLoraAdapter, nested_start, outer_factors
+from fedgram.adapters.sparse import SparseLoraAdapter, draw_positions
 from fedgram.adapters.tri import TriAdapter, tri_start
 
 __all__ = [
@@ -23,8 +24,10 @@ __all__ = [
     "MixedPairAdapter",
     "MultiHeadAdapter",
     "NestedLoraAdapter",
+    "SparseLoraAdapter",
     "TriAdapter",
     "add_low_rank",
+    "draw_positions",
     "find_targets",
     "head_linears",
     "lora_pair_start",

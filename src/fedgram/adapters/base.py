@@ -5,6 +5,7 @@ batch back into clients and multiplies each part with its client's own small ten
 at once. Symbols: C clients, n tokens of one client, r rank, ``d_in`` and ``d_out`` the sizes of the layer.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -18,7 +19,15 @@ from fedgram.frozen import linear
 from fedgram.packing import present
 from fedgram.state import Layer
 
-__all__ = ["Adapter", "ClientLayer", "add_low_rank", "frozen_weight", "layer_sizes", "tokens_of_clients"]
+__all__ = [
+    "Adapter",
+    "ClientLayer",
+    "add_low_rank",
+    "frozen_weight",
+    "layer_sizes",
+    "tokens_of_clients",
+    "tokens_per_client",
+]
 
 
 def layer_sizes(linear: nn.Module) -> tuple[int, int]:
@@ -33,6 +42,32 @@ def frozen_weight(linear: nn.Module) -> Float[Tensor, "d_out d_in"]:
     """Return the pretrained weight of an ``nn.Linear`` or a ``Conv1D``, in float32 on the CPU."""
     weight = linear.get_parameter("weight").detach().float().cpu()
     return weight if isinstance(linear, nn.Linear) else weight.mT
+
+
+def tokens_per_client(x: Float[Tensor, "rows ... d_in"], clients: int) -> list[int]:
+    """Return how many tokens of what a layer gets each client of a block has; they follow one another.
+
+    Raises:
+        ConfigurationError: the rows can't be cut into as many parts as there are clients.
+    """
+    packing = present()
+    if packing is not None:
+        return packing.per_client
+    if x.shape[0] % clients:
+        raise ConfigurationError(
+            f"an adapted layer got {x.shape[0]} rows for {clients} clients: the backbone computes something in it that "
+            "samples share, as DeBERTa does with positions; set trainer.clients_per_block to 1, or other target_modules"
+        )
+    return [math.prod(x.shape[:-1]) // clients] * clients
+
+
+def tokens_of_clients(x: Float[Tensor, "rows ... d_in"], clients: int) -> Float[Tensor, "C n d_in"]:
+    """Cut the rows of a padded batch into those of each client, of which all have as many.
+
+    Raises:
+        ConfigurationError: they can't be cut into as many parts as there are clients.
+    """
+    return x.reshape(clients, tokens_per_client(x, clients)[0], x.shape[-1])
 
 
 def add_low_rank(
@@ -60,20 +95,6 @@ def add_low_rank(
         # The scale goes where there are r numbers for a token, and not d_out.
         return y + torch.bmm(scale * hidden, up).reshape(y.shape).to(y.dtype)
     return torch.baddbmm(y.reshape(clients, -1, y.shape[-1]), hidden, up, alpha=scale).reshape(y.shape)
-
-
-def tokens_of_clients(x: Float[Tensor, "rows ... d_in"], clients: int) -> Float[Tensor, "C n d_in"]:
-    """Cut the rows of a padded batch into those of each client.
-
-    Raises:
-        ConfigurationError: they can't be cut into as many parts as there are clients.
-    """
-    if x.shape[0] % clients:
-        raise ConfigurationError(
-            f"an adapted layer got {x.shape[0]} rows for {clients} clients: the backbone computes something in it that "
-            "samples share, as DeBERTa does with positions; set trainer.clients_per_block to 1, or other target_modules"
-        )
-    return x.reshape(clients, -1, x.shape[-1])
 
 
 def _add_to_packed(
@@ -177,8 +198,9 @@ class ClientLayer(nn.Module, ABC):
 class Adapter(ClientLayer):
     """A frozen linear layer W⁰ with a trainable low-rank part ΔW beside it: ``x -> W⁰ x + b + ΔW x``.
 
-    A new kind of adapter says how it starts and what its two factors are (`expand`). A shared field ``residual``
-    (d_out, d_in), which a server may add to the frozen weights, is a part of W⁰.
+    A new kind of adapter says how it starts and what its two factors are (`expand`); one whose ΔW is not their product
+    alone says how it is applied (`add`) and multiplied out (`added_to`). A shared field ``residual`` (d_out, d_in),
+    which a server may add to the frozen weights, is a part of W⁰.
 
     Args:
         base: the layer to adapt.
@@ -230,9 +252,20 @@ class Adapter(ClientLayer):
         """
         pays = tokens * (self.d_in + self.d_out) >= self.d_in * self.d_out
         if pays and self._resolves(next(iter(self.clients.values()))):
-            down, up = self.factors()
-            self._merged = torch.addmm(self._summed(), up[0].mT, down[0], alpha=self.scale)
+            self._merged = self.added_to(self._summed())
             self._weight = None  # one copy of the weights is enough
+
+    def added_to(self, weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out d_in"]:
+        """Return a weight with the ΔW of the one client that is loaded, multiplied out, added to it."""
+        down, up = self.factors()
+        return torch.addmm(weight, up[0].mT, down[0], alpha=self.scale)
+
+    def add(
+        self, y: Float[Tensor, "rows ... d_out"], x: Float[Tensor, "rows ... d_in"]
+    ) -> Float[Tensor, "rows ... d_out"]:
+        """Return y + ΔW x, with the ΔW of every client for its own rows."""
+        down, up = self.factors()
+        return add_low_rank(y, x, down, up, self.scale)
 
     def unmerge(self) -> None:
         self._merged = None
@@ -288,5 +321,4 @@ class Adapter(ClientLayer):
         y = self.frozen(x)
         # Not in autocast's half precision: what a step changes in FLoRG's A is less than its resolution.
         with torch.autocast(x.device.type, enabled=False):
-            down, up = self.factors()
-            return add_low_rank(y, x, down, up, self.scale)
+            return self.add(y, x)

@@ -39,12 +39,12 @@ class ExpertsAdapter(LoraAdapter):
         if "R" not in self.clients:
             super().merge(tokens)
 
-    def forward(self, x: Float[Tensor, "rows ... d_in"]) -> Float[Tensor, "rows ... d_out"]:
+    def add(
+        self, y: Float[Tensor, "rows ... d_out"], x: Float[Tensor, "rows ... d_in"]
+    ) -> Float[Tensor, "rows ... d_out"]:
         if "R" not in self.clients:
-            return super().forward(x)
-        y = self.frozen(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return y + self._routed(x.to(self.clients["R"].dtype)).reshape(y.shape).to(y.dtype)
+            return super().add(y, x)
+        return y + self._routed(x.to(self.clients["R"].dtype)).reshape(y.shape).to(y.dtype)
 
     def _routed(self, x: Float[Tensor, "rows ... d_in"]) -> Tensor:
         """Return ΔW x of the tokens of all clients, in their order."""

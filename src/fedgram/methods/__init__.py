@@ -14,17 +14,22 @@ from fedgram.methods.fedsvd import FedSVD
 from fedgram.methods.ffa_lora import FFALoRA
 from fedgram.methods.fields import Field
 from fedgram.methods.fl_tac import FLTAC
+from fedgram.methods.flasc import FLASC
 from fedgram.methods.flexlora import FlexLoRA
 from fedgram.methods.flora import FLoRA
 from fedgram.methods.flora_na import FLoRANA
 from fedgram.methods.florg import FLoRG
 from fedgram.methods.frlora import FRLoRA
+from fedgram.methods.fslora import FSLoRA
 from fedgram.methods.hetlora import HetLoRA
 from fedgram.methods.lora import LoRAMethod
 from fedgram.methods.lora_fair import LoRAFAIR
 from fedgram.methods.ravan import RAVAN
+from fedgram.methods.rolora import RoLoRA
+from fedgram.methods.slora import SLoRA
 
 __all__ = [
+    "FLASC",
     "FLTAC",
     "RAVAN",
     "CELoRA",
@@ -34,6 +39,7 @@ __all__ = [
     "FLoRANA",
     "FLoRG",
     "FRLoRA",
+    "FSLoRA",
     "FeDeRA",
     "FedDPA",
     "FedExLoRA",
@@ -53,5 +59,7 @@ __all__ = [
     "PFedLoRU",
     "Paper",
     "Phase",
+    "RoLoRA",
     "RoundInfo",
+    "SLoRA",
 ]

@@ -41,7 +41,7 @@ from fedgram.seeding import torch_generator
 from fedgram.state import PARTS, Layer, Layers, State, merge
 from fedgram.uploads import Uploads, average
 
-__all__ = ["Diagnostics", "HeadPolicy", "Method", "Paper", "Phase", "RoundInfo"]
+__all__ = ["Diagnostics", "HeadPolicy", "Method", "Paper", "Phase", "RoundInfo", "generator_of"]
 
 HeadPolicy = Literal["averaged", "local", "frozen"]
 Diagnostics = dict[str, dict[str, float]]
@@ -110,6 +110,11 @@ class RoundInfo:
     def is_up_to_date(self, client: int) -> bool:
         """Say whether a client has missed no round since the first."""
         return self.last[client] == self.number - 1
+
+
+def generator_of(layer: str, seed: int) -> torch.Generator:
+    """Return what draws the adapter of a layer: a method may draw again what it has given to `Method.adapter`."""
+    return torch_generator(seed, f"adapter of {layer}")
 
 
 class Method(ABC):
@@ -223,7 +228,7 @@ class Method(ABC):
                 raise ConfigurationError(
                     f"method.rank must be at most min(d_in, d_out) = {k} of {name}, got {self.rank}"
                 )
-            return self.adapter(linear, torch_generator(seed, f"adapter of {name}"))
+            return self.adapter(linear, generator_of(name, seed))
 
         swap(backbone, find_targets(backbone, self.target_modules), make)
         if self.head != "frozen":

@@ -47,6 +47,6 @@ class LoRAMethod(Method):
 
     def all_clients(self, uploads: Uploads, name: str, field: str, layer: Layer) -> Tensor:
         """Return a field of all clients: what they sent, or what they hold in common."""
-        if any(f.name == field and f.up for f in self.fields):
+        if field in uploads.fields(name):
             return uploads.stack(name, field, layer[field])
         return layer[field].expand(len(uploads.clients), *layer[field].shape)

@@ -1,0 +1,141 @@
+"""FLASC: LoRA of which only the largest numbers travel (Kuo et al., Federated LoRA with Sparse Communication, 2024).
+
+Symbols: ``P``: the n numbers of A and B of all layers, as one vector; ``M``: a mask that keeps the ⌊n d⌋ largest |P|.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedgram.errors import ConfigurationError
+from fedgram.methods.base import Paper, RoundInfo
+from fedgram.methods.lora import LoRAMethod
+from fedgram.methods.server_optimizer import Kind, ServerOptimizer, add_mean_change
+from fedgram.methods.sparse import densify, join, part, sparsify
+from fedgram.state import Layer, Layers, State, merge
+from fedgram.uploads import Uploads
+
+__all__ = ["FLASC"]
+
+
+class FLASC(LoRAMethod):
+    """LoRA with sparse communication and dense training (arXiv 2406.05233).
+
+    Down goes P ⊙ M, the largest weights of all layers together, with their places. A client trains all of A and B from
+    there, and sends of its change Δₙ = Pₙ - P ⊙ M the largest numbers, with their places. The server adds
+    Σ wₙ Δₙ to P without a mask: where a client began at 0 in the place of P, its change counts all the same. Nothing of
+    what is left out is kept for later. In the first round B = 0, so that A alone is sent.
+    Places are 32-bit indices or a bitmap for all of P, whichever is fewer bytes; the published code counts none. It
+    weighs clients equally, has a weight decay in its server's Adam, and sparsifies the head in one of its scripts.
+
+    Args:
+        density_down: d, the share of P that is sent to clients in the first round.
+        density_up: the share of the change that each sends back.
+        decay: by what density_down is multiplied from round to round.
+        mask_head: whether the head is a part of P, with an averaged head; it may well crowd out A and B. Its numbers
+            are then counted with those of the adapters. Else it travels whole.
+        evaluate_masked: judge P ⊙ M, which clients would be sent in the next round, as the published code does, and not
+            P.
+        server_optimizer: "none" adds the mean change; "adam" takes it for a gradient of Adam, as the published code
+            does.
+        server_lr: the learning rate of the server's Adam; the published code has 1e-3 and 5e-3.
+        common: the settings of `Method`: rank, alpha, target_modules, head.
+    """
+
+    paper = Paper("Kuo et al.", 2024, "arXiv", "2406.05233")
+    travels = "the largest numbers of A and B, with their places, both ways"
+
+    def __init__(
+        self,
+        *,
+        density_down: float = 0.25,
+        density_up: float = 0.25,
+        decay: float = 1.0,
+        mask_head: bool = False,
+        evaluate_masked: bool = True,
+        server_optimizer: Kind = "none",
+        server_lr: float = 1e-3,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        shares = {"density_down": density_down, "density_up": density_up, "decay": decay}
+        for setting, share in shares.items():
+            if not 0 < share <= 1:
+                raise ConfigurationError(f"method.{setting} must be a share in (0, 1], got {share}; 1 leaves all")
+        if mask_head and self.head != "averaged":
+            raise ConfigurationError(
+                f"method.mask_head is for a head that travels, got method.head: {self.head}; set it to averaged, or "
+                "leave mask_head out"
+            )
+        self.density_down = density_down
+        self.density_up = density_up
+        self.decay = decay
+        self.mask_head = mask_head
+        self.evaluate_masked = evaluate_masked
+        self.server_optimizer = server_optimizer
+        self.server_lr = server_lr
+        self._server = ServerOptimizer(server_optimizer, server_lr)
+
+    @property
+    def name(self) -> str:
+        adam = "" if self.server_optimizer == "none" else f"-{self.server_optimizer}"
+        return super().name + ("-head" if self.mask_head else "") + adam
+
+    def _masked(self, state: State) -> State:
+        """Return what is masked of a state: P."""
+        return {"adapter": state["adapter"], "head": state["head"] if self.mask_head else {}}
+
+    def _whole(self, head: Layers) -> Layers:
+        """Return what is sent of the head beside P."""
+        return {} if self.mask_head or self.head != "averaged" else head
+
+    def _largest(self, P: Float[Tensor, " n"], number: int) -> Layer:
+        """Return P ⊙ M as it is sent in a round."""
+        return sparsify(P, _count(P, self.density_down * self.decay ** (number - 1)))
+
+    def server_start(self, model: State, clients: int) -> Layers:
+        return {**self._server.start(model), "": {"round": torch.tensor(0)}}
+
+    def payload_down(self, server: State, client: int, info: RoundInfo) -> State:
+        sent = self._largest(join(self._masked(server)), info.number)
+        return {"adapter": {"": sent}, "head": self._whole(server["head"])}
+
+    def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
+        """Return P ⊙ M."""
+        own = merge(held, {"adapter": {}, "head": payload["head"]})
+        masked = self._masked(own)
+        return merge(own, part(densify(payload["adapter"][""], len(join(masked))), masked))
+
+    def payload_up(self, server: State, start: State, trained: State, client: int, info: RoundInfo) -> State:
+        change = join(self._masked(trained)) - join(self._masked(start))
+        sent = sparsify(change, _count(change, self.density_up))
+        return {"adapter": {"": sent}, "head": self._whole(trained["head"])}
+
+    def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
+        """Return P + Δₙ, with P unmasked."""
+        masked = self._masked(server)
+        P = join(masked)
+        moved = part(P + densify(payload["adapter"][""], len(P)), masked)
+        return {"adapter": moved["adapter"], "head": {**moved["head"], **payload["head"]}}
+
+    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+        return add_mean_change(layers, uploads)
+
+    def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
+        after = self._server.step(server, super().next_state(server, adapters, heads, info), info.number)
+        return {**after, "server": {**after["server"], "": {"round": torch.tensor(info.number)}}}
+
+    def model(self, server: State) -> State:
+        model = super().model(server)
+        if not self.evaluate_masked:
+            return model
+        masked = self._masked(model)
+        P, number = join(masked), int(server["server"][""]["round"]) + 1
+        return merge(model, part(densify(self._largest(P, number), len(P)), masked))
+
+
+def _count(vector: Float[Tensor, " n"], density: float) -> int:
+    """Return how many numbers are kept, at least one."""
+    return max(1, int(vector.numel() * density))

@@ -1,0 +1,117 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedgram import AdamW, RoLoRA
+from fedgram.checkpoint import load
+from fedgram.collectives import Ranks
+from fedgram.methods import RoundInfo
+from fedgram.uploads import Uploads
+from helpers import rng
+from tables import rows
+from test_trainer import fit  # noqa: F401 (a fixture)
+from thread_ranks import on_ranks
+
+D_IN, D_OUT, R = 16, 16, 2
+SIZES = {"A": R * D_IN, "B": R * D_OUT}
+
+
+def state(trainer):
+    return load(trainer.folder.checkpoint("last")).state["adapter"]
+
+
+def drawn(seed):
+    return {"q": {"A": torch.from_numpy(rng(seed).normal(size=(R, 5))), "B": torch.zeros(3, R, dtype=torch.float64)}}
+
+
+def test_b_is_trained_first_and_then_they_take_turns(fit):  # noqa: F811
+    states = [state(fit(method=RoLoRA(rank=R), rounds=number, name=str(number))[1]) for number in (1, 2, 3)]
+    for name in states[0]:
+        first, second, third = (own[name] for own in states)
+        assert first["B"].any()
+        assert torch.equal(first["B"], second["B"])
+        assert not torch.equal(first["A"], second["A"])
+        assert torch.equal(second["A"], third["A"])
+        assert not torch.equal(second["B"], third["B"])
+
+
+def test_the_aggregation_is_exact_in_every_round(fit):  # noqa: F811
+    _, trainer = fit(method=RoLoRA(rank=R), rounds=4, client_weights="samples")
+    errors = [float(row["aggregation_error"]) for row in rows(trainer.folder.path, "diagnostics.csv")]
+    assert len(errors) == 4 * 4
+    assert max(errors) < 1e-6
+
+
+def test_only_the_factor_whose_turn_it_is_is_sent_and_down_goes_the_one_before(fit):  # noqa: F811
+    """Four layers, five clients; the start needs no sending."""
+    _, trainer = fit(method=RoLoRA(rank=R, head="frozen"), rounds=4)
+    found = {(row["round"], row["direction"]): int(row["parameters"])
+             for row in rows(trainer.folder.path, "communication.csv")}  # fmt: skip
+    each = 4 * 5 * R * 16
+    assert found == {(str(n), d): each for n in range(1, 5) for d in ("down", "up")} | {("1", "down"): 0}
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=9))
+def test_a_client_always_starts_with_the_servers_factors_and_is_sent_no_more_than_it_lacks(takes_part):
+    """What it holds beside its payloads is the seed's start: it knows no more than it was sent since."""
+    method, server, known, last = RoLoRA(rank=R), drawn(0), drawn(0), 0
+    for number, there in enumerate(takes_part, 1):
+        active = method.active(number)
+        if there:
+            info = RoundInfo(number, 0, {7: last}, 9)
+            payload = method.payload_down({"adapter": server, "head": {}, "server": {}}, 7, info)["adapter"]["q"]
+            assert {f for f in "AB" if not torch.equal(known["q"][f], server["q"][f])} == set(payload)
+            known = {"q": {f: t.clone() for f, t in (known["q"] | payload).items()}}
+            assert all(torch.equal(known["q"][f], server["q"][f]) for f in "AB")
+            last = number
+        server = {"q": {**server["q"], active: server["q"][active] + number}}
+
+
+@pytest.mark.parametrize(
+    ("number", "last", "sent"),
+    [(1, 0, ""), (2, 0, "B"), (2, 1, "B"), (3, 2, "A"), (3, 1, "AB"), (3, 0, "AB"), (8, 7, "B"), (8, 5, "AB")],
+)
+def test_a_client_that_missed_a_round_is_sent_both(number, last, sent):
+    payload = RoLoRA(rank=R).download(drawn(1), 7, RoundInfo(number, 0, {7: last}, 9))
+    assert set(payload["q"]) == set(sent)
+
+
+def test_the_start_of_a_client_is_the_servers_also_where_it_was_not_sent():
+    method, server = RoLoRA(rank=R), {"adapter": drawn(1), "head": {}, "server": {}}
+    info = RoundInfo(4, 0, {7: 3}, 9)
+    start = method.start(server, {"adapter": drawn(0), "head": {}}, method.payload_down(server, 7, info), 7, info)
+    assert all(torch.equal(start["adapter"]["q"][f], server["adapter"]["q"][f]) for f in "AB")
+
+
+def test_each_factor_has_an_optimizer_memory_of_its_own(fit):  # noqa: F811
+    _, trainer = fit(method=RoLoRA(rank=R, head="frozen"), rounds=3, optimizer=AdamW(lr=0.02, keep_state=True))
+    for kept in load(trainer.folder.checkpoint("last")).clients.values():
+        assert int(kept["optimizer:B|step"]) == 2 * 2
+        assert int(kept["optimizer:A|step"]) == 2
+        assert all(kept[f"optimizer:{field}|exp_avg"].numel() == 4 * SIZES[field] for field in "AB")
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit, keep):  # noqa: F811
+    keys = {"method": RoLoRA(rank=R), "optimizer": AdamW(lr=0.02, keep_state=keep), "participation": 3}
+    whole, _ = fit(rounds=5, name="whole", **keys)
+    fit(rounds=2, name="parts", **keys)
+    parts, _ = fit(rounds=5, name="parts", ckpt_path="last", **keys)
+    assert parts["state_hash"] == whole["state_hash"]
+    assert parts["bytes_down"] == whole["bytes_down"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_every_rank_knows_what_clients_sent(size):
+    """The last of three ranks holds no client."""
+    sent = {c: {"q": {"B": torch.ones(2)}} for c in (1, 4)}
+    hands = {1: [[1, 4]], 2: [[4], [1]], 3: [[1], [4], []]}[size]
+
+    def ask(ranks):
+        own = {c: sent[c] for c in hands[ranks.rank]}
+        uploads = Uploads(own, dict.fromkeys(sent, 0.5), ranks)
+        return [uploads.fields("q"), uploads.fields("v")]
+
+    assert on_ranks(size, ask) == [[["B"], []]] * size
+    assert Uploads({}, {}, Ranks()).fields("q") == []
