@@ -1,15 +1,21 @@
 """``fedgram methods``: the list of all methods."""
 
+import inspect
 import re
+import statistics
+from pathlib import Path
+
+import pytest
 
 from fedgram.catalogue import entries, known_methods
 from fedgram.cost import every_method
-from fedgram.methods import FedIT, FLoRG
+from fedgram.methods import FedIT, FLoRG, FRLoRA
+from fedgram.sweep import read_sweep
 
 
 def test_every_method_says_what_the_list_tells():
     for kind in known_methods():
-        assert re.fullmatch(r"\d{4}\.\d{5}", kind.paper.arxiv), kind
+        assert re.fullmatch(r"\d{4}\.\d{5}", kind.paper.arxiv) or kind is FRLoRA, kind  # which is at OpenReview alone
         assert 2020 < kind.paper.year <= 2026
         assert kind.paper.authors
         assert kind.paper.venue
@@ -63,3 +69,31 @@ def test_what_is_wrong_is_one_line(fedgram, config):
     assert "rank must be at most" in err
     code, _, err = fedgram("methods", "--nonsense", "1")
     assert (code, err.count("\n")) == (2, 1)
+
+
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+TABLE = {
+    cells[1]: cells for line in DOCUMENT.splitlines() if len(cells := [cell.strip() for cell in line.split("|")]) == 8
+}
+
+
+@pytest.mark.parametrize("kind", known_methods(), ids=lambda kind: kind.__name__)
+def test_every_method_has_a_row_and_a_paragraph_that_say_what_it_says(kind):
+    _, _, paper, _, exact, ranks, about, _ = TABLE[kind.__name__]
+    assert kind.paper.arxiv in paper
+    assert str(kind.paper.year) in paper or kind.paper.venue.split()[0] in paper
+    assert (exact == "yes") == kind.exact
+    assert (ranks != "-") == kind.heterogeneous
+    assert len(about) > 10
+    assert f"\n**{kind.__name__}**" in DOCUMENT
+
+
+def test_every_method_stands_in_the_sweep_of_all():
+    sweep = read_sweep(Path(__file__).parents[1] / "configs/sweeps/methods.yaml")
+    classes = {str(point.overrides.get("method", "FLoRG")).rpartition(".")[2] for point in sweep.points}
+    assert classes == {kind.__name__ for kind in known_methods()}
+
+
+def test_a_method_is_a_short_file():
+    lengths = [len(Path(inspect.getfile(kind)).read_text().splitlines()) for kind in known_methods()]
+    assert statistics.median(lengths) < 120

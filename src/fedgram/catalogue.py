@@ -89,7 +89,7 @@ def entries(sent: "Mapping[str, tuple[Size, Size]] | None" = None) -> list[Entry
         Entry(
             name,
             f"{kind.paper.authors}, {kind.paper.year}",
-            kind.paper.arxiv,
+            kind.paper.arxiv or "-",
             kind.travels,
             kind.exact,
             kind.heterogeneous,

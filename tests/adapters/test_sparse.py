@@ -33,7 +33,7 @@ def multiplied_out(adapter, tensors):
     return deltas + (S * tensors["B"] @ tensors["A"] if "A" in tensors else 0)
 
 
-STAGES = [{"delta"}, {"A", "B"}, {"delta", "A", "B"}]
+STAGES = [["delta"], ["A", "B"], ["delta", "A", "B"]]
 
 
 @pytest.mark.parametrize("fields", STAGES, ids="-".join)
