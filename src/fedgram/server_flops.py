@@ -82,7 +82,7 @@ def aggregation(method: Method, d_in: int, d_out: int, clients: int, cohort: int
     unit = math.gcd(d_in, d_out)
     a, b = d_in // unit, d_out // unit
     # From here on all sides of a layer are well beyond the rows of all clients, near which formulas change their form.
-    first = math.ceil(2 * (cohort + 1) * method.rank / min(a, b))
+    first = math.ceil(2 * max((cohort + 1) * method.rank, method.least_side) / min(a, b))
     scales = [*range(first, first + 4), 2 * first + 3]
     if scales[-1] < unit:
         small = [_counted(method, scale * a, scale * b, clients, cohort) for scale in scales]
@@ -118,7 +118,7 @@ def remembered_of_head(method: Method, head: Layers, clients: int, cohort: int) 
     of such a tensor is taken to have its axes, behind others.
     """
     small = {name: {f: torch.zeros([1] * t.ndim) for f, t in layer.items()} for name, layer in head.items()}
-    after, _ = _round(method, 2 * method.rank, 2 * method.rank, clients, cohort, small)
+    after, _ = _round(method, 2 * method.least_side, 2 * method.least_side, clients, cohort, small)
 
     def like(name: str, field: str, found: Tensor) -> Tensor:
         own = head[name][field].shape

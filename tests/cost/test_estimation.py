@@ -25,6 +25,7 @@ from fedgram import (
     TextClassification,
     TextClassificationData,
 )
+from fedgram.cohort import cohort_size
 from fedgram.cost import Size, estimate, every_method
 from fedgram.cost.estimation import _cohorts
 from fedgram.errors import ConfigurationError
@@ -90,7 +91,7 @@ def test_a_run_costs_what_was_told(fit, ask, even, name, participation):  # noqa
     assert summary["client_flops"] == 4 * cost.round_flops
     assert summary["server_flops"] == 4 * cost.server_flops
     first = [r for r in rows(trainer.folder.path, "communication.csv") if r["round"] == "1" and r["part"] == "adapter"]
-    (clients,) = (int(row["clients"]) for row in first if row["direction"] == "up")
+    clients = cohort_size(participation, 5)
     assert {r["direction"]: int(r["parameters"]) for r in first} == {
         "up": clients * cost.up_first.adapter + 5 * cost.once.adapter,
         "down": clients * cost.down_first.adapter,

@@ -81,6 +81,12 @@ def fl_tac_answers(server, clients, weights, remembered, cohort, clusters=2, fie
     return answers
 
 
+def fedlease_answers(server, clients, weights, remembered, cohort):
+    """The one expert that there is: the mean of all clients."""
+    means = {n: {f: sum(w * c[n][f] for w, c in zip(weights, clients, strict=True)) for f in "AB"} for n in server}
+    return [means] * len(clients)
+
+
 def ffa_lora(server, clients, weights):
     return {"A": server["A"], **fedit({"B": 0}, clients, weights)}
 

@@ -23,9 +23,13 @@ from fedgram.methods import (
     FFALoRA,
     FlexLoRA,
     FLoRA,
+    FLoRANA,
     FLoRG,
+    FSLoRA,
     HetLoRA,
+    LoRAFAIR,
     Method,
+    MFedLoRU,
     RoundInfo,
 )
 from fedgram.methods.fields import cut
@@ -47,11 +51,15 @@ METHODS = {
     "FLoRA": FLoRA,
     "FlexLoRA": FlexLoRA,
     "FlexLoRA-global": partial(FlexLoRA, scaling="global"),
+    "FLoRANA": FLoRANA,
     "FLoRG": partial(FLoRG, init_std=0.3),
     "FLoRG-svd": partial(FLoRG, init_std=0.3, basis="svd", preserve_start=False),
     "HetLoRA": partial(HetLoRA, gamma=0.5, lam=0.3),
     "HetLoRA-unpruned": partial(HetLoRA, gamma=1.0),
+    "LoRAFAIR": LoRAFAIR,
 }
+OF_OTHER_THINGS = {FSLoRA, MFedLoRU}
+"""Methods to which client_ranks are sizes of sketches and of nested factors: what they train is tested beside them."""
 OPTIMIZERS = [
     AdamW(lr=0.01, weight_decay=0.1),
     AdamW(lr=0.01, max_grad_norm=0.5),
@@ -65,7 +73,9 @@ def concrete():
 
 
 def test_every_method_that_says_it_allows_them_is_here():
-    assert {kind for kind in concrete() if kind.heterogeneous} == {type(make()) for make in METHODS.values()}
+    allowing = {kind for kind in concrete() if kind.heterogeneous}
+    assert allowing - OF_OTHER_THINGS == {type(make()) for make in METHODS.values()}
+    assert allowing > OF_OTHER_THINGS
 
 
 class Federation:

@@ -203,6 +203,11 @@ class Method(ABC):
         """The factor s in front of the low-rank product."""
         return self.alpha / self.rank
 
+    @property
+    def least_side(self) -> int:
+        """The least that both sides of a layer must have for the method to adapt it: the rank, as a rule."""
+        return self.rank
+
     @abstractmethod
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         """Return the adapter that replaces a layer of the backbone.

@@ -52,10 +52,14 @@ class RAVAN(Method):
     def name(self) -> str:
         return super().name + ("" if self.bases == "orthogonal" else f"-{self.bases}")
 
+    @property
+    def least_side(self) -> int:
+        return self.heads * self.rank if self.bases == "orthogonal" else self.rank
+
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         d_in, d_out = layer_sizes(linear)
         rows = self.heads * self.rank
-        if self.bases == "orthogonal" and rows > min(d_in, d_out):
+        if min(d_in, d_out) < self.least_side:
             raise ConfigurationError(
                 f"method.heads * method.rank must be at most min(d_in, d_out) = {min(d_in, d_out)} for orthogonal "
                 f"bases, got {self.heads} * {self.rank}; take fewer heads, a lower rank, or bases: normal"
