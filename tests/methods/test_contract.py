@@ -76,6 +76,7 @@ def test_an_answer_is_counted_kept_and_what_the_client_is_judged_by(fit):  # noq
         client: [float((client + 1) * last[client])] for client in last.nonzero()[0].tolist()
     }
     assert trainer.federation.models().personal
+    assert trainer.federation.method.personal
     down = sum(
         int(row["parameters"])
         for row in rows(trainer.folder.path, "communication.csv")

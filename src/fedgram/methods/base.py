@@ -190,8 +190,9 @@ class Method(ABC):
 
     @property
     def personal(self) -> bool:
-        """Whether clients keep tensors of their own, so that each has its own model."""
-        return self.head == "local" or any(field.kept for field in self.fields)
+        """Whether clients keep tensors of their own, or are answered each for itself, so that each has its own model."""
+        answers = type(self).answer is not Method.answer
+        return self.head == "local" or answers or any(field.kept for field in self.fields)
 
     @property
     def name(self) -> str:
