@@ -190,7 +190,7 @@ class Method(ABC):
 
     @property
     def personal(self) -> bool:
-        """Whether clients keep tensors of their own, or are answered each for itself, so that each has its own model."""
+        """Whether clients keep tensors, or are answered each for itself, so that each has a model of its own."""
         answers = type(self).answer is not Method.answer
         return self.head == "local" or answers or any(field.kept for field in self.fields)
 
