@@ -61,6 +61,16 @@ def test_a_client_goes_on_where_it_was_and_one_that_never_trained_has_nothing(fi
     assert len(kept[-1]) < 5
 
 
+def test_clients_that_keep_their_optimizers_alone_have_the_model_of_the_server():
+    """Such as FedDPA's of the rounds before its local pairs: whoever is first in the store says nothing of the rest."""
+    moment, pair = {"optimizer:global|exp_avg": torch.ones(2)}, {"adapter|q|U": torch.ones(2)}
+    server = {"adapter": {"q": {"A": torch.zeros(2)}}, "head": {}}
+    models = Models(server, ClientStore({2: moment, 1: moment | pair, 0: pair}), None, 0)
+    assert models.personal
+    assert models.keeping.tolist() == [0, 1]
+    assert not Models(server, ClientStore({2: moment}), None, 0).personal
+
+
 def _first(tensors):
     return tensors[min(tensors)]
 

@@ -33,9 +33,9 @@ class ClientStore:
     tensors: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     @property
-    def has_models(self) -> bool:
-        """Whether clients keep parts of their models; all keep tensors of the same names."""
-        return any(not key.startswith(_MEMORY) for key in next(iter(self.tensors.values()), {}))
+    def with_models(self) -> list[int]:
+        """The clients that keep parts of their models, ascending; others may keep their optimizers' memories alone."""
+        return sorted(c for c, kept in self.tensors.items() if any(not key.startswith(_MEMORY) for key in kept))
 
     def state(self, client: int) -> State:
         """Return what a client keeps of its model."""
@@ -105,12 +105,12 @@ class Models:
     @property
     def keeping(self) -> np.ndarray:
         """The clients with models of their own, ascending, int64; all others have the server's."""
-        return np.array(sorted(self.store.tensors) if self.personal else [], np.int64)
+        return np.array(self.store.with_models, np.int64)
 
     @property
     def personal(self) -> bool:
         """Whether some client's model differs from the server's."""
-        return self.store.has_models
+        return bool(self.store.with_models)
 
     def answering(self, data: FederatedData, split: str) -> list[tuple[State, np.ndarray]]:
         """Return models with the samples that each answers: those of its clients' own kind, every sample once."""
