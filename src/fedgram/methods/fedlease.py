@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, ExpertsAdapter, lora_start
+from fedgram.clustering import cosine_distances, find_clusters
 from fedgram.errors import ConfigurationError, require_choice
 from fedgram.linalg import relative_change
 from fedgram.methods.base import Diagnostics, HeadPolicy, Paper, Phase, RoundInfo
-from fedgram.methods.clusters import cosine_distances, find_clusters
 from fedgram.methods.fields import Field, select
 from fedgram.methods.lora import LoRAMethod
 from fedgram.seeding import torch_generator
