@@ -86,6 +86,7 @@ def test_neither_an_accelerator_nor_ranks_are_needed(fedgram, config, monkeypatc
         (["--optimizer.lr", "-1"], "lr"),
         (["--method.target_modules", "[nope]"], "'nope' matches no"),
         (["--method.rank", "99"], "method.rank must be at most min(d_in, d_out) = 16"),
+        (["--method.client_ranks", "[2,1]"], "method.client_ranks lists 2 ranks for 4 clients"),
         (["--trainer.clients", "61"], "61 clients cannot share 60 training samples"),
         (["--trainer.participation", "0"], "trainer.participation must be a share"),
         (["--data.path", "no/such.csv"], "no/such.csv"),

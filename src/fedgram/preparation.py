@@ -71,6 +71,7 @@ class Preparation:
 
 def prepare(trainer: "FederatedTrainer", model: FederatedTask, data: FederatedData, method: Method) -> Preparation:
     """Fetch, tokenise and check all that a run needs, in this process and on the CPU."""
+    method.check_clients(trainer.clients)
     network = build(trainer, Ranks(), model, data, method)
     sizes, start = data.shards(trainer.clients, trainer.seed).sizes, network.initial_state()
     return Preparation(
