@@ -27,6 +27,8 @@ def test_a_part_that_does_not_travel_leaves_no_entry_and_totals_of_nothing_are_z
     assert list(ledger.entries) == [("up", "adapter")]
     assert ledger.total("down") == Traffic()
     assert list(ledger.entries) == [("up", "adapter")]  # asking adds none
+    ledger.record("down", {"adapter": {"q": {}, "v": {}}, "head": {}})  # layers of which nothing is sent
+    assert list(ledger.entries) == [("up", "adapter")]
 
 
 def test_ledgers_add_up_and_the_added_one_stays():

@@ -37,9 +37,9 @@ class Ledger:
     entries: dict[tuple[str, str], Traffic] = field(default_factory=lambda: defaultdict(Traffic))
 
     def record(self, direction: Direction, payload: State) -> None:
-        """Count one client's payload."""
+        """Count one client's payload, in which a part without tensors does not travel."""
         for part in PARTS:
-            if payload[part]:
+            if any(payload[part].values()):
                 self.entries[direction, part].add(Traffic(1, parameters_of(payload[part]), bytes_of(payload[part])))
 
     def add(self, other: "Ledger") -> None:
