@@ -258,19 +258,26 @@ class Federation:
         batches: list[list[np.ndarray]],
         span: tuple[float, float],
     ) -> Trained:
-        """Train the clients of a block for one phase of their local steps."""
-        return train_block(
+        """Train the clients of a block for one phase of their local steps.
+
+        Of a stretch between two others a client may have more steps than one that has more in all, as shares round.
+        """
+        order = sorted(range(len(batches)), key=lambda row: -len(batches[row]))
+        found = train_block(
             self.network,
             self.optimizer,
-            start,
+            [start[row] for row in order],
             self.data.split("train"),
-            batches,
+            [batches[row] for row in order],
             span,
             phase.trained,
-            [self.store.memory(client, phase.name) for client in block.clients],
+            [self.store.memory(block.clients[row], phase.name) for row in order],
             self.ranks.heed,
             self.method.penalty,
         )
+        places = sorted(range(len(order)), key=order.__getitem__)
+        losses = found.losses[send(torch.tensor(places), found.losses.device)]
+        return Trained([found.states[p] for p in places], losses, [found.memories[p] for p in places])
 
     def _batches(self, current: Round, client: int, steps: int) -> list[np.ndarray]:
         generator = numpy_generator(self.plan.seed, "batches", current.number, client)

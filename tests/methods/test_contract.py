@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from fedgram import AdamW
+from fedgram import AdamW, setup
 from fedgram.block import train_block
 from fedgram.checkpoint import load
 from fedgram.methods import FedIT, LoRAMethod, Paper, Phase, RoundInfo
-from fedgram.state import flatten
+from fedgram.state import flatten, to
 from fedgram.uploads import average
 from helpers import INFO
 from tables import rows
@@ -126,6 +126,39 @@ def test_phases_share_a_clients_steps(fit, steps, monkeypatch):  # noqa: F811
     assert (start, end) == ((0.0, 0.75), (0.75, 1.0))
     assert changed == {"B", "weight", "bias"}
     assert changed_later == ({"A", "weight", "bias"} if few else set())
+
+
+class InThree(Busy):
+    """Whose middle phase has one step of a client that has six, and two of a client that has five."""
+
+    def phases(self, info):
+        return Phase(frozenset("B"), 0.5, "1"), Phase(frozenset("A"), 0.25, "2"), Phase(frozenset("B"), 0.25, "3")
+
+
+def test_clients_of_fewer_steps_may_have_more_of_a_phase(fit):  # noqa: F811
+    """A block of clients with 3 to 6 steps trains them as they would train alone."""
+    optimizer, losses = AdamW(lr=0.02, keep_state=True), []
+    for size in (1, 5):
+        keys = {"clients_per_block": size, "local_steps": None, "rounds": 2}
+        _, trainer = fit(method=InThree(rank=2), optimizer=optimizer, name=f"of_{size}", **keys)
+        counts = {client: kept["optimizer:2|step"] for client, kept in trainer.federation.store.tensors.items()}
+        losses.append((rows(trainer.folder.path)[-1]["train_loss"], counts))
+    (alone, counts), (together, others) = losses
+    assert float(together) == pytest.approx(float(alone), rel=1e-5)
+    assert others == counts
+    assert sorted(map(int, counts.values())) == [0, 0, 2, 2, 4]  # in two rounds
+
+
+def test_what_the_server_remembers_lies_where_the_model_does(fit, monkeypatch):  # noqa: F811
+    moved = []
+
+    def spy(state, device):
+        moved.append((sorted(state), device))
+        return to(state, device)
+
+    monkeypatch.setattr(setup, "to", spy)
+    _, trainer = fit(method=Busy(rank=2), **KEYS)
+    assert moved == [(["adapter", "head", "server"], trainer.federation.network.device)]
 
 
 def test_a_penalty_pulls_at_what_it_is_of(tiny_backbone, tiny_data):
