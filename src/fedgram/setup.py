@@ -33,7 +33,7 @@ from fedgram.reporting import describe, write_partition
 from fedgram.run_folder import RunFolder, find_checkpoints, find_run_of
 from fedgram.shortcuts import shorten
 from fedgram.slurm import Job, current_job
-from fedgram.state import State, flatten
+from fedgram.state import State, flatten, to
 
 if TYPE_CHECKING:
     from fedgram.trainer import FederatedTrainer
@@ -54,7 +54,8 @@ def trained_models(
     # Only the models of clients ask whose samples are whose.
     shards = data.shards(trainer.clients if method.personal else 1, trainer.seed)
     if ckpt_path is None:
-        return Models(initial, ClientStore(), shards, trainer.seed)
+        start = method.model({**initial, "server": method.server_start(initial, trainer.clients)})
+        return Models(start, ClientStore(), shards, trainer.seed)
     path, checkpoint = load_first(find_checkpoints(ckpt_path, trainer.default_root_dir, trainer.run_name))
     present = {
         **describe(method, "method"),
@@ -140,7 +141,7 @@ def begin(
     network, ranks = assemble(trainer, model, data, method)
     with ranks.apart():
         shards, start = data.shards(trainer.clients, trainer.seed), network.initial_state()
-        start["server"] = method.server_start(start, trainer.clients)
+        start = to({**start, "server": method.server_start(start, trainer.clients)}, ranks.device)
         path, checkpoint = _checkpoint_to_go_on_from(trainer, ckpt_path)
         clients_per_block = _clients_per_block(trainer, network, start, data, checkpoint)
         cohort, longest = cohort_size(trainer.participation, trainer.clients), int(data.split("train").lengths.max())

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgram import FLASC, FedIT
+from fedgram import FLASC, FederatedTrainer, FedIT, TextClassification, TextClassificationData
 from fedgram.checkpoint import load
 from fedgram.collectives import Ranks
 from fedgram.errors import ConfigurationError
@@ -156,6 +156,14 @@ def test_the_whole_model_may_be_judged():
     assert all(torch.equal(t, flatten(both(server))[key]) for key, t in flatten(method.model(server)).items())
     masked = FLASC().model(server)
     assert not torch.equal(join(adapters(masked)), join(adapters(server)))
+
+
+def test_what_is_validated_before_training_is_what_round_0_judges(fit, tiny_backbone, tiny_data, tmp_path):  # noqa: F811
+    method = FLASC(rank=2, mask_head=True)
+    summary, _ = fit(method=method, rounds=1)
+    trainer = FederatedTrainer(accelerator="cpu", progress_bar=False, clients=5, loggers=False)
+    data = TextClassificationData(str(tiny_data), batch_size=3, cache_dir=str(tmp_path / "cache"))
+    assert trainer.validate(TextClassification(tiny_backbone), data, method) == pytest.approx(summary["initial"])
 
 
 def test_with_all_numbers_it_is_plain_averaging(fit):  # noqa: F811
