@@ -141,7 +141,7 @@ def _counted(method: Method, d_in: int, d_out: int, clients: int, cohort: int) -
 
 def _round(method: Method, d_in: int, d_out: int, clients: int, cohort: int, head: Layers) -> tuple[State, Fraction]:
     """Run a round of one layer and a head, and return what the server then holds, and its operations."""
-    info = RoundInfo(2, 0, dict.fromkeys(range(cohort), 1), clients)
+    info = RoundInfo(method.settled + 1, 0, dict.fromkeys(range(cohort), method.settled), clients)
     with isolated(0, "server flops"):
         adapter = method.adapter(nn.Linear(d_in, d_out), torch_generator(0, "server flops"))
         model: State = {"adapter": {_LAYER: _drawn(adapter.initial())}, "head": head}

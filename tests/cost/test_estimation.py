@@ -14,6 +14,7 @@ from fedgram import (
     FederatedTrainer,
     FedExLoRA,
     FedIT,
+    FedLEASE,
     FedLoRU,
     FFALoRA,
     FLoRG,
@@ -92,7 +93,7 @@ def test_a_run_costs_what_was_told(fit, ask, even, name, participation):  # noqa
     assert summary["server_flops"] == 4 * cost.server_flops
     first = [r for r in rows(trainer.folder.path, "communication.csv") if r["round"] == "1" and r["part"] == "adapter"]
     clients = cohort_size(participation, 5)
-    assert {r["direction"]: int(r["parameters"]) for r in first} == {
+    assert {"down": 0} | {r["direction"]: int(r["parameters"]) for r in first} == {
         "up": clients * cost.up_first.adapter + 5 * cost.once.adapter,
         "down": clients * cost.down_first.adapter,
     }
@@ -111,6 +112,16 @@ def test_so_does_one_whose_clients_have_ranks_of_their_own(fit, ask, even, name,
     assert sums_of(trainer.folder.path) == [cost.all_up, cost.all_down]
     assert summary["client_flops"] == 4 * cost.round_flops
     assert summary["server_flops"] == 4 * cost.server_flops
+
+
+def test_a_warm_up_is_told_apart_from_what_follows(fit, ask, even):  # noqa: F811
+    """Nothing travels in two rounds; in the third what each has trained goes up, and experts and routers down."""
+    method, keys = FedLEASE(rank=2, warmup_rounds=3, experts=2), {"rounds": 6, "clients_per_block": 1}
+    _, trainer = fit(method=method, path=even, partition=IID(), evaluate_every=6, **keys)
+    (cost,) = ask({"FedLEASE": method}, **keys).costs
+    assert sums_of(trainer.folder.path) == [cost.all_up, cost.all_down]
+    assert cost.all_down == cost.down * (4 * 5)
+    assert cost.up.adapter > 0
 
 
 CATCHING_UP = {

@@ -52,7 +52,7 @@ class Traffic:
 
     Attributes:
         method: the method.
-        start: what the server holds in the first round.
+        start: what the server holds in the first round, and until it has settled.
         later: what it holds in all others.
         setting: of the run.
         seed: of the run.
@@ -74,9 +74,11 @@ class Traffic:
     def usual(self) -> tuple[Size, Size]:
         """Return what a client sends and is sent in a round after the first: the mean of two, as methods take turns.
 
-        It is a client that has missed no round.
+        It is a client that has missed no round, and the server has settled.
         """
-        up, down = (_mean([way(number, number - 1) for number in (2, 3)]) for way in (self.up, self.down))
+        settled = self.method.settled
+        rounds = settled + 1, settled + 2
+        up, down = (_mean([way(number, number - 1) for number in rounds]) for way in (self.up, self.down))
         return up, down
 
     def of_all(self, cohorts: Sequence[Mapping[int, int]]) -> tuple[Size, Size]:
@@ -134,7 +136,7 @@ class Traffic:
         return last if self.method.catches_up or last == number - 1 else min(last, 1)
 
     def _held(self, number: int) -> State:
-        return self.start if number == 1 else self.later
+        return self.start if number <= self.method.settled else self.later
 
     def _info(self, client: int, number: int, last: int) -> RoundInfo:
         cohort = dict.fromkeys(range(self.setting.cohort), last) | {client: last}

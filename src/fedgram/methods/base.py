@@ -139,6 +139,8 @@ class Method(ABC):
         catches_up: whether what a client is sent depends on how many rounds it has missed; else on whether it has.
         travels: what is sent, in few words.
         describes_data: whether every client tells the server about its data before the first round.
+        settled: the round whose aggregation gives the server's tensors the form that they keep: the first, unless a
+            method begins with others that go otherwise. Costs are told by it.
         variants: the kinds of the method that comparisons of all methods show, by name, with what each sets; none for
             one kind, with its defaults.
     """
@@ -150,6 +152,7 @@ class Method(ABC):
     catches_up: ClassVar[bool] = False
     travels: ClassVar[str]
     describes_data: bool = False
+    settled: int = 1
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(

@@ -73,7 +73,7 @@ class FedLEASE(LoRAMethod):
                 raise ConfigurationError(f"method.{key} must be at least {least}, got {value}")
         if experts is not None and experts < 1:
             raise ConfigurationError(f"method.experts must be at least 1, or left out, got {experts}")
-        self.warmup_rounds = warmup_rounds
+        self.warmup_rounds = self.settled = warmup_rounds
         self.max_experts = max_experts
         self.experts = experts
         self.mean = mean
