@@ -10,12 +10,14 @@ import fedgram.methods
 from fedgram import (
     GLUE,
     IID,
+    FedDPA,
     FeDeRA,
     FederatedTrainer,
     FedExLoRA,
     FedIT,
     FedLEASE,
     FedLoRU,
+    FedSVD,
     FFALoRA,
     FLoRG,
     FRLoRA,
@@ -34,13 +36,15 @@ from fedgram.flops import Work, training_flops
 from fedgram.memory import COPIES, held_bytes, saved_bytes
 from fedgram.methods import Method
 from fedgram.models import QuestionAnswering
-from methods.test_client_ranks import METHODS as RANKED
+from methods.test_client_ranks import METHODS as CUT
+from methods.test_client_ranks import OF_PARTS
 from tables import rows
 from test_flops import make_network, samples_of
 from test_trainer import fit  # noqa: F401
 from tiny_models import save_tiny
 
 METHODS = every_method(FLoRG(rank=1))
+RANKED = CUT | OF_PARTS
 WORDS = 6
 TOKENS = WORDS + 2
 
@@ -132,17 +136,20 @@ CATCHING_UP = {
     "FedLoRU-keep": FedLoRU(rank=3, merge_every=1, mode="keep"),
     "pFedLoRU": PFedLoRU(rank=1, merge_every=3, mode="keep"),
     "mFedLoRU": MFedLoRU(rank=2, merge_every=1),
+    "FedSVD": FedSVD(rank=2, every=4),
+    "FedDPA-F": FedDPA(rank=2, schedule="sequential", local_from=3),
 }
 
 
+@pytest.mark.parametrize("participation", [1, 2])
 @pytest.mark.parametrize("name", CATCHING_UP)
-def test_what_clients_are_sent_that_missed_rounds_is_told(fit, ask, even, name):  # noqa: F811
+def test_what_clients_are_sent_that_missed_rounds_is_told(fit, ask, even, name, participation):  # noqa: F811
     """Of rank 3, three products of a layer of 16 x 16 are more numbers than their sum."""
-    keys = {"rounds": 9, "participation": 1, "clients_per_block": 1, "local_steps": 2}
+    keys = {"rounds": 9, "participation": participation, "clients_per_block": 1, "local_steps": 2}
     _, trainer = fit(method=CATCHING_UP[name], path=even, partition=IID(), evaluate_every=9, **keys)
     (cost,) = ask({name: CATCHING_UP[name]}, **keys).costs
     assert sums_of(trainer.folder.path) == [cost.all_up, cost.all_down]
-    assert cost.all_down != cost.down_first + cost.down * 8  # as if nobody had missed one
+    assert cost.all_down != (cost.down_first + cost.down * 8) * participation  # as if nobody had missed one
 
 
 def test_epochs_are_counted_over_all_samples(fit, ask, even):  # noqa: F811

@@ -136,7 +136,7 @@ class Method(ABC):
         paper: where the method comes from.
         exact: whether the server's ΔW is the weighted mean of the clients', up to rounding.
         heterogeneous: whether clients may have ranks of their own.
-        catches_up: whether what a client is sent depends on how many rounds it has missed; else on whether it has.
+        catches_up: whether what a client is sent depends on which rounds it has missed; else on whether it missed any.
         travels: what is sent, in few words.
         describes_data: whether every client tells the server about its data before the first round.
         settled: the round whose aggregation gives the server's tensors the form that they keep: the first, unless a

@@ -50,6 +50,7 @@ class FedDPA(LoRAMethod):
     """
 
     paper = Paper("Yang et al.", 2024, "NeurIPS 2024", "2403.19211")
+    catches_up = True
     travels = "the global A and B both ways"
     fields = (Field("A"), Field("B"), Field("L", down=False, up=False), Field("U", down=False, up=False))
 

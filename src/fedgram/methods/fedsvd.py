@@ -40,6 +40,7 @@ class FedSVD(LoRAMethod):
 
     paper = Paper("Lee et al.", 2025, "NeurIPS 2025", "2505.12805")
     exact = True
+    catches_up = True
     travels = "B up; A and B down"
     fields = (Field("A", up=False, trained=False), Field("B"))
 
