@@ -24,12 +24,15 @@ def tensors():
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
-@pytest.mark.parametrize(("settings", "second"), [({}, 0.3), ({"second_scale": 1.7}, 1.7), ({"second_scale": 0.0}, 0)])
-def test_forward_adds_both_products_each_with_its_scale(kind, settings, second):
+@pytest.mark.parametrize(
+    ("settings", "scales"),
+    [({}, (0.3, 0.3)), ({"weights": (1.0, 1.7)}, (0.3, 0.51)), ({"weights": (0.25, 0.0)}, (0.075, 0))],
+)
+def test_forward_adds_both_products_each_with_its_weight(kind, settings, scales):
     linear, weight, adapter = make(kind, **settings)
     own, x = tensors(), draw(C * B, T, D_IN, seed=3)
     adapter.load(own)
-    deltas = 0.3 * own["B"] @ own["A"] + second * own["U"] @ own["L"]
+    deltas = scales[0] * own["B"] @ own["A"] + scales[1] * own["U"] @ own["L"]
     torch.testing.assert_close(adapter(x), dense_forward(x, weight, linear.bias, deltas), rtol=0, atol=1e-12)
 
 

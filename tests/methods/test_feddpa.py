@@ -3,7 +3,7 @@ import torch
 
 from adapters.plain import B, C, R, T, dense_forward, draw, make_linear
 from fedgram import AdamW
-from fedgram.adapters import MixedPairAdapter
+from fedgram.adapters import LoraPairAdapter
 from fedgram.checkpoint import load
 from fedgram.errors import ConfigurationError
 from fedgram.methods import FedDPA, FedIT, RoundInfo
@@ -19,7 +19,7 @@ def pairs(clients, d_in=11, d_out=7):
 @pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
 def test_forward_mixes_the_two_pairs_and_has_the_global_one_whole_where_there_is_no_other(mix):
     linear, weight = make_linear()
-    adapter, own = MixedPairAdapter(linear, R, 0.7, {}, mix), pairs(C)
+    adapter, own = LoraPairAdapter(linear, R, 0.7, {}, (1 - mix, mix)), pairs(C)
     x = draw(C * B, T, 11, seed=9)
     common, local = 0.7 * own["B"] @ own["A"], 0.7 * own["U"] @ own["L"]
     adapter.load(own)

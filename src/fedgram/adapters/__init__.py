@@ -7,7 +7,6 @@ from fedgram.adapters.head import HeadLinear
 from fedgram.adapters.inject import find_targets, head_linears, swap, swap_heads
 from fedgram.adapters.lora import LoraAdapter, lora_start, random_rows
 from fedgram.adapters.lora_pair import LoraPairAdapter, lora_pair_start
-from fedgram.adapters.mixed_pair import MixedPairAdapter
 from fedgram.adapters.multi_head import MultiHeadAdapter
 from fedgram.adapters.nested_lora import NestedLoraAdapter, nested_start, outer_factors
 from fedgram.adapters.sparse import SparseLoraAdapter, draw_positions
@@ -21,7 +20,6 @@ __all__ = [
     "HeadLinear",
     "LoraAdapter",
     "LoraPairAdapter",
-    "MixedPairAdapter",
     "MultiHeadAdapter",
     "NestedLoraAdapter",
     "SparseLoraAdapter",

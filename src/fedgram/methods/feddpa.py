@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fedgram.adapters import Adapter, MixedPairAdapter, lora_start
+from fedgram.adapters import Adapter, LoraPairAdapter, lora_start
 from fedgram.errors import ConfigurationError, require_choice
 from fedgram.linalg import relative_change
 from fedgram.methods.base import Diagnostics, Paper, Phase, RoundInfo
@@ -84,7 +84,7 @@ class FedDPA(LoRAMethod):
 
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         start = lora_start(linear, self.rank, generator)
-        return MixedPairAdapter(linear, self.rank, self.scale, start, self.mix)
+        return LoraPairAdapter(linear, self.rank, self.scale, start, (1 - self.mix, self.mix))
 
     def _before_local(self, number: int) -> bool:
         """Say whether a round is one of those that train the global pair alone."""

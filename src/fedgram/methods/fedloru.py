@@ -138,7 +138,8 @@ class PFedLoRU(FedLoRU):
 
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         start = lora_pair_start(linear, self.rank, self.personal_rank or self.rank, generator)
-        return LoraPairAdapter(linear, self.rank, self.scale, self.with_nothing_merged(start), self.personal_scale)
+        second = 1.0 if self.personal_scale is None else self.personal_scale / self.scale
+        return LoraPairAdapter(linear, self.rank, self.scale, self.with_nothing_merged(start), (1.0, second))
 
     def phases(self, info: RoundInfo) -> tuple[Phase, ...]:
         """Return the client's own pair, and then the shared one."""
