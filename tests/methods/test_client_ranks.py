@@ -37,6 +37,7 @@ from fedgram.methods.ranks import deal_ranks
 from fedgram.optim import SGD, AdamW
 from fedgram.state import flatten, merge
 from helpers import rng
+from methods.rounds import play
 from test_block import make_network
 from test_trainer import fit  # noqa: F401 (a fixture)
 
@@ -180,6 +181,18 @@ def test_what_a_client_has_beyond_its_rank_counts_in_the_comparison_above(tiny_b
     *_, alone, _ = federation.alone(2, OPTIMIZERS[0])
     name = next(iter(alone["adapter"]))
     assert not torch.allclose(ends[2]["adapter"][name]["A"][:1], alone["adapter"][name]["A"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["FedIT", "FedExLoRA", "FLoRANA", "LoRAFAIR", "HetLoRA", "HetLoRA-unpruned"])
+def test_what_nobody_of_a_cohort_held_can_be_trained_again(name):
+    """A cohort of low ranks adds nothing to the others, whose A stays: with A and B zero nothing would move them."""
+    method = METHODS[name](rank=max(RANKS), alpha=ALPHA, client_ranks=RANKS)
+    first, second = play(method, [{1, 2}, {0, 3}])
+    before, after = (server["adapter"]["q"] for server in (first.before, first.after))
+    assert not after["B"][:, 2:].any()
+    assert torch.equal(after["A"][2:], before["A"][2:])
+    assert not torch.equal(after["A"][:2], before["A"][:2])
+    assert (second.start[0]["A"] != 0).any(dim=1).all()
 
 
 def test_the_ledger_counts_what_ranks_make_of_payloads(fit):  # noqa: F811

@@ -30,8 +30,8 @@ class HetLoRA(LoRAMethod):
     A client is sent the first rₙ columns of B and rows of A. It adds λ Σ ‖B_tail‖ ‖A_tail‖, summed over layers, to its
     loss; and where this sum is smaller after training than before, its rank becomes ⌊γ rₙ⌋ for all rounds to come, and
     it sends the rest alone, with its new rank. The server fills up with zeros: B = Σ pₙ Bₙ and A = Σ pₙ Aₙ with
-    pₙ ∝ wₙ ‖BₙAₙ‖, which is not exact; where all norms are zero, pₙ = wₙ. All clients have the scale alpha / rank,
-    which does not change when ranks do.
+    pₙ ∝ wₙ ‖BₙAₙ‖, which is not exact; where all norms are zero, pₙ = wₙ. Rows of A that nobody of the cohort has stay
+    what they were. All clients have the scale alpha / rank, which does not change when ranks do.
 
     There is no published code: this is a reconstruction. The paper's pₙ has no wₙ, as with uniform client weights.
     FedIT with client_ranks is the baseline that goes by the name of HetLoRA elsewhere: zeros and plain means.

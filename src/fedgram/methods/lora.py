@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, LoraAdapter, lora_start
 from fedgram.linalg import Product, mean_product, product_distance, product_norm, ratio, relative_change
-from fedgram.methods.base import Diagnostics, Method
+from fedgram.methods.base import Diagnostics, Method, RoundInfo
 from fedgram.methods.fields import Field
-from fedgram.state import Layer, Layers
+from fedgram.state import Layer, Layers, State
 from fedgram.uploads import Uploads
 
 __all__ = ["LoRAMethod"]
@@ -20,6 +20,18 @@ class LoRAMethod(Method):
 
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         return LoraAdapter(linear, self.rank, self.scale, lora_start(linear, self.rank, generator))
+
+    def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
+        """Return the server's next state; ranks that nobody of the cohort held can still be trained in it.
+
+        Averages leave zeros there in A and B, and with both zero no gradient would ever move them: so A's rows stay
+        what they were, beside zeros in B. ΔW is the same.
+        """
+        after = super().next_state(server, adapters, heads, info)
+        if not self.heterogeneous:
+            return after
+        old = server["adapter"]
+        return {**after, "adapter": {name: _alive(layer, old[name]["A"]) for name, layer in after["adapter"].items()}}
 
     def missed(self, before: Layer, after: Layer, ideal: Product) -> Tensor:
         """Return how far what an aggregation put in the place of Σ wₙ BₙAₙ is from it, without the scale.
@@ -50,3 +62,9 @@ class LoRAMethod(Method):
         if field in uploads.fields(name):
             return uploads.stack(name, field, layer[field])
         return layer[field].expand(len(uploads.clients), *layer[field].shape)
+
+
+def _alive(layer: Layer, old_A: Tensor) -> Layer:
+    """Return a layer with old rows of A where A and B are both zero."""
+    dead = (layer["A"] == 0).all(dim=1) & (layer["B"] == 0).all(dim=0)
+    return {**layer, "A": torch.where(dead[:, None], old_A, layer["A"])}
