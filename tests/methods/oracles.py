@@ -136,10 +136,12 @@ def flexlora(server, clients, weights):
 
 
 def hetlora(server, clients, weights):
-    """Means of A and of B, each client by its weight and the norm of its product."""
+    """Means of A and of B, each client by its weight and the norm of its product; old rows of A that nobody has."""
     shares = np.array([w * np.linalg.norm(c["B"] @ c["A"]) for w, c in zip(weights, clients, strict=True)])
     shares = shares / shares.sum() if shares.any() else weights
-    return server | fedit({"A": 0, "B": 0}, clients, shares)
+    means = fedit({"A": 0, "B": 0}, clients, shares)
+    nobody = ~means["A"].any(axis=1) & ~means["B"].any(axis=0)
+    return server | means | {"A": np.where(nobody[:, None], server["A"], means["A"])}
 
 
 def merged(server, A, B, added, scale=8.0):

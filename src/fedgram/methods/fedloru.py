@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedgram.adapters import (
     Adapter,
@@ -237,6 +237,3 @@ class MFedLoRU(FedLoRU):
         wide = {f: t.double() for f, t in {"A": layer["A"], "B": layer["B"], **sent}.items()}
         A, B = outer_factors(wide, self.inner_scale)
         return {"A": A.to(layer["A"]), "B": B.to(layer["B"])}
-
-    def all_clients(self, uploads: Uploads, name: str, field: str, layer: Layer) -> Tensor:
-        return uploads.stack(name, field, layer[field])

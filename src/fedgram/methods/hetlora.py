@@ -133,7 +133,7 @@ class HetLoRA(LoRAMethod):
         dealt = torch.tensor([super(HetLoRA, self).rank_of(server, client, info) for client in info.cohort])
         left = adapters.stack("", "rank", torch.zeros((), dtype=torch.int64, device=before.device))
         pruned = before.index_copy(0, torch.tensor(info.cohort, device=before.device), dealt.to(left) - left)
-        return {**after, "server": {"": {"pruned": pruned}}}
+        return self.with_rows_of_nobody(server, {**after, "server": {"": {"pruned": pruned}}}, info)
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
         shares = self._shares(layers, uploads)

@@ -22,16 +22,21 @@ class LoRAMethod(Method):
         return LoraAdapter(linear, self.rank, self.scale, lora_start(linear, self.rank, generator))
 
     def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
-        """Return the server's next state; ranks that nobody of the cohort held can still be trained in it.
-
-        Averages leave zeros there in A and B, and with both zero no gradient would ever move them: so A's rows stay
-        what they were, beside zeros in B. ΔW is the same.
-        """
         after = super().next_state(server, adapters, heads, info)
-        if not self.heterogeneous:
+        return self.with_rows_of_nobody(server, after, info)
+
+    def with_rows_of_nobody(self, before: State, after: State, info: RoundInfo) -> State:
+        """Return the server's next state, with A's rows of ranks that nobody of the cohort has as they were before.
+
+        Averages leave zeros there, in A and in B, and with both zero no gradient would ever move them. Beside the zeros
+        in B any A gives the same ΔW.
+        """
+        widest = max(self.rank_of(after, client, info) for client in info.cohort)
+        if widest == self.rank:
             return after
-        old = server["adapter"]
-        return {**after, "adapter": {name: _alive(layer, old[name]["A"]) for name, layer in after["adapter"].items()}}
+        old = before["adapter"]
+        kept = {name: _with_rows(layer, old[name]["A"], widest) for name, layer in after["adapter"].items()}
+        return {**after, "adapter": kept}
 
     def missed(self, before: Layer, after: Layer, ideal: Product) -> Tensor:
         """Return how far what an aggregation put in the place of Σ wₙ BₙAₙ is from it, without the scale.
@@ -64,7 +69,8 @@ class LoRAMethod(Method):
         return layer[field].expand(len(uploads.clients), *layer[field].shape)
 
 
-def _alive(layer: Layer, old_A: Tensor) -> Layer:
-    """Return a layer with old rows of A where A and B are both zero."""
-    dead = (layer["A"] == 0).all(dim=1) & (layer["B"] == 0).all(dim=0)
-    return {**layer, "A": torch.where(dead[:, None], old_A, layer["A"])}
+def _with_rows(layer: Layer, old_A: Tensor, widest: int) -> Layer:
+    """Return a layer with old rows of A beyond a rank, where A and B are both zero."""
+    nobody = (layer["A"] == 0).all(dim=1) & (layer["B"] == 0).all(dim=0)
+    nobody[:widest] = False
+    return {**layer, "A": torch.where(nobody[:, None], old_A, layer["A"])}
