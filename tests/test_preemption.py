@@ -183,10 +183,10 @@ def test_a_job_that_was_not_requeued_starts_a_new_run(fit, monkeypatch):  # noqa
 def test_an_error_in_local_training_says_where(fit, monkeypatch):  # noqa: F811
     upload = FLoRG.upload
 
-    def broken(self, state, client, info):
+    def broken(self, start, trained, client, info):
         if (info.number, client) == (2, 3):
             raise TrainingError("out of luck")
-        return upload(self, state, client, info)
+        return upload(self, start, trained, client, info)
 
     monkeypatch.setattr(FLoRG, "upload", broken)
     with pytest.raises(TrainingError) as caught:

@@ -61,10 +61,8 @@ class Compute:
             self.client_flops, self.server_flops = int(progress["client_flops"]), int(progress["server_flops"])
 
 
-def find_prices(
-    network: ClientNetwork, method: Method, clients: int, cohort: int, longest: int, rank: int = 0
-) -> Prices | None:
-    """Return what a run's steps and rounds cost; None where that can't be told, of which the first rank warns.
+def find_prices(network: ClientNetwork, method: Method, clients: int, cohort: int, longest: int) -> Prices | None:
+    """Return what a run's steps and rounds cost; None where that can't be told, of which a warning says why.
 
     Args:
         network: the run's.
@@ -72,12 +70,11 @@ def find_prices(
         clients: how many there are.
         cohort: how many of them take part in a round.
         longest: tokens of the longest sample.
-        rank: this process's.
     """
     config: Any = network.task.loaded().config
     try:
         training = training_flops(network.task, config, method, longest, clients)
         return Prices(training, server_flops(method, network.layers, clients, cohort))
     except FedgramError as error:
-        log.log(logging.DEBUG if rank else logging.WARNING, "%s; client_flops and server_flops are left out", error)
+        log.warning("%s; client_flops and server_flops are left out", error)
         return None

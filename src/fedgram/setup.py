@@ -145,7 +145,9 @@ def begin(
         path, checkpoint = _checkpoint_to_go_on_from(trainer, ckpt_path)
         clients_per_block = _clients_per_block(trainer, network, start, data, checkpoint)
         cohort, longest = cohort_size(trainer.participation, trainer.clients), int(data.split("train").lengths.max())
-        compute = Compute(find_prices(network, method, trainer.clients, cohort, longest, ranks.rank))
+        # Told by one rank to all: to find them takes some tenths of a second of every core that does.
+        prices = None if ranks.rank else find_prices(network, method, trainer.clients, cohort, longest)
+    compute = Compute(ranks.broadcast(prices))
     _check_start(ranks, network, start)
     chosen = {"clients_per_block": ranks.broadcast(clients_per_block), "threads": _threads(trainer, checkpoint)}
     plan = Plan(**{key: chosen.get(key, getattr(trainer, key)) for key in Plan.__dataclass_fields__})
