@@ -107,6 +107,8 @@ def build(
     with ranks.apart():
         data.setup()
         model.configure_for(data.tokenizer, data, trainer.seed)
+        if ranks.rank == 0:
+            model.head_start.report(model.backbone, frozen=method.head == "frozen")
         if trainer.precision in WEIGHTS:
             model.cast(WEIGHTS[trainer.precision])
         _check_lengths(model, data)

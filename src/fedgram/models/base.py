@@ -3,7 +3,7 @@
 import inspect
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,6 +17,7 @@ from fedgram.errors import ConfigurationError, FedgramError
 from fedgram.hub import is_hub_name, remedy
 from fedgram.models.loading import cast, draw_network, load_network, quiet
 from fedgram.models.sources import Source, find_source, is_shape
+from fedgram.models.trained_head import HeadStart, fit_head
 from fedgram.seeding import isolated
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class FederatedTask(pl.LightningModule, ABC):
     Attributes:
         reported: the constructor's arguments that only choose what is reported: they may differ from start to start.
         network: the backbone with its head, frozen and without dropout, once `configure_for` was called.
+        head_start: which weights of the head are the checkpoint's, known once `configure_for` was called.
         auto_class: the name of Transformers' class that puts the task's head on any backbone.
         monitor: the name of the metric by which checkpoints are compared, known once `configure_for` was called.
         monitor_mode: whether larger (``"max"``) or smaller is better.
@@ -69,6 +71,7 @@ class FederatedTask(pl.LightningModule, ABC):
         self.pretrained = pretrained
         self.tokenizer = tokenizer
         self.network: nn.Module | None = None
+        self.head_start = HeadStart()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -101,12 +104,20 @@ class FederatedTask(pl.LightningModule, ABC):
             raise ConfigurationError(f"the tokenizer of {reference!r} has no pad and no eos token; save it with one")
         return tokenizer
 
-    def build(self, tokenizer: "PreTrainedTokenizerBase", seed: int, **settings: Any) -> None:
+    def build(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        seed: int,
+        classes: Sequence[str] | None = None,
+        **settings: Any,
+    ) -> None:
         """Make the network, frozen, in evaluation mode; weights it came without are drawn from the seed.
 
         Args:
             tokenizer: says which token pads.
             seed: the seed of the run.
+            classes: what the rows of the head stand for, in order, so that those of a trained head are put into it;
+                None where rows have no names.
             settings: what the task needs in the model's configuration, such as ``num_labels``.
 
         Raises:
@@ -118,7 +129,9 @@ class FederatedTask(pl.LightningModule, ABC):
             config.pad_token_id = tokenizer.pad_token_id
             config.use_cache = False  # a decoder would keep keys and values that nothing reads
             if self.pretrained:
-                network = load_network(self.auto_class, source, config, self.weights_dtype)
+                network, report = load_network(self.auto_class, source, config, self.weights_dtype)
+                task = self.auto_class.partition("For")[2]
+                self.head_start = fit_head(network, report, self.read_config(), task, classes)
             else:
                 network = draw_network(self.auto_class, config, self.weights_dtype)
         network.eval().requires_grad_(False)

@@ -53,7 +53,8 @@ class TextClassification(FederatedTask):
         check_metrics(self.metrics, data.num_labels)
         self.monitor = self.metrics[0]
         self.label_names, self.is_regression = data.label_names, data.num_labels == 1
-        self.build(tokenizer, seed, **self.head_settings(data.num_labels))
+        classes = None if self.is_regression else self.label_names
+        self.build(tokenizer, seed, classes, **self.head_settings(data.num_labels))
 
     def head_settings(self, labels: int) -> dict[str, Any]:
         return {"num_labels": labels, "problem_type": "regression" if labels == 1 else "single_label_classification"}

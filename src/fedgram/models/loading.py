@@ -13,7 +13,7 @@ from fedgram.models.sources import Source
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["cast", "draw_network", "load_network", "positions", "quiet", "undrawn"]
+__all__ = ["cast", "draw_network", "key_of", "load_network", "positions", "quiet", "undrawn"]
 
 
 @contextmanager
@@ -51,14 +51,21 @@ def undrawn() -> Iterator[None]:
         yield
 
 
-def load_network(auto_class: str, source: Source, config: "PretrainedConfig", dtype: torch.dtype) -> nn.Module:
-    """Return a network with the source's weights; a head or a pooler that the source came without is random.
+def load_network(
+    auto_class: str, source: Source, config: "PretrainedConfig", dtype: torch.dtype
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a network with the source's weights, and what Transformers reports of them.
+
+    A head or a pooler that the source came without is random.
 
     Args:
         auto_class: the name of Transformers' class for the task, such as AutoModelForSequenceClassification.
         source: where the weights are.
         config: the model's configuration, with what the task wants of it.
         dtype: the type of the weights.
+
+    Returns:
+        the network, and the keys that were missing, of another shape (mismatched) or unexpected in the source.
 
     Raises:
         ConfigurationError: weights of the base model are missing, or have other shapes than the configuration says.
@@ -73,14 +80,27 @@ def load_network(auto_class: str, source: Source, config: "PretrainedConfig", dt
         # LlamaForQuestionAnswering and its like call their base "transformer" where the published weights call it
         # "model", and so find none of them. The base model's own class does.
         setattr(network, name, None)
-        base, report = transformers.AutoModel.from_pretrained(source.place, **options)
+        base, base_report = transformers.AutoModel.from_pretrained(source.place, **options)
         setattr(network, name, base)
-        if random := _random_in_base(report, ""):
+        if random := _random_in_base(base_report, ""):
             raise ConfigurationError(
                 f"{source.place} lacks {len(random)} weights of a {type(base).__name__}, or has them in another shape "
                 f"({random[0]}, ...); give a folder whose weights fit its config.json"
             )
-    return network
+        report = _merged(report, base_report, f"{name}.")
+    return network, report
+
+
+def _merged(report: dict[str, Iterable[Any]], base: dict[str, Iterable[Any]], prefix: str) -> dict[str, Any]:
+    """Return a report of a network whose base model was loaded apart: of the head by one, of the base by the other."""
+    kinds = ("missing_keys", "mismatched_keys")
+    own = {kind: [key for key in map(key_of, report[kind]) if not key.startswith(prefix)] for kind in kinds}
+    return {**{k: own[k] + [prefix + key for key in map(key_of, base[k])] for k in kinds}, "unexpected_keys": []}
+
+
+def key_of(key: Any) -> str:
+    """Return the name of a weight in a report, which some versions give with its shapes."""
+    return key if isinstance(key, str) else str(key[0])
 
 
 def _dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -92,8 +112,7 @@ def _dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 def _random_in_base(report: dict[str, Iterable[Any]], prefix: str) -> list[str]:
     """Return the base model's weights that were drawn and not loaded, a pooler's left out: many models have none."""
-    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
-    random = [*report["missing_keys"], *mismatched]
+    random = [key_of(key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind]]
     return sorted(key for key in random if key.startswith(prefix) and "pooler" not in key)
 
 
