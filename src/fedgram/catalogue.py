@@ -111,10 +111,9 @@ def main(given: Sequence[str]) -> None:
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    options, further = parser.parse_known_args(given)
+    options, further = parser.parse_own(given)
     sent = None
     if further:
         from fedgram.lightning_cli import traffic_of

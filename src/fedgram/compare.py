@@ -88,7 +88,6 @@ def make_parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], help="folders of runs, or above them")
     what = parser.add_argument_group("what is compared")

@@ -54,7 +54,8 @@ class ClientOptimizer(ABC):
 
     Args:
         lr: the learning rate, after the warm-up and before the decay.
-        weight_decay: how strongly parameters are drawn to zero.
+        weight_decay: how strongly parameters are drawn to zero; 0, the default of every optimizer here, is not at all
+            (torch.optim.AdamW has 0.01 unless told otherwise).
         max_grad_norm: each client's gradient is scaled down to this norm; null for no clipping.
         schedule: the learning rate after the warm-up: "constant", or falling to zero as a line ("linear") or half a
             cosine ("cosine").
@@ -172,6 +173,8 @@ class ClientOptimizer(ABC):
 
 class AdamW(ClientOptimizer):
     """Adam with decoupled weight decay, as `torch.optim.AdamW` (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
+
+    The decay is 0 unless it is set, where torch's default is 0.01.
 
     θ ← (1 − ηλ) θ;  m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;
     θ ← θ − η / (1 − β₁ᵗ) · m / (√(v / (1 − β₂ᵗ)) + ε), with t the client's own count of steps.

@@ -8,9 +8,11 @@ from importlib import import_module
 from itertools import chain
 from typing import Any, NoReturn
 
+from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch.cli import LightningArgumentParser
 
 from fedgram.errors import FedgramError
+from fedgram.options import Option
 
 __all__ = ["FedgramParser", "UsageError", "explain"]
 
@@ -22,7 +24,26 @@ class UsageError(FedgramError, ValueError):
 
 
 class FedgramParser(LightningArgumentParser):
-    """A parser that raises `UsageError` instead of printing all of its usage."""
+    """A parser that raises `UsageError` instead of printing all of its usage, and takes options by their whole names.
+
+    jsonargparse makes its groups of arguments of `add_argument`, and the parsers of classes inside of others of this
+    class, so that all of it holds for every option.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        """Add an option whose texts are taken as they are typed."""
+        action = super().add_argument(*args, **kwargs)
+        if type(action) is ActionTypeHint:
+            action.__class__ = Option  # jsonargparse makes it, and asks nobody for the class
+        return action
+
+    def _check_value_key(self, action: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if value is None and isinstance(action, Option) and action.needs_text:
+            action.refuse(value)  # which jsonargparse takes for a setting that was not given
+        return super()._check_value_key(action, value, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser of one class inside another: the outermost explains
@@ -64,12 +85,18 @@ def explain(message: str, options: Iterable[str], program: str) -> str:
         )
     if match := re.search(r"Expected an? (.+?)\. Got value: (.+?)( - |\n|$)", message):
         kind = re.sub(r"<class '(\w+)'>|typing\.Literal", r"\1", match[1])
-        return f"{'.'.join(keys)}: expected {'one of ' if kind[0] == '[' else ''}{kind}, got {match[2]!r}"
+        hint = '; in a config, put quotes around a text that YAML reads as something else, such as "null" or "1"'
+        return (
+            f"{'.'.join(keys)}: expected {'one of ' if kind[0] == '[' else ''}{kind}, got {match[2]!r}"
+            f"{hint if kind == 'text' else ''}"
+        )
     return re.sub(r"\s+", " ", message).strip()
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+    known = list(known)
+    whole = [option for option in known if option.startswith(name)]  # of which it may be an abbreviation
+    close = difflib.get_close_matches(name, whole, n=1, cutoff=0.0) or difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else "."
 
 

@@ -51,7 +51,7 @@ def main(given: Sequence[str]) -> None:
         SystemExit: with 1 where a run failed, 130 after Ctrl-C, 75 after SIGTERM.
     """
     parser = make_parser()
-    options, further = parser.parse_known_args(given)
+    options, further = parser.parse_own(given)
     sweep = read_sweep(options.file, small=options.small, further=overrides_of(further)).only(choices_of(options.only))
     root = options.default_root_dir / sweep.name
     if options.print_command is not None:
@@ -64,14 +64,13 @@ def main(given: Sequence[str]) -> None:
         _run(sweep, root, options.jobs)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> OneLineParser:
     """Return the parser of ``fedgram sweep``, which leaves the options of fit over."""
     parser = OneLineParser(
         "fedgram sweep",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("file", type=Path, help="the sweep: a base config and a grid; see configs/sweeps")
     parser.add_argument("--small", action="store_true", help="with the small models that the file names for it")
