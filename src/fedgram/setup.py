@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning.fabric.loggers.logger import Logger
 
@@ -19,7 +20,7 @@ from fedgram.clients import ClientStore, Models
 from fedgram.cohort import cohort_size
 from fedgram.collectives import Ranks
 from fedgram.compute import Compute, find_prices
-from fedgram.data import FederatedData
+from fedgram.data import FederatedData, Shards
 from fedgram.errors import CheckpointError, ConfigurationError
 from fedgram.federation import Federation, Plan
 from fedgram.launch import launch
@@ -52,7 +53,8 @@ def trained_models(
     """Return the models of a checkpoint, or those that training would start from."""
     initial = network.initial_state()
     # Only the models of clients ask whose samples are whose.
-    shards = data.shards(trainer.clients if method.personal else 1, trainer.seed)
+    everything = np.zeros(len(data.split("train")), np.int64)
+    shards = data.shards(trainer.clients, trainer.seed) if method.personal else Shards.of(everything, 1)
     if ckpt_path is None:
         start = method.model({**initial, "server": method.server_start(initial, trainer.clients)})
         return Models(start, ClientStore(), shards, trainer.seed)

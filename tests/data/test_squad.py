@@ -1,4 +1,5 @@
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -63,26 +64,101 @@ def test_the_first_answer_that_is_in_its_place_is_the_label(tmp_path, loaded):
     assert data.split("train").labels.tolist() == [[6, 6]]
 
 
-def test_misplaced_answers_are_left_out_of_training_only(tmp_path, loaded, caplog):
-    table = columns(6, 0)
+def test_a_few_misplaced_answers_are_left_out_of_training_only(tmp_path, loaded, caplog):
+    table = columns(206, 0, longest=6)
     for row in (1, 4):
         table["answers"][row] = {"text": ["nowhere"], "answer_start": [0]}
     for split in ("train", "validation"):
         write_split(tmp_path / "d" / f"{split}.parquet", table)
     with caplog.at_level(logging.WARNING):
         data = loaded(tmp_path / "d")
-    assert "2 of 6 train questions are left out" in caplog.text
-    assert "the first is 0-1" in caplog.text
-    assert data.examples("train").ids == ["0-0", "0-2", "0-3", "0-5"]
+    for split, effect in {"train": "they are left out", "validation": "they are scored by their text alone"}.items():
+        assert f"no answer to 2 of 206 (1.0%) {split} questions is in the context" in caplog.text
+        assert f"in rows 1, 4 (counted from 0); {effect}" in caplog.text
+    assert data.examples("train").ids == [f"0-{row}" for row in range(206) if row not in (1, 4)]
+    rows, note = data.dealt()
+    assert rows.tolist() == [row for row in range(206) if row not in (1, 4)]
+    assert note == "204 training questions (of 206 in the train split, the others are left out)"
     validation = data.split("validation")
-    assert len(data.examples("validation")) == 6
+    assert len(data.examples("validation")) == 206
     assert (validation.labels[np.isin(validation.extra["example"], [1, 4])] == 0).all()
     assert data.is_labelled("validation")
 
 
-def test_bytes_for_characters_are_refused(tmp_path, make):
-    write_split(tmp_path / "d" / "train.parquet", question(answers={"text": ["film"], "answer_start": [9]}))
-    with pytest.raises(DataError, match="no answer of the train split is in its context where answer_start says"):
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_many_misplaced_answers_are_refused_with_their_rows(tmp_path, make, split):
+    """Offsets in bytes, as they come of encoded texts."""
+    for name in ("train", "validation"):
+        table = columns(40, 3)
+        if name == split:
+            for answers, context in zip(table["answers"], table["context"], strict=True):
+                answers["answer_start"] = [len(context[:start].encode()) for start in answers["answer_start"]]
+                answers["text"], answers["answer_start"] = answers["text"][:1], answers["answer_start"][:1]
+        write_split(tmp_path / "d" / f"{name}.parquet", table)
+    shifted = [
+        row
+        for row, (own, context) in enumerate(zip(table["answers"], table["context"], strict=True))
+        if split == "validation" and not context.startswith(own["text"][0], own["answer_start"][0])
+    ]
+    message = rf"{split} questions is in the context at its answer_start, in rows .*must count characters \(not bytes\)"
+    with pytest.raises(DataError, match=message) as error:
+        make(tmp_path / "d").setup()
+    if split == "validation":
+        assert f"no answer to {len(shifted)} of 40 (" in str(error.value)
+        assert f"in rows {', '.join(map(str, shifted[:5]))}, ... (" in str(error.value)
+
+
+def long_answers(questions, longest):
+    """A split whose answers have from 1 word on, up to some number."""
+    table = columns(questions, 0, longest=6)
+    for row in range(questions):
+        words = ["film", "plot"] * 30
+        table["context"][row] = " ".join(words)
+        table["answers"][row] = {"text": [" ".join(words[: 1 + row % longest])], "answer_start": [0]}
+    return table
+
+
+def test_answers_that_no_window_holds_are_counted(tmp_path, loaded, caplog):
+    for split in ("train", "validation"):
+        write_split(tmp_path / "d" / f"{split}.parquet", long_answers(40, 20))
+    with caplog.at_level(logging.WARNING):
+        data = loaded(tmp_path / "d", max_length=20)
+    table, lost = data.split("train"), []
+    for question in range(40):
+        starts, ends = table.extra["char_starts"], table.extra["char_ends"]
+        _, last = data.examples("train").spans[question]
+        windows = np.flatnonzero(table.extra["example"] == question)
+        tokens = [slice(table.offsets[w], table.offsets[w + 1]) for w in windows]
+        if not any((starts[own] == 0).any() and (ends[own] >= last).any() for own in tokens):
+            lost.append(question)
+    assert 0 < len(lost) < 40
+    for split, effect in {"train": "train the model to find no answer", "validation": "can't find them"}.items():
+        message = rf"the answer to {len(lost)} of 40 \({len(lost) / 40:.1%}\) {split} questions lies whole in no window"
+        assert re.search(rf"{message}, the first to 0-{lost[0]}: windows have 20 tokens .*{effect}", caplog.text)
+
+
+def test_a_train_split_whose_answers_no_window_holds_is_refused(tmp_path, make):
+    table = long_answers(6, 1)
+    for answers, context in zip(table["answers"], table["context"], strict=True):
+        answers["text"] = [context]
+    write_split(tmp_path / "d" / "train.parquet", table)
+    with pytest.raises(DataError, match=r"the answer to 6 of 6 \(100\.0%\) train questions .*raise data\.max_length"):
+        make(tmp_path / "d").setup()
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("empty", [None, {"text": [], "answer_start": []}])
+def test_unanswerable_questions_are_counted_in_one_error(tmp_path, make, split, empty):
+    for name in ("train", "validation", "test"):
+        table = columns(30, 1)
+        if name == split:
+            for row in range(2, 30, 4):
+                table["answers"][row] = empty
+        write_split(tmp_path / "d" / f"{name}.parquet", table)
+    message = (
+        rf"7 of 30 \(23\.3%\) {split} questions have no answer, in rows 2, 6, 10, 14, 18, \.\.\. .*SQuAD 2\.0 .*rem"
+    )
+    with pytest.raises(DataError, match=message):
         make(tmp_path / "d").setup()
 
 
@@ -191,33 +267,23 @@ def test_missing_column(tmp_path, make, column):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"question": "  "}, "the question is empty"),
+        ({"question": "  "}, r"1 of 3 \(33\.3%\) validation questions are empty, in row 1 "),
         ({"context": None}, "'context' is missing"),
-        ({"answers": {"text": [], "answer_start": []}}, r"no answer, which SQuAD v1\.1 does not know of"),
-        ({"answers": None}, r"no answer, which SQuAD v1\.1 does not know of"),
-        ({"answers": {"text": ["good", "film"], "answer_start": [2]}}, "answers must hold a list text"),
-        ({"answers": {"text": ["good"], "start": [2]}}, "answers must hold a list text"),
-        ({"answers": {"text": [3], "answer_start": [2]}}, "answers must hold a list text"),
-        ({"answers": "good"}, "answers must hold a list text .* got 'good'"),
+        ({"answers": {"text": ["good", "film"], "answer_start": [2]}}, "do not hold a list text"),
+        ({"answers": {"text": ["good"], "start": [2]}}, "do not hold a list text"),
+        ({"answers": {"text": [3], "answer_start": [2]}}, "do not hold a list text"),
+        ({"answers": {"text": ["good"], "answer_start": [True]}}, "do not hold a list text"),
+        ({"answers": "good"}, "do not hold a list text .*the first are 'good'"),
     ],
 )
 def test_malformed_rows(tmp_path, make, changes, message):
     write_split(tmp_path / "d" / "train.parquet", question())
-    bad = {name: [question()[name][0], value[0]] for name, value in question(**changes).items()}
+    bad = {name: [question()[name][0], value[0], question()[name][0]] for name, value in question(**changes).items()}
     if "answers" in changes:
-        bad["answers"] = bad["answers"][1:] * 2
+        bad["answers"] = [changes["answers"]] * 3  # of one kind, as a Parquet file must be
+        message = rf"the answers to 3 of 3 .* in rows 0, 1, 2 \(counted from 0\), {message}"
     write_split(tmp_path / "d" / "validation.parquet", bad)
-    row = 0 if "answers" in changes else 1
-    with pytest.raises(DataError, match=rf"validation split, row {row} \(counted from 0\): .*{message}"):
-        make(tmp_path / "d").setup()
-
-
-def test_a_test_split_is_labelled_wholly_or_not_at_all(tmp_path, make):
-    table = columns(3, 0)
-    write_split(tmp_path / "d" / "train.parquet", table)
-    table["answers"][1] = {"text": [], "answer_start": []}
-    write_split(tmp_path / "d" / "test.parquet", table)
-    with pytest.raises(DataError, match=r"test split, row 1 .*only a test split may be without any answers"):
+    with pytest.raises(DataError, match=message):
         make(tmp_path / "d").setup()
 
 

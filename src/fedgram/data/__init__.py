@@ -3,7 +3,7 @@
 from fedgram.data.base import FederatedData
 from fedgram.data.glue import GLUE
 from fedgram.data.packages import package_path
-from fedgram.data.partition import IID, Dirichlet, Partition, Shards, deal_like
+from fedgram.data.partition import IID, Dirichlet, Partition, Samples, Shards, deal_like
 from fedgram.data.partition_picture import counts, draw, write_table
 from fedgram.data.quickstart import Quickstart
 from fedgram.data.reading import RawSplit
@@ -21,6 +21,7 @@ __all__ = [
     "Quickstart",
     "RawSplit",
     "SQuAD",
+    "Samples",
     "Shards",
     "TextClassificationData",
     "TokenTable",

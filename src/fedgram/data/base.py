@@ -10,6 +10,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 
 from fedgram.data.partition import Partition, Shards, deal_like
+from fedgram.data.shards import Samples, checked_shards
 from fedgram.data.tokens import TokenTable
 from fedgram.errors import ConfigurationError, DataError
 
@@ -126,9 +127,26 @@ class FederatedData(LightningDataModule, ABC):
         return np.arange(len(self.split(split)))
 
     def shards(self, clients: int, seed: int) -> Shards:
-        """Deal the samples of the train split to clients."""
-        groups = _first_of_each(self.units("train"), self.groups("train"))
-        return self.partition(groups, clients, seed).expanded(self.units("train"))
+        """Deal the samples of the train split to clients.
+
+        Raises:
+            DataError: if the partition does not deal every sample to exactly one client, and some to every client.
+        """
+        samples = Samples(_first_of_each(self.units("train"), self.groups("train")), *self.dealt())
+        if type(self.partition).__call__ is Partition.__call__:
+            shards = self.partition.deal(samples, clients, seed)
+        else:  # a rule of one's own that makes the shards itself
+            dealt = self.partition(samples.labels, clients, seed)
+            shards = checked_shards(dealt, samples, clients, type(self.partition).__name__)
+        return shards.expanded(self.units("train"))
+
+    def dealt(self) -> tuple[np.ndarray, str]:
+        """Return the row of the train split's source that each unit was, and how many there are, for messages.
+
+        By default the source is as the table has it.
+        """
+        count = len(np.unique(self.units("train")))
+        return np.arange(count), f"{count:,} training samples"
 
     def shares(self, shards: Shards, split: str, seed: int) -> Shards:
         """Deal the samples of another split, so that each client has of every group what it has in training."""

@@ -1,12 +1,10 @@
 """How the samples of a data set are dealt to clients."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
+from fedgram.data.shards import Samples, Shards, checked_owners
 from fedgram.errors import ConfigurationError, DataError
 from fedgram.seeding import numpy_generator
 
@@ -14,6 +12,7 @@ __all__ = [
     "IID",
     "Dirichlet",
     "Partition",
+    "Samples",
     "Shards",
     "deal_like",
     "quantile_edges",
@@ -22,64 +21,12 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False)
-class Shards:
-    """The samples of each client: one permutation of all samples, cut into pieces.
+class Partition:
+    """A rule that deals the samples of a training set to clients: a pure function of (labels, clients, seed).
 
-    Args:
-        order: indices of samples, client by client and ascending within a client, int64 ``(samples,)``.
-        offsets: where each client's piece starts and ends, int64 ``(clients + 1,)``.
+    A rule of one's own defines `owners`; or `owners_of`, which also gets the row of the file that each sample was, such
+    as one that looks the user of every row up in a list. What it returns is checked.
     """
-
-    order: np.ndarray
-    offsets: np.ndarray
-
-    @classmethod
-    def of(cls, owners: np.ndarray, clients: int) -> "Shards":
-        """Sort samples by their owner, int64 ``(samples,)`` with values in ``0..clients-1``."""
-        sizes = np.bincount(owners, minlength=clients)
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
-        return cls(np.argsort(owners, kind="stable").astype(np.int64, copy=False), offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, client: int) -> np.ndarray:
-        """Return the samples of a client in ascending order, int64 ``(samples of the client,)``."""
-        if not 0 <= client < len(self):
-            raise IndexError(f"clients are numbered 0..{len(self) - 1}, got {client}")
-        return self.order[self.offsets[client] : self.offsets[client + 1]]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[client] for client in range(len(self)))
-
-    def expanded(self, units: np.ndarray) -> "Shards":
-        """Return the pieces of samples, where these are pieces of units.
-
-        Args:
-            units: the number of the unit that each sample belongs to, int64 ``(samples,)``.
-        """
-        return Shards.of(self.owners[units], len(self))
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """Number of samples of each client, int64 ``(clients,)``."""
-        return np.diff(self.offsets)
-
-    def sizes_of(self, clients: np.ndarray) -> np.ndarray:
-        """Return the numbers of samples of some clients, int64 ``(n,)``, without a look at the others."""
-        return self.offsets[clients + 1] - self.offsets[clients]
-
-    @property
-    def owners(self) -> np.ndarray:
-        """The client of each sample, int64 ``(samples,)``."""
-        owners = np.empty(len(self.order), np.int64)
-        owners[self.order] = np.repeat(np.arange(len(self)), self.sizes)
-        return owners
-
-
-class Partition(ABC):
-    """A rule that deals the samples of a training set to clients: a pure function of (labels, clients, seed)."""
 
     def __call__(self, labels: np.ndarray, clients: int, seed: int) -> Shards:
         """Deal every sample to exactly one client, and at least one sample to every client.
@@ -91,20 +38,32 @@ class Partition(ABC):
 
         Raises:
             ConfigurationError: if there is no client.
-            DataError: if there are fewer samples than clients need.
+            DataError: if there are fewer samples than clients need, or owners that are no clients or not one a sample.
         """
+        return self.deal(Samples.of(labels), clients, seed)
+
+    def deal(self, samples: Samples, clients: int, seed: int) -> Shards:
+        """Deal samples as `__call__` does, by what is known of them besides their labels."""
         if clients < 1:
             raise ConfigurationError(f"clients must be at least 1, got {clients}")
-        if clients > len(labels):
+        if clients > len(samples):
             raise DataError(
-                f"{clients:,} clients cannot share {len(labels):,} training samples: each needs at least one;"
-                f" set clients to {len(labels)} or fewer, or use more data"
+                f"{clients:,} clients cannot share {samples}: each needs at least one;"
+                f" set clients to {len(samples)} or fewer, or use more data"
             )
-        return Shards.of(self.owners(labels, clients, seed), clients)
+        owners = self.owners_of(samples, clients, seed)
+        return Shards.of(checked_owners(owners, samples, clients, type(self).__name__), clients)
 
-    @abstractmethod
+    def owners_of(self, samples: Samples, clients: int, seed: int) -> np.ndarray:
+        """Return the client of each sample, int64 ``(samples,)``: what `owners` says of the labels, by default."""
+        return self.owners(samples.labels, clients, seed)
+
     def owners(self, labels: np.ndarray, clients: int, seed: int) -> np.ndarray:
         """Return the client of each sample, int64 ``(samples,)``."""
+        raise ConfigurationError(
+            f"the partition {type(self).__name__} must define owners(labels, clients, seed), or"
+            " owners_of(samples, clients, seed)"
+        )
 
 
 class IID(Partition):

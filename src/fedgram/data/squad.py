@@ -28,6 +28,8 @@ _TEXT = ("context", "question")
 _SQUAD = "rajpurkar/squad"
 _QUESTIONS = 87_599
 """Of its train split."""
+_MOST_MISPLACED = 0.01
+"""Offsets in bytes, or of another text, are wrong in more of the questions; published sets have a few slips."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,7 @@ class Questions:
         answers: all answers to each that are right; None if they are not known.
         spans: the characters of the context that the first answer starts at and ends before, int64 ``(questions, 2)``,
             -1 where no answer stands where the source says; None if the answers are not known.
+        rows: the row of the source that each was, int64 ``(questions,)``; by default the source has no others.
     """
 
     ids: list[str]
@@ -48,6 +51,7 @@ class Questions:
     contexts: list[str]
     answers: list[list[str]] | None
     spans: np.ndarray | None
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,7 +64,18 @@ class Questions:
             [self.contexts[row] for row in rows],
             None if self.answers is None else [self.answers[row] for row in rows],
             None if self.spans is None else self.spans[list(rows)],
+            self.numbers[list(rows)],
         )
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The row of the source that each question was, int64 ``(questions,)``."""
+        return np.arange(len(self)) if self.rows is None else self.rows
+
+    @property
+    def misplaced(self) -> np.ndarray:
+        """The questions none of whose answers is in the context where the source says, int64 ``(n,)``."""
+        return np.flatnonzero(np.zeros(0) if self.spans is None else self.spans[:, 0] < 0)
 
     def digest(self) -> str:
         """Return the SHA-256 of all that decides the table of tokens."""
@@ -75,9 +90,10 @@ class SQuAD(FederatedData):
     and the weight of a client count windows. Yet the partition deals questions, all windows of one to the same client.
 
     The columns are id, question, context and answers, of which the last holds the lists text and answer_start; a test
-    split may be without answers. A question of the train split whose answers are not in the context where answer_start
-    says is left out with a warning; in another split it is scored like any other. Spaces around a question and what
-    exceeds 64 tokens of it are dropped.
+    split may be without answers. Questions without an answer, as SQuAD 2.0 has them, are refused. So are splits where
+    of more than 1 % of the questions no answer is in the context where answer_start says; fewer are left out of the
+    train split with a warning, and in another split are scored like any other. An answer longer than a window lies in
+    none, which is counted in a warning. Spaces around a question and what exceeds 64 tokens of it are dropped.
 
     Args:
         path: a folder with files such as train.parquet and validation.parquet, a file (the train split), or the name of
@@ -111,6 +127,7 @@ class SQuAD(FederatedData):
         self.max_train_samples = positive("max_train_samples", max_train_samples)
         self.group_names = ["windows"]
         self.questions: dict[str, Questions] = {}
+        self._left_out = 0
 
     @property
     def known_samples(self) -> int | None:
@@ -126,10 +143,42 @@ class SQuAD(FederatedData):
 
     def load_tables(self) -> dict[str, TokenTable]:
         splits = self.read()
+        for name, split in splits.items():
+            _check_places(split, name)
+        asked = len(splits["train"])
         splits["train"] = _limited(_placed(splits["train"]), self.max_train_samples)
-        self.questions = splits
+        self.questions, self._left_out = splits, asked - len(splits["train"])
         state = tokenizer_state(self.tokenizer)
-        return {name: self._table(split, state) for name, split in splits.items()}
+        tables = {name: self._table(split, state) for name, split in splits.items()}
+        for name, table in tables.items():
+            self._check_windows(splits[name], table, name)
+        return tables
+
+    def _check_windows(self, split: Questions, table: TokenTable, name: str) -> None:
+        """Warn of answers that lie in no window, and refuse a train split of no others."""
+        if split.spans is None:
+            return
+        found = np.zeros(len(split), bool)
+        found[table.extra["example"][table.labels.any(axis=1)]] = True
+        lost = np.setdiff1d(np.flatnonzero(~found), split.misplaced)
+        if not len(lost):
+            return
+        message = (
+            f"the answer to {_share(len(lost), len(split))} {name} questions lies whole in no window, the first to"
+            f" {split.ids[lost[0]]}: windows have {self.max_length} tokens with the question, and share"
+            f" {self.doc_stride}; raise data.max_length or data.doc_stride"
+        )
+        if name == "train" and len(lost) == len(split):
+            raise DataError(message)
+        effect = "they train the model to find no answer" if name == "train" else "the model can't find them"
+        logger.warning("%s (%s)", message, effect)
+
+    def dealt(self) -> tuple[np.ndarray, str]:
+        train = self.questions["train"]
+        note = f"{len(train):,} training questions"
+        if self._left_out:
+            note += f" (of {len(train) + self._left_out:,} in the train split, the others are left out)"
+        return train.numbers, note
 
     def _table(self, split: Questions, state: str) -> TokenTable:
         parts = ["windows", str(_FORMAT), state, str(self.max_length), str(self.doc_stride), split.digest()]
@@ -159,37 +208,48 @@ def _questions(source: Any, split: str) -> Questions:
     needed = ["id", *_TEXT] if split == "test" else ["id", *_TEXT, "answers"]
     check_columns(source, needed, split, "give it the columns id, context, question and answers")
     contexts, questions = (check_texts(source[column][:], column, split) for column in _TEXT)
-    for row, question in enumerate(questions):
-        if not question.strip():
-            raise DataError(f"{_where(row, split)}: the question is empty; fill it in or remove the row")
+    if blank := [row for row, question in enumerate(questions) if not question.strip()]:
+        raise DataError(
+            f"{_share(len(blank), len(questions))} {split} questions are empty, in {_rows(blank)}; fill them in or"
+            " remove the rows"
+        )
     ids = [str(identity) for identity in source["id"][:]]
     cells = source["answers"][:] if "answers" in source.column_names else [None] * len(source)
-    pairs = [_answers(cell, row, split) for row, cell in enumerate(cells)]
+    pairs = _pairs(cells, split)
     if split == "test" and not any(pairs):
         return Questions(ids, questions, contexts, None, None)
-    if not all(pairs):
+    if without := [row for row, own in enumerate(pairs) if not own]:
         raise DataError(
-            f"{_where(pairs.index([]), split)}: the question has no answer, which SQuAD v1.1 does not know of;"
-            " remove such rows (only a test split may be without any answers)"
+            f"{_share(len(without), len(pairs))} {split} questions have no answer, in {_rows(without)}: SQuAD 2.0 has"
+            " such questions, but here every answer is a stretch of the paragraph; remove these rows"
+            + (" (only a test split may be without any answers)" if split == "test" else "")
         )
     spans = [_span(context, own) for context, own in zip(contexts, pairs, strict=True)]
     return Questions(ids, questions, contexts, [[text for text, _ in own] for own in pairs], np.array(spans, np.int64))
 
 
-def _answers(cell: Any, row: int, split: str) -> list[tuple[str, int]]:
-    """Return the text and the first character of each answer."""
+def _pairs(cells: Sequence[Any], split: str) -> list[list[tuple[str, int]]]:
+    """Return the text and the first character of each answer to each question."""
+    found = [_answers(cell) for cell in cells]
+    if bad := [row for row, pairs in enumerate(found) if pairs is None]:
+        raise DataError(
+            f"the answers to {_share(len(bad), len(cells))} {split} questions, in {_rows(bad)}, do not hold a list text"
+            " of strings and a list answer_start of as many numbers, as those of rajpurkar/squad do; the first are"
+            f" {cells[bad[0]]!r:.200}"
+        )
+    return [pairs or [] for pairs in found]
+
+
+def _answers(cell: Any) -> list[tuple[str, int]] | None:
+    """Return the text and the first character of each answer; None if the cell holds something else."""
     if cell is None:
         return []
     try:
         pairs = list(zip(cell["text"], cell["answer_start"], strict=True))
     except (TypeError, KeyError, ValueError):
-        pairs = [(None, None)]
-    if not all(isinstance(text, str) and isinstance(start, int) for text, start in pairs):
-        raise DataError(
-            f"{_where(row, split)}: answers must hold a list text of strings and a list answer_start of as many"
-            f" numbers, as those of rajpurkar/squad do; got {cell!r}"
-        )
-    return pairs
+        return None
+    whole = all(isinstance(text, str) and isinstance(start, int) for text, start in pairs)
+    return pairs if whole and not any(isinstance(start, bool) for _, start in pairs) else None
 
 
 def _span(context: str, answers: list[tuple[str, int]]) -> tuple[int, int]:
@@ -200,29 +260,35 @@ def _span(context: str, answers: list[tuple[str, int]]) -> tuple[int, int]:
     return -1, -1
 
 
-def _where(row: int, split: str) -> str:
-    return f"{split} split, row {row} (counted from 0)"
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,} ({part / whole:.1%})"
+
+
+def _rows(rows: Sequence[int], most: int = 5) -> str:
+    """List the first rows of some, as they are counted in messages."""
+    named = ", ".join(map(str, rows[:most])) + (", ..." if len(rows) > most else "")
+    return f"row{'s' * (len(rows) > 1)} {named} (counted from 0)"
+
+
+def _check_places(split: Questions, name: str) -> None:
+    """Refuse a split with many answers that are not where they are said to be; of few, warn."""
+    misplaced = split.misplaced
+    if not len(misplaced):
+        return
+    message = (
+        f"no answer to {_share(len(misplaced), len(split))} {name} questions is in the context at its answer_start, in"
+        f" {_rows(misplaced.tolist())}"
+    )
+    if len(misplaced) > _MOST_MISPLACED * len(split):
+        raise DataError(
+            f"{message}: answer_start must count characters (not bytes) from 0; correct or remove these rows"
+        )
+    logger.warning("%s; %s", message, "they are left out" if name == "train" else "they are scored by their text alone")
 
 
 def _placed(train: Questions) -> Questions:
     """Leave out the questions whose answers are not where they are said to be."""
-    spans = np.zeros((0, 2)) if train.spans is None else train.spans
-    rows = np.flatnonzero(spans[:, 0] >= 0).tolist()
-    if not rows:
-        raise DataError(
-            "no answer of the train split is in its context where answer_start says; answer_start must count"
-            " characters (not bytes) from 0"
-        )
-    if len(rows) < len(train):
-        first = train.ids[next(row for row in range(len(train)) if spans[row, 0] < 0)]
-        logger.warning(
-            "%d of %d train questions are left out, since their answer is not in the context at answer_start;"
-            " the first is %s",
-            len(train) - len(rows),
-            len(train),
-            first,
-        )
-    return train.take(rows)
+    return train.take(np.setdiff1d(np.arange(len(train)), train.misplaced).tolist())
 
 
 def _limited(train: Questions, most: int | None) -> Questions:
