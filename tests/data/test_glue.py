@@ -83,6 +83,61 @@ def test_mnli_files_by_plain_names(tmp_path, make):
     assert len(make("mnli", folder).split("validation")) == 12
 
 
+OFFICIAL = {  # of the benchmark's own files: the header, and a row with {0}, {1} for texts and {2} for the label
+    "cola": (None, "gj04\t{2}\t*\t{0}"),
+    "sst2": ("sentence\tlabel", "{0}\t{2}"),
+    "mrpc": ("\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String", "{2}\t70\t26\t{0}\t{1}"),
+    "stsb": ("index\tgenre\tsentence1\tsentence2\tscore", "1\tmain\t{0}\t{1}\t{2}"),
+    "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "1\t5\t6\t{0}\t{1}\t{2}"),
+    "mnli": ("index\tsentence1\tsentence2\tlabel1\tgold_label", "1\t{0}\t{1}\tneutral\t{2}"),
+    "qnli": ("index\tquestion\tsentence\tlabel", "1\t{0}\t{1}\t{2}"),
+    "rte": ("index\tsentence1\tsentence2\tlabel", "1\t{0}\t{1}\t{2}"),
+    "wnli": ("index\tsentence1\tsentence2\tlabel", "1\t{0}\t{1}\t{2}"),
+}
+
+
+def write_official(folder, task):
+    """Write the task as the benchmark publishes it: names for labels in three tasks, and texts with quotes."""
+    folder.mkdir()
+    header, row = OFFICIAL[task]
+    named = LABELS[task] if task in ("mnli", "qnli", "rte") else None
+    for split, samples in {"train": 30, "dev": 12, "dev_matched": 12, "dev_mismatched": 9, "test": 6}.items():
+        if (split in ("dev", "test") and task == "mnli") or (split.startswith("dev_") and task != "mnli"):
+            continue
+        rows = rows_of(task, split.replace("test", "unlabelled"), samples)
+        texts = [rows[column] for column in COLUMNS[task]]
+        labels = [named[label] if named else label for label in rows["label"]]
+        lines = [row.format(f'"{a}', b, label) for a, b, label in zip(texts[0], texts[-1], labels, strict=True)]
+        if split == "test":  # whose labels nobody has
+            header = "index\t" + "\t".join(COLUMNS[task])
+            lines = ["\t".join(["1", *row]) for row in zip(*texts, strict=True)]
+            header = header.replace("sentence1\tsentence2", "#1 String\t#2 String") if task == "mrpc" else header
+        (folder / f"{split}.tsv").write_text("\n".join([header, *lines] if header else lines) + "\n", "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_files_of_the_benchmark(tmp_path, make, tokenizer, task):
+    data = make(task, write_official(tmp_path / "official", task))
+    hub = rows_of(task, "train", 30)
+    assert data.split("train").labels.tolist() == hub["label"]
+    assert data.split("validation").labels.tolist() == rows_of(task, "dev", 12)["label"]
+    if task == "mnli":
+        assert len(data.split("validation_mismatched")) == 9
+    else:
+        assert not data.is_labelled("test")
+    first, *second = (hub[column][0] for column in COLUMNS[task])
+    expected = tokenizer(f'"{first}', *second)["input_ids"]
+    assert data.split("train").ids[: len(expected)].tolist() == expected
+
+
+def test_a_row_of_a_file_without_header_is_counted_right(tmp_path, make):
+    folder = write_official(tmp_path / "official", "cola")
+    (folder / "dev.tsv").write_text("gj04\t1\t\tgood\ngj04\t0\t*\tbad\ngj04\t7\t*\tfilm\n")
+    with pytest.raises(DataError, match=r"validation split \(dev\.tsv\), row 3 \(counted from 1; line 3\): label '7'"):
+        make("cola", folder)
+
+
 def test_two_files_for_the_matched_split(tmp_path, make):
     folder = write_glue(tmp_path / "mnli", "mnli", ".csv")
     (folder / "validation.csv").write_text((folder / "validation_matched.csv").read_text())
@@ -113,14 +168,19 @@ def test_names_in_another_order_are_put_into_the_official_one(tmp_path, make):
 def test_names_of_ones_own_are_kept(tmp_path, make):
     folder = write_glue(tmp_path / "sst2", "sst2", ".parquet")
     dataset_of("sst2", "train", 30, ["awful", "lovely"]).to_parquet(folder / "train.parquet")
-    assert make("sst2", folder).label_names == ["awful", "lovely"]
+    with pytest.raises(DataError, match=r"validation split .*'negative' does not occur .*'awful', 'lovely'"):
+        make("sst2", folder)
+    dataset_of("sst2", "validation", 12, ["lovely", "awful"]).to_parquet(folder / "validation.parquet")
+    data = make("sst2", folder)
+    assert data.label_names == ["awful", "lovely"]
+    assert data.split("validation").labels.tolist() == [1, 0] * 6
 
 
 @pytest.mark.parametrize("label", [2, -1, "maybe"])
 def test_labels_of_another_task_are_refused(tmp_path, make, label):
     folder = write_glue(tmp_path / "rte", "rte", ".csv")
     (folder / "validation.csv").write_text(f"sentence1,sentence2,label\ngood,bad,0\nbad,good,{label}\n")
-    with pytest.raises(DataError, match=r"validation split, row [01]"):
+    with pytest.raises(DataError, match=r"validation split \(validation\.csv\), row 2"):
         make("rte", folder)
 
 

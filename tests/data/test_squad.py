@@ -74,7 +74,7 @@ def test_a_few_misplaced_answers_are_left_out_of_training_only(tmp_path, loaded,
         data = loaded(tmp_path / "d")
     for split, effect in {"train": "they are left out", "validation": "they are scored by their text alone"}.items():
         assert f"no answer to 2 of 206 (1.0%) {split} questions is in the context" in caplog.text
-        assert f"in rows 1, 4 (counted from 0); {effect}" in caplog.text
+        assert f"in rows 2, 5 (counted from 1); {effect}" in caplog.text
     assert data.examples("train").ids == [f"0-{row}" for row in range(206) if row not in (1, 4)]
     rows, note = data.dealt()
     assert rows.tolist() == [row for row in range(206) if row not in (1, 4)]
@@ -105,7 +105,7 @@ def test_many_misplaced_answers_are_refused_with_their_rows(tmp_path, make, spli
         make(tmp_path / "d").setup()
     if split == "validation":
         assert f"no answer to {len(shifted)} of 40 (" in str(error.value)
-        assert f"in rows {', '.join(map(str, shifted[:5]))}, ... (" in str(error.value)
+        assert f"in rows {', '.join(str(row + 1) for row in shifted[:5])}, ... (" in str(error.value)
 
 
 def long_answers(questions, longest):
@@ -156,7 +156,7 @@ def test_unanswerable_questions_are_counted_in_one_error(tmp_path, make, split, 
                 table["answers"][row] = empty
         write_split(tmp_path / "d" / f"{name}.parquet", table)
     message = (
-        rf"7 of 30 \(23\.3%\) {split} questions have no answer, in rows 2, 6, 10, 14, 18, \.\.\. .*SQuAD 2\.0 .*rem"
+        rf"7 of 30 \(23\.3%\) {split} questions have no answer, in rows 3, 7, 11, 15, 19, \.\.\. .*SQuAD 2\.0 .*rem"
     )
     with pytest.raises(DataError, match=message):
         make(tmp_path / "d").setup()
@@ -259,7 +259,7 @@ def test_missing_column(tmp_path, make, column):
     table = question()
     del table[column]
     write_split(tmp_path / "d" / "train.parquet", table)
-    message = rf"the train split has no column '{column}'; it has .*'title'.*: give it the columns id, context"
+    message = rf"\(train\.parquet\) has no column '{column}'; it has .*'title'.*: give it the columns id, context"
     with pytest.raises(DataError, match=message):
         make(tmp_path / "d").setup()
 
@@ -267,7 +267,7 @@ def test_missing_column(tmp_path, make, column):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"question": "  "}, r"1 of 3 \(33\.3%\) validation questions are empty, in row 1 "),
+        ({"question": "  "}, r"1 of 3 \(33\.3%\) validation questions are empty, in row 2 "),
         ({"context": None}, "'context' is missing"),
         ({"answers": {"text": ["good", "film"], "answer_start": [2]}}, "do not hold a list text"),
         ({"answers": {"text": ["good"], "start": [2]}}, "do not hold a list text"),
@@ -281,7 +281,7 @@ def test_malformed_rows(tmp_path, make, changes, message):
     bad = {name: [question()[name][0], value[0], question()[name][0]] for name, value in question(**changes).items()}
     if "answers" in changes:
         bad["answers"] = [changes["answers"]] * 3  # of one kind, as a Parquet file must be
-        message = rf"the answers to 3 of 3 .* in rows 0, 1, 2 \(counted from 0\), {message}"
+        message = rf"the answers to 3 of 3 .* in rows 1, 2, 3 \(counted from 1\), {message}"
     write_split(tmp_path / "d" / "validation.parquet", bad)
     with pytest.raises(DataError, match=message):
         make(tmp_path / "d").setup()

@@ -63,7 +63,7 @@ def test_every_kind_of_file_gives_the_same_table(tmp_path, loaded, tokenizer, su
 
 def test_text_in_a_file_is_literal(tmp_path, make):
     data = make(write(tmp_path / "a.csv", {"text": ["NA", "007", "null"], "label": ["None", "NA", "None"]}))
-    assert data.read()["train"] == RawSplit((["NA", "007", "null"],), ["None", "NA", "None"])
+    assert data.read()["train"] == RawSplit((["NA", "007", "null"],), ["None", "NA", "None"], typed=False)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -129,6 +129,90 @@ def test_class_labels_of_parquet_bring_their_names(tmp_path, loaded):
     assert data.num_labels == 3
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_classes_are_those_that_occur_in_training(tmp_path, loaded, suffix):
+    """They keep their names in the head's order, whatever the numbers are."""
+    write(tmp_path / "d" / f"train{suffix}", {"text": TEXTS, "stars": [4, 10, 2, 4, 10, 2]})
+    write(tmp_path / "d" / f"validation{suffix}", {"text": ["good", "bad"], "stars": [10, 4]})
+    data = loaded(tmp_path / "d", label="stars")
+    assert (data.label_names, data.group_names, data.num_labels) == (["2", "4", "10"], ["2", "4", "10"], 3)
+    assert data.split("train").labels.tolist() == [1, 2, 0, 1, 2, 0]
+    assert data.split("validation").labels.tolist() == [2, 1]
+    assert np.bincount(data.groups("train")).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_num_labels_adds_classes_that_do_not_occur(tmp_path, loaded, suffix):
+    path = write(tmp_path / f"a{suffix}", {"text": TEXTS, "label": [1, 3, 1, 3, 5, 5]})
+    assert loaded(path, num_labels=5).label_names == ["1", "2", "3", "4", "5"]
+    assert loaded(path, num_labels=6).split("train").labels.tolist() == [1, 3, 1, 3, 5, 5]
+    with pytest.raises(DataError, match=r"num_labels is 4, but .* the 3 labels 1, 3, 5, which are neither within"):
+        loaded(path, num_labels=4)
+
+
+def test_a_file_is_the_same_in_whatever_format_and_encoding(tmp_path, loaded):
+    """With two texts, of which some look like other things, and with a regression."""
+    import pandas
+
+    rows = {"a": ["null", "01", 'a "b"', "café"], "b": ["x", "NaN", "y", "1e5"], "label": [0.5, 2.25, 3, 1]}
+    frame, prints = pandas.DataFrame(rows), set()
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        for sign, suffix in ((",", ".csv"), ("\t", ".tsv")):
+            frame.to_csv(tmp_path / f"a{suffix}", sep=sign, index=False, encoding=encoding)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in frame.to_dict("records"))
+        (tmp_path / "a.jsonl").write_bytes(lines.encode(encoding))
+        for suffix in (".csv", ".tsv", ".jsonl"):
+            prints.add(loaded(tmp_path / f"a{suffix}", text=["a", "b"], num_labels=1).fingerprint())
+    frame.to_parquet(tmp_path / "a.parquet")
+    prints.add(loaded(tmp_path / "a.parquet", text=["a", "b"], num_labels=1).fingerprint())
+    assert len(prints) == 1
+
+
+def test_a_path_is_no_pattern(tmp_path, loaded):
+    write(tmp_path / "reviews1.csv", {"text": ["wrong"] * 4, "label": [0, 1, 0, 1]})
+    for name in ("reviews[1].csv", "reviews?.csv", "part::1.csv"):
+        data = loaded(write(tmp_path / name, ROWS), validation_path=str(tmp_path / name))
+        assert len(data.split("train")) == len(data.split("validation")) == 6
+
+
+@pytest.mark.parametrize("stem", ["validation", "dev", "val", "valid"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_names_of_the_validation_file(tmp_path, loaded, stem, suffix, caplog):
+    write(tmp_path / "d" / f"train{suffix}", ROWS)
+    write(tmp_path / "d" / f"{stem}{suffix}", {"text": ["good"], "label": [1]})
+    with caplog.at_level("INFO", logger="fedgram"):
+        assert len(loaded(tmp_path / "d").split("validation")) == 1
+    assert not caplog.records
+
+
+def test_files_of_a_folder_that_are_not_read_are_mentioned(tmp_path, loaded, caplog):
+    for name in ("train.csv", "evaluation.csv", "more.jsonl"):
+        write(tmp_path / "d" / name, ROWS)
+    (tmp_path / "d" / "notes.txt").write_text("no data")
+    with caplog.at_level("INFO", logger="fedgram"):
+        loaded(tmp_path / "d")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "read are train.csv as train; not read: evaluation.csv, more.jsonl" in caplog.text
+
+
+def test_two_files_of_one_split(tmp_path, make):
+    for name in ("train.csv", "dev.csv", "validation.csv"):
+        write(tmp_path / "d" / name, ROWS)
+    with pytest.raises(DataError, match=r"several files for the validation split: validation\.csv, dev\.csv; keep one"):
+        make(tmp_path / "d").setup()
+
+
+def test_the_row_of_a_sample_without_token_is_that_of_the_file(tmp_path, make):
+    texts = [f"film {number}" for number in range(40)]
+    texts[29] = "\u200b"
+    data = make(write(tmp_path / "a.csv", {"text": texts, "label": [0, 1] * 20}), validation_fraction=0.4)
+    data.tokenizer.backend_tokenizer.post_processor = None
+    with pytest.raises(
+        DataError, match=r"\(a\.csv\), row 30 \(counted from 1 without the header; line 31\) has no token"
+    ):
+        data.setup()
+
+
 def test_hub(monkeypatch, loaded):
     import datasets
 
@@ -186,6 +270,20 @@ def test_what_is_held_out_takes_the_place_of_a_validation_split(tmp_path, loaded
     assert len(data.split("train")) + len(data.split("validation")) == 6
     alone = loaded(train, validation_fraction=0.5)
     assert data.fingerprint() == alone.fingerprint()
+
+
+def test_what_is_dealt_is_told_by_the_rows_of_the_file(tmp_path, loaded):
+    texts = [f"film {number}" for number in range(100)]
+    path = write(tmp_path / "a.csv", {"text": texts, "label": [0, 1] * 50})
+    assert loaded(path).dealt()[1] == "100 training samples"
+    data = loaded(path, validation_fraction=0.3, max_train_samples=40)
+    rows, note = data.dealt()
+    assert (
+        note == "40 training samples (of 100 in the train split, the others are held out or beyond max_train_samples)"
+    )
+    assert (rows % 2).tolist() == data.split("train").labels.tolist()
+    assert len(set(rows.tolist())) == 40
+    assert rows.max() >= 60
 
 
 def test_nothing_to_hold_out(tmp_path, make):
@@ -368,6 +466,7 @@ def test_file_of_another_kind(tmp_path, make):
         ("a.csv", "text,label\ngood,1\na, b, c,0\n"),
         ("a.csv", "text,label\na,b,1\nc,d,0\n"),
         ("a.csv", 'text,label\n"good,1\n'),
+        ("a.tsv", "text\tlabel\ngood\n"),
         ("a.json", '{"text": '),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"'),
         ("a.parquet", "no parquet at all"),
@@ -376,7 +475,7 @@ def test_file_of_another_kind(tmp_path, make):
 )
 def test_malformed_file(tmp_path, make, name, content):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(DataError, match=rf"cannot read .*{name}: .+; expected a well-formed"):
+    with pytest.raises(DataError, match=rf"cannot read .*{name}: .+; (expected|correct|close|save)"):
         make(tmp_path / name).setup()
 
 
@@ -398,31 +497,31 @@ def test_folder_with_two_files_for_a_split(tmp_path, make):
     [({"text": "sentence"}, "'sentence'"), ({"label": "y"}, "'y'"), ({"text": ["text", "b"]}, "'b'")],
 )
 def test_missing_column(tmp_path, make, settings, missing):
-    with pytest.raises(DataError, match=rf"train split has no column {missing}; it has 'text', 'label'"):
+    with pytest.raises(DataError, match=rf"train split \(a\.csv\) has no column {missing}; it has 'text', 'label'"):
         make(write(tmp_path / "a.csv", ROWS), **settings).setup()
 
 
 def test_validation_needs_labels(tmp_path, make):
     train = write(tmp_path / "a.csv", ROWS)
     other = write(tmp_path / "b.csv", {"text": ["good"]})
-    with pytest.raises(DataError, match=r"validation split has no column 'label'"):
+    with pytest.raises(DataError, match=r"validation split \(b\.csv\) has no column 'label'"):
         make(train, validation_path=str(other)).setup()
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
 def test_missing_text(tmp_path, make, suffix):
     path = write(tmp_path / f"a{suffix}", {"text": ["good", None], "label": [0, 1]})
-    with pytest.raises(DataError, match=r"train split, row 1 .*'text' is missing"):
+    with pytest.raises(DataError, match=r"train split \(a\..*\), row 2 \(counted from 1.*'text' is missing"):
         make(path).setup()
 
 
 def test_text_that_is_none(tmp_path, make):
-    with pytest.raises(DataError, match=r"row 0 .*'text' is 5, not a string"):
+    with pytest.raises(DataError, match=r"row 1 .*'text' is 5, not a string"):
         make(write(tmp_path / "a.jsonl", {"text": [5, 6], "label": [0, 1]})).setup()
 
 
 def test_missing_label(tmp_path, make):
-    with pytest.raises(DataError, match=r"train split, row 1 .*label is missing"):
+    with pytest.raises(DataError, match=r"train split \(a\.csv\), row 2 .*line 3\): the label is missing"):
         make(write(tmp_path / "a.csv", {"text": ["good", "bad"], "label": [1, None]})).setup()
 
 
@@ -458,7 +557,7 @@ def test_local_files_need_no_network(tmp_path, monkeypatch, loaded):
 @pytest.mark.parametrize("label", [-1, 7])
 def test_label_out_of_range(tmp_path, make, label):
     other = write(tmp_path / "b.csv", {"text": ["good", "bad"], "label": [0, label]})
-    with pytest.raises(DataError, match=rf"validation split, row 1 .*label {label} .*0\.\.1"):
+    with pytest.raises(DataError, match=rf"validation split \(b\.csv\), row 2 .*label '{label}' does not occur"):
         make(write(tmp_path / "a.csv", ROWS), validation_path=str(other)).setup()
 
 

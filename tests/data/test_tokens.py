@@ -158,7 +158,7 @@ def test_tokenise_keeps_type_ids_only_if_the_model_takes_them(tmp_path):
 def test_tokenise_refuses_a_sample_without_token(tmp_path):
     tokenizer = make_tokenizer(tmp_path)
     tokenizer.backend_tokenizer.post_processor = None
-    with pytest.raises(DataError, match=r"row 1 .*no token"):
+    with pytest.raises(DataError, match=r"row 2 \(counted from 1\) has no token"):
         tokenise([["film", "", "bad"]], np.arange(3), tokenizer, 8)
 
 

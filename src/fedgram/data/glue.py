@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from fedgram.data.columns import Columns
 from fedgram.data.partition import Partition
-from fedgram.data.reading import RawSplit, is_local
+from fedgram.data.reading import SPLITS, RawSplit, is_local
 from fedgram.data.text import TextClassificationData
 from fedgram.errors import require_choice
 
@@ -47,6 +48,17 @@ _FACTS: Mapping[str, _Facts] = {
 }
 
 
+# The benchmark's own .tsv files, where they call columns otherwise than the hub's data sets do.
+_OFFICIAL_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "mrpc": {"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label"},
+    "stsb": {"score": "label"},
+    "qqp": {"is_duplicate": "label"},
+    "mnli": {"sentence1": "premise", "sentence2": "hypothesis", "gold_label": "label"},
+}
+# CoLA's files of labelled samples have no header.
+_COLA = ("source", "label", "mark", "sentence")
+
+
 class GLUE(TextClassificationData):
     """A task of the GLUE benchmark, from the Hugging Face hub or from local files with the same columns.
 
@@ -60,7 +72,8 @@ class GLUE(TextClassificationData):
     Args:
         task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli.
         path: the benchmark on the hub, or a folder with the task's train, validation and test as .csv, .tsv, .json,
-            .jsonl or .parquet files; of MNLI with validation_matched, validation_mismatched and so on.
+            .jsonl or .parquet files; of MNLI with validation_matched, validation_mismatched and so on. The benchmark's
+            own .tsv files serve as well, whose validation split is called dev.
         max_length: the most tokens of a sample; longer ones are cut.
         batch_size: samples of one local step.
         eval_batch_size: samples of one evaluation step.
@@ -75,8 +88,8 @@ class GLUE(TextClassificationData):
     # The further names are MNLI's, whose matched splits are the validation and test proper.
     source_splits: Mapping[str, Sequence[str]] = {
         "train": ("train",),
-        "validation": ("validation", "validation_matched"),
-        "validation_mismatched": ("validation_mismatched",),
+        "validation": (*SPLITS["validation"], "validation_matched", "dev_matched"),
+        "validation_mismatched": ("validation_mismatched", "dev_mismatched"),
         "test": ("test", "test_matched"),
         "test_mismatched": ("test_mismatched",),
     }
@@ -118,6 +131,13 @@ class GLUE(TextClassificationData):
         """As published on the hub; files of one's own may hold others."""
         return self._kept_of(_FACTS[self.task].samples) if self.path == _HUB else None
 
+    def arranged(self, source: Columns) -> Columns:
+        names = list(source.column_names)
+        if self.task == "cola" and "sentence" not in names and len(names) == len(_COLA) and names[1] in ("0", "1"):
+            return source.without_header(_COLA)
+        official = _OFFICIAL_COLUMNS.get(self.task, {})
+        return source.renamed({old: new for old, new in official.items() if old in names and new not in names})
+
     def read(self) -> dict[str, RawSplit]:
         labels = _FACTS[self.task].labels
         return {name: _official(raw, labels) if labels else raw for name, raw in super().read().items()}
@@ -131,7 +151,7 @@ def _official(raw: RawSplit, labels: tuple[str, ...]) -> RawSplit:
     names = raw.label_names or labels
     if raw.labels is None or set(names) != set(labels):
         return replace(raw, label_names=names)
-    return RawSplit(raw.texts, [_number(value, names, labels) for value in raw.labels], labels)
+    return replace(raw, labels=[_number(value, names, labels) for value in raw.labels], label_names=labels)
 
 
 def _number(value: Any, names: tuple[str, ...], labels: tuple[str, ...]) -> Any:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from fedgram.data.base import FederatedData, positive
+from fedgram.data.columns import Columns, check_columns, check_texts
 from fedgram.data.partition import IID, Partition
-from fedgram.data.reading import check_columns, check_texts, read_source
+from fedgram.data.reading import read_source
 from fedgram.data.tokens import TokenTable, cached, tokenizer_state
 from fedgram.data.windows import cut_windows
 from fedgram.errors import ConfigurationError, DataError
@@ -138,7 +139,7 @@ class SQuAD(FederatedData):
 
     def read(self) -> dict[str, Questions]:
         """Read the splits: ``train``, and as far as there are such, ``validation`` and ``test``."""
-        sources = read_source(self.path, None, _TEXT, self.cache)
+        sources = read_source(self.path, None, _TEXT)
         return {name: _questions(source, name) for name, source in sources.items()}
 
     def load_tables(self) -> dict[str, TokenTable]:
@@ -203,18 +204,18 @@ class SQuAD(FederatedData):
         return np.asarray(self.split(split).extra["example"])
 
 
-def _questions(source: Any, split: str) -> Questions:
-    """Take the columns out of a ``datasets.Dataset``."""
+def _questions(source: Columns, split: str) -> Questions:
+    """Take the columns out of a source."""
     needed = ["id", *_TEXT] if split == "test" else ["id", *_TEXT, "answers"]
     check_columns(source, needed, split, "give it the columns id, context, question and answers")
-    contexts, questions = (check_texts(source[column][:], column, split) for column in _TEXT)
+    contexts, questions = (check_texts(source[column], column, source.place(split)) for column in _TEXT)
     if blank := [row for row, question in enumerate(questions) if not question.strip()]:
         raise DataError(
             f"{_share(len(blank), len(questions))} {split} questions are empty, in {_rows(blank)}; fill them in or"
             " remove the rows"
         )
-    ids = [str(identity) for identity in source["id"][:]]
-    cells = source["answers"][:] if "answers" in source.column_names else [None] * len(source)
+    ids = [str(identity) for identity in source["id"]]
+    cells = source["answers"] if "answers" in source.column_names else [None] * len(source)
     pairs = _pairs(cells, split)
     if split == "test" and not any(pairs):
         return Questions(ids, questions, contexts, None, None)
@@ -266,8 +267,8 @@ def _share(part: int, whole: int) -> str:
 
 def _rows(rows: Sequence[int], most: int = 5) -> str:
     """List the first rows of some, as they are counted in messages."""
-    named = ", ".join(map(str, rows[:most])) + (", ..." if len(rows) > most else "")
-    return f"row{'s' * (len(rows) > 1)} {named} (counted from 0)"
+    named = ", ".join(str(row + 1) for row in rows[:most]) + (", ..." if len(rows) > most else "")
+    return f"row{'s' * (len(rows) > 1)} {named} (counted from 1)"
 
 
 def _check_places(split: Questions, name: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgram.data.base import FederatedData, positive
+from fedgram.data.columns import Columns, Place
 from fedgram.data.labels import LabelScheme
 from fedgram.data.partition import Dirichlet, Partition, quantile_edges, quantile_groups, quantile_names
 from fedgram.data.reading import SPLITS, SUFFIXES, RawSplit, raw_split, read_file, read_source
@@ -24,19 +25,20 @@ _FORMAT = 1
 class TextClassificationData(FederatedData):
     """Labelled sentences, or pairs of sentences, from your own files or from the Hugging Face hub.
 
-    Labels are numbers from 0, or names (strings, truth values), or with num_labels 1 the scores of a regression; a test
-    split may be unlabelled. A local file may be .csv, .tsv, .json, .jsonl or .parquet. A subclass for another source
-    overrides `read` alone.
+    Labels are whole numbers, names, truth values, or with num_labels 1 the scores of a regression; a test split may be
+    unlabelled. The classes are those that occur in the train split. A local file may be .csv, .tsv, .json, .jsonl or
+    .parquet. A subclass for another source overrides `read` alone.
 
     Args:
-        path: a file (the train split), a folder with files such as train.csv, validation.csv and test.csv, or the name
-            of a data set on the hub.
+        path: a file (the train split), a folder with files such as train.csv, validation.csv (or dev, val, valid) and
+            test.csv, or the name of a data set on the hub.
         config_name: the configuration of the hub's data set, such as qnli of nyu-mll/glue.
         validation_path: a file to use as the validation split.
         test_path: a file to use as the test split.
         text: the column of the sentences, or the two columns of a pair.
         label: the column of the labels.
-        num_labels: how many labels there are; found from the train split if not given; 1 for a regression.
+        num_labels: how many labels there are: those that occur in the train split if not given; more where they are
+            numbers within 0..num_labels-1 or 1..num_labels of which some do not occur; 1 for a regression.
         max_length: the most tokens of a sample; longer ones are cut.
         batch_size: sentences of one local step.
         eval_batch_size: sentences of one evaluation step.
@@ -84,6 +86,7 @@ class TextClassificationData(FederatedData):
         self.max_train_samples = positive("max_train_samples", max_train_samples)
         self.label_quantiles = positive("label_quantiles", label_quantiles)
         self.label_names: list[str] = []
+        self._dealt: tuple[np.ndarray, str] | None = None
         self.metrics: tuple[str, ...] = ("pearson", "spearman") if num_labels == 1 else ("accuracy", "macro_f1")
 
     @property
@@ -102,11 +105,15 @@ class TextClassificationData(FederatedData):
 
     def read(self) -> dict[str, RawSplit]:
         """Read the splits: ``train``, and as far as there are such, ``validation`` and ``test``."""
-        datasets = read_source(self.path, self.config_name, self.text, self.cache, self.source_splits)
+        sources = read_source(self.path, self.config_name, self.text, self.source_splits)
         for name, path in self.extra_paths.items():
             if path is not None:
-                datasets[name] = read_file(Path(path).expanduser(), self.text, self.cache)
-        return {name: raw_split(dataset, self.text, self.label, name) for name, dataset in datasets.items()}
+                sources[name] = read_file(Path(path).expanduser(), self.text)
+        return {name: raw_split(self.arranged(source), self.text, self.label, name) for name, source in sources.items()}
+
+    def arranged(self, source: Columns) -> Columns:
+        """Return a source with the columns that the settings name, where it has others; by default as it is."""
+        return source
 
     def groups(self, split: str) -> np.ndarray:
         labels = np.asarray(self.split(split).labels)
@@ -115,15 +122,20 @@ class TextClassificationData(FederatedData):
     def _edges(self, scores: np.ndarray) -> np.ndarray:
         return quantile_edges(scores, self.label_quantiles)
 
+    def dealt(self) -> tuple[np.ndarray, str]:
+        return self._dealt or super().dealt()
+
     def load_tables(self) -> dict[str, TokenTable]:
         raws = self.read()
+        samples = len(raws["train"])
         scheme = LabelScheme.of(raws["train"], self.given_num_labels)
-        splits = {name: _Encoded(raw.texts, scheme.encode(raw, name)) for name, raw in raws.items()}
+        splits = {name: _encoded(raw, scheme, name) for name, raw in raws.items()}
         if self.validation_fraction:
             others = {name: split for name, split in splits.items() if not name.startswith("validation")}
             splits = others | _held_out(splits["train"], self.validation_fraction)
         if self.max_train_samples is not None:
             splits["train"] = _limited(splits["train"], self.max_train_samples)
+        self._dealt = (rows := splits["train"].rows), _counted(len(rows), samples)
         self.label_names = self.group_names = list(scheme.names)
         if scheme.kind == "score":
             scores = splits["train"].labels
@@ -134,8 +146,13 @@ class TextClassificationData(FederatedData):
     def _table(self, split: "_Encoded", state: str) -> TokenTable:
         parts = [str(_FORMAT), state, str(self.max_length), split.digest()]
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-        make = partial(tokenise, split.texts, split.labels, self.tokenizer, self.max_length)
+        make = partial(tokenise, split.texts, split.labels, self.tokenizer, self.max_length, split.name_row)
         return cached(self.cache / "tokens", key, make)
+
+
+def _counted(kept: int, samples: int) -> str:
+    others = f" (of {samples:,} in the train split, the others are held out or beyond max_train_samples)"
+    return f"{kept:,} training samples" + (others if kept < samples else "")
 
 
 def _name_of(path: str) -> str:
@@ -146,13 +163,27 @@ def _name_of(path: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Encoded:
-    """The samples of one split, with labels as numbers: int64 or float64 ``(samples,)``."""
+    """The samples of one split, with labels as numbers.
+
+    Args:
+        texts: one or two lists of sentences, each ``(samples,)``.
+        labels: int64 or float64 ``(samples,)``.
+        rows: the row of the source that each sample was, int64 ``(samples,)``.
+        place: the source.
+    """
 
     texts: tuple[list[str], ...]
     labels: np.ndarray
+    rows: np.ndarray
+    place: Place
 
     def take(self, rows: np.ndarray) -> "_Encoded":
-        return _Encoded(tuple([column[row] for row in rows] for column in self.texts), self.labels[rows])
+        texts = tuple([column[row] for row in rows] for column in self.texts)
+        return _Encoded(texts, self.labels[rows], self.rows[rows], self.place)
+
+    def name_row(self, index: int) -> str:
+        """Say where a sample comes from, for messages."""
+        return self.place.rows([int(self.rows[index])])
 
     def digest(self) -> str:
         """Return the SHA-256 of texts and labels."""
@@ -167,6 +198,10 @@ class _Encoded:
     def hashes(self) -> np.ndarray:
         """Return a number in [0, 1) for each sample, decided by its texts, float64 ``(samples,)``."""
         return np.array([_unit_hash(texts) for texts in zip(*self.texts, strict=True)])
+
+
+def _encoded(raw: RawSplit, scheme: LabelScheme, name: str) -> _Encoded:
+    return _Encoded(raw.texts, scheme.encode(raw, name), np.arange(len(raw)), raw.place or Place(name))
 
 
 def _unit_hash(texts: Sequence[str]) -> float:

@@ -190,7 +190,13 @@ def _first_column(rows: np.ndarray, width: int) -> np.ndarray:
     return rows[:, None] & (np.arange(width) == 0)
 
 
-def tokenise(columns: Sequence[Sequence[str]], labels: np.ndarray, tokenizer: Any, max_length: int) -> TokenTable:
+def tokenise(
+    columns: Sequence[Sequence[str]],
+    labels: np.ndarray,
+    tokenizer: Any,
+    max_length: int,
+    name_row: Callable[[int], str] = lambda row: f"row {row + 1} (counted from 1)",
+) -> TokenTable:
     """Tokenise sentences, or pairs of sentences, truncated to a length.
 
     Args:
@@ -198,6 +204,7 @@ def tokenise(columns: Sequence[Sequence[str]], labels: np.ndarray, tokenizer: An
         labels: int64 or float64 ``(samples,)``.
         tokenizer: a tokenizer of transformers.
         max_length: the most tokens of a sample, special tokens included.
+        name_row: what a message calls the sample at an index.
 
     Raises:
         ConfigurationError: if ``max_length`` leaves no room for a token, or is more than the model takes.
@@ -211,7 +218,7 @@ def tokenise(columns: Sequence[Sequence[str]], labels: np.ndarray, tokenizer: An
     lengths = np.concatenate([np.zeros(1, np.int64), *(part[2] for part in parts)])
     if len(labels) and lengths[1:].min() == 0:
         raise DataError(
-            f"row {lengths[1:].argmin()} (counted from 0) has no token;"
+            f"{name_row(int(lengths[1:].argmin()))} has no token;"
             " drop empty texts, or use a tokenizer that adds special tokens"
         )
     ids = np.concatenate([np.zeros(0, np.int32), *(part[0] for part in parts)])
