@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
 .PHONY: help install demo test test-slow test-slurm test-browser screenshots bench bench-peers bench-precision communication \
-        lint format clean
+        backbones lint format clean
 
 help:
 	@echo "make demo     install, train FLoRG and FedIT on the quickstart, print the comparison"
@@ -17,6 +17,7 @@ help:
 	@echo "              MODEL=FOLDER against other simulators too, and with make bench-peers in five passes, an hour or two"
 	@echo "make bench-precision  bfloat16 against float32, over five seeds"
 	@echo "make communication  what rounds send and compute, beside the paper, into docs/communication.md"
+	@echo "make backbones  try every family of backbones, and rewrite the table of docs/backbones.md"
 	@echo "make lint     ruff and mypy"
 	@echo "make clean    remove the virtual environment and caches; runs are kept"
 
@@ -89,6 +90,9 @@ bench-precision: $(VENV)/.installed
 # Nothing is measured: the tables are what `fedgram cost` says, beside the paper's.
 communication: $(VENV)/.installed
 	$(BIN)/python benchmarks/communication.py --write docs/communication.md
+
+backbones: $(VENV)/.installed
+	$(BIN)/python benchmarks/backbones.py --write docs/backbones.md
 
 lint: $(VENV)/.installed-tests
 	$(BIN)/ruff check .

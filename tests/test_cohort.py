@@ -133,10 +133,10 @@ def test_every_pass_has_an_order_of_its_own_from_the_generator():
     assert np.array_equal(indices, np.arange(30))
 
 
-def test_the_mean_over_clients_has_one_order():
-    values = {1: 1e16, 2: -1e16, 0: 3.0}  # as they stand, their sum would be 3
-    assert mean_over_clients(values) == mean_over_clients(dict(sorted(values.items()))) == (3.0 + 1e16 - 1e16) / 3
-    assert mean_over_clients({3: 1.0, 5: 4.0}) == 2.5
+def test_the_mean_over_clients_is_weighted_and_has_no_order():
+    values, equal = {1: 1e16, 2: -1e16, 0: 3.0}, dict.fromkeys(range(3), 0.5)
+    assert mean_over_clients(values, equal) == mean_over_clients(dict(sorted(values.items())), equal) == 1.5
+    assert mean_over_clients({3: 1.0, 5: 4.0}, {5: 0.75, 3: 0.25}) == 3.25
 
 
 def test_a_client_without_samples_is_an_error_and_no_endless_loop():

@@ -3,14 +3,13 @@
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
-from fedgram.cli import main
+from fedgram import lightning_cli
 from fedgram.models.sources import is_shape, known_shapes
 from fedgram.sweep import Point, read_sweep
 from tiny_glue import write_glue
@@ -114,18 +113,12 @@ def test_costs_are_of_known_shapes_and_need_no_hub(name):
 @pytest.fixture
 def build(monkeypatch, capsys):
     """Takes arguments of ``fedgram fit`` from the repository's root as far as the objects; nothing may be said."""
-    from fedgram.lightning_cli import FedgramCLI
-
-    built: list[dict[str, Any]] = []
-    monkeypatch.setattr(FedgramCLI, "fit", lambda self, **given: built.append({**given, "trainer": self.trainer}))
-    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(ROOT)
 
     def build(*arguments: str) -> dict[str, Any]:
-        monkeypatch.setattr(sys, "argv", ["fedgram", "fit", *arguments])
-        main()
+        trainer, given = lightning_cli.build(arguments)
         assert capsys.readouterr() == ("", "")
-        return built[-1]
+        return {**given, "trainer": trainer}
 
     return build
 

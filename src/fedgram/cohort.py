@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ __all__ = [
     "client_weights",
     "cohort_size",
     "cut_blocks",
+    "cut_steps",
     "deal_blocks",
     "imbalance",
     "local_batches",
@@ -121,6 +123,23 @@ def local_batches(indices: np.ndarray, steps: int, batch_size: int, generator: n
     return batches
 
 
-def mean_over_clients(values: Mapping[int, float]) -> float:
-    """Return the plain mean, added in client order."""
-    return sum(values[client] for client in sorted(values)) / len(values)
+def cut_steps(steps: np.ndarray, shares: Sequence[float]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return where each phase of the clients' local training begins and ends, in whole local steps.
+
+    Args:
+        steps: local steps of each client, (C,).
+        shares: of the steps, phase after phase.
+
+    >>> [(int(first[0]), int(last[0])) for first, last in cut_steps(np.array([5]), [0.5, 0.25, 0.25])]
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    ends = [0.0]
+    for share in shares:
+        ends.append(ends[-1] + share)
+    edges = [np.rint(steps * end).astype(int) for end in ends]
+    return list(pairwise(edges))
+
+
+def mean_over_clients(values: Mapping[int, float], weights: Mapping[int, float]) -> float:
+    """Return Σ wₙ xₙ over clients, in whatever order: the products are added without error, and rounded once."""
+    return math.fsum(weights[client] * value for client, value in values.items())

@@ -23,6 +23,7 @@ from fedgram.cohort import (
     client_weights,
     cohort_size,
     cut_blocks,
+    cut_steps,
     deal_blocks,
     imbalance,
     local_batches,
@@ -81,7 +82,7 @@ class Round:
         info: what the method may know of the round.
         uploads: what this rank's clients sent.
         kept: what they keep until they take part again.
-        losses: their mean training losses, which stay on the device until the round ends.
+        losses: the mean training loss of each, which stay on the device until the round ends.
         work: what they trained on.
         ledger: what travelled to and from this rank's clients, and after `Federation.account` the whole cohort.
         row: the round's row of metrics.csv.
@@ -232,9 +233,8 @@ class Federation:
         self.network.share(self.state)
         steps = np.array(block.steps)
         losses, memories = torch.zeros(len(start), dtype=torch.float64, device=self.network.device), {}
-        done = 0.0
-        for phase in self.method.phases(current.info):
-            first, last = (np.rint(steps * share).astype(int) for share in (done, done + phase.share))
+        done, phases = 0.0, self.method.phases(current.info)
+        for phase, (first, last) in zip(phases, cut_steps(steps, [phase.share for phase in phases]), strict=True):
             part = [own[a:b] for own, a, b in zip(batches, first, last, strict=True)]
             width = span[1] - span[0]
             within = span[0] + width * done, span[0] + width * (done + phase.share)
@@ -312,7 +312,7 @@ class Federation:
         server_end = time.perf_counter()
         current.diagnostics = self.method.diagnose(before, self.state["adapter"], adapters)
         current.row |= {
-            "train_loss": mean_over_clients(self._everyones_losses(current)),
+            "train_loss": mean_over_clients(self._everyones_losses(current), weights),
             "seconds_local": local_end - current.started,
             "seconds_server": server_end - local_end,
             **_means(current.diagnostics),

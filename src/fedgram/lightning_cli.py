@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -26,10 +26,14 @@ from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
 from fedgram.trainer import FederatedTrainer
 from fedgram.usage import FedgramParser
 
-__all__ = ["FedgramCLI", "cost_of", "run"]
+__all__ = ["Built", "FedgramCLI", "build", "cost_of", "run", "traffic_of"]
 
 _GIVEN = {"model", "datamodule", "method", "optimizer"}
 """Arguments of the trainer's commands that the CLI builds from config sections of their own."""
+
+
+_MADE: dict[str, Any] = {}
+"""The parsers of all commands once they were made, which takes longer than to parse: a sweep's costs ask for many."""
 
 
 class SaveConfig(Callback):
@@ -67,6 +71,13 @@ class FedgramCLI(LightningCLI):
             parser_class=FedgramParser,
             parser_kwargs={"prog": "fedgram", "version": fedgram.__version__},
         )
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        if not _MADE:
+            super().setup_parser(*args, **kwargs)
+            names = ("parser", "_subcommand_parsers", "_subcommand_method_arguments")
+            _MADE.update({name: getattr(self, name) for name in names})
+        vars(self).update(_MADE)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -161,32 +172,40 @@ class FedgramCLI(LightningCLI):
         """Leave the configuration alone: a checkpoint of another run is refused, not adapted to."""
 
 
-class _Question(FedgramCLI):
-    """Parses options of fit and keeps what it is asked of them."""
+class Built(NamedTuple):
+    """A trainer, and what its command takes: ``built.trainer.fit(**built.arguments)``."""
 
-    found: Any
+    trainer: FederatedTrainer
+    arguments: dict[str, Any]
 
-    def __init__(self, options: Sequence[str]) -> None:
-        self._options = options
+
+class _Builder(FedgramCLI):
+    """Makes what options name, and leaves running it to whoever asked."""
+
+    built: Built
+
+    def __init__(self, options: Sequence[str], command: str) -> None:
+        self._arguments = [command, *options]
         super().__init__()
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        return {"cost": _GIVEN}
-
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(["cost", *_with_every_method(self._options)])
+        self.config = parser.parse_args(self._arguments)
 
-    def cost(self, **kwargs: Any) -> None:
-        self.found = self.trainer.cost(**kwargs)
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.built = Built(self.trainer, self._prepare_subcommand_kwargs(subcommand))
 
 
-class _TrafficQuestion(_Question):
-    """Asks what is sent with every method, and for nothing that takes longer to tell."""
+def build(options: Sequence[str], command: str = "fit") -> Built:
+    """Return the trainer, model, data, method and optimizer that options of a command name, without running it.
 
-    def cost(self, **kwargs: Any) -> None:
-        methods = every_method(kwargs["method"])
-        self.found = find_traffic(self.trainer, kwargs["model"], kwargs["datamodule"], methods)
+    Args:
+        options: as on the command line behind ``fedgram fit``, such as ``["--config", "configs/quickstart.yaml"]``.
+        command: whose options they are.
+
+    Raises:
+        FedgramError: as for the command.
+    """
+    return _Builder(_with_every_method(options) if command == "cost" else options, command).built
 
 
 def traffic_of(options: Sequence[str]) -> dict[str, tuple[Size, Size]]:
@@ -195,7 +214,8 @@ def traffic_of(options: Sequence[str]) -> dict[str, tuple[Size, Size]]:
     Raises:
         FedgramError: as for the commands.
     """
-    return dict(_TrafficQuestion(options).found)
+    trainer, given = build(options, "cost")
+    return find_traffic(trainer, given["model"], given["datamodule"], every_method(given["method"]))
 
 
 def cost_of(options: Sequence[str]) -> Estimate:
@@ -208,8 +228,8 @@ def cost_of(options: Sequence[str]) -> Estimate:
     Raises:
         FedgramError: as for the commands.
     """
-    found: Estimate = _Question(options).found
-    return found
+    trainer, given = build(options, "cost")
+    return trainer.cost(**given)
 
 
 def _with_every_method(arguments: Sequence[str]) -> list[str]:

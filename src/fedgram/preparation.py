@@ -11,7 +11,7 @@ from fedgram.hub import is_hub_name
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.models.sources import Source, find_source
-from fedgram.setup import build
+from fedgram.setup import build, check_steps
 from fedgram.state import parameters_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def prepare(trainer: "FederatedTrainer", model: FederatedTask, data: FederatedDa
     """Fetch, tokenise and check all that a run needs, in this process and on the CPU."""
     method.check_clients(trainer.clients)
     network = build(trainer, Ranks(), model, data, method)
-    sizes, start = data.shards(trainer.clients, trainer.seed).sizes, network.initial_state()
+    shards, start = data.shards(trainer.clients, trainer.seed), network.initial_state()
+    check_steps(trainer, method, data, shards)
+    sizes = shards.sizes
     return Preparation(
         backbone=model.backbone,
         place=_place(find_source(model.backbone)),

@@ -17,7 +17,7 @@ from fedgram import frozen, tracking
 from fedgram.adapters.inject import linear_layers
 from fedgram.checkpoint import Checkpoint, compare_settings, load_first
 from fedgram.clients import ClientStore, Models
-from fedgram.cohort import cohort_size
+from fedgram.cohort import cohort_size, local_step_count
 from fedgram.collectives import Ranks
 from fedgram.compute import Compute, find_prices
 from fedgram.data import FederatedData, Shards
@@ -30,6 +30,7 @@ from fedgram.models import FederatedTask
 from fedgram.models.loading import positions
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
+from fedgram.phases import check_phases
 from fedgram.reporting import describe, write_partition
 from fedgram.run_folder import RunFolder, find_checkpoints, find_run_of
 from fedgram.shortcuts import shorten
@@ -39,7 +40,7 @@ from fedgram.state import State, flatten, to
 if TYPE_CHECKING:
     from fedgram.trainer import FederatedTrainer
 
-__all__ = ["WEIGHTS", "assemble", "begin", "build", "trained_models"]
+__all__ = ["WEIGHTS", "assemble", "begin", "build", "check_steps", "trained_models"]
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,8 @@ def begin(
     with ranks.apart():
         shards, start = data.shards(trainer.clients, trainer.seed), network.initial_state()
         start = to({**start, "server": method.server_start(start, trainer.clients)}, ranks.device)
+        if ranks.rank == 0:  # or every process would warn
+            check_steps(trainer, method, data, shards)
         path, checkpoint = _checkpoint_to_go_on_from(trainer, ckpt_path)
         clients_per_block = _clients_per_block(trainer, network, start, data, checkpoint)
         cohort, longest = cohort_size(trainer.participation, trainer.clients), int(data.split("train").lengths.max())
@@ -172,6 +175,16 @@ def begin(
         if ranks.rank == 0:
             _open_folder(federation)
     return federation
+
+
+def check_steps(trainer: "FederatedTrainer", method: Method, data: FederatedData, shards: Shards) -> None:
+    """Refuse local training that is too short for what a method has each client train in turns.
+
+    Raises:
+        ConfigurationError: see `fedgram.phases.check_phases`.
+    """
+    steps = [local_step_count(int(n), data.batch_size, trainer.local_epochs, trainer.local_steps) for n in shards.sizes]
+    check_phases(method, trainer.rounds, trainer.seed, np.array(steps))
 
 
 def _check_start(ranks: Ranks, network: ClientNetwork, start: State) -> None:

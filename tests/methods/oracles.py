@@ -11,6 +11,26 @@ def fedit(server, clients, weights):
     return {field: sum(w * c[field] for w, c in zip(weights, clients, strict=True)) for field in server}
 
 
+def fedit_of_holders(server, clients, weights):
+    """Each rank's mean over those that have it: what the others count with are the server's own numbers."""
+
+    def mean(old, factors, axis):
+        new = old.copy()
+        for rank in range(old.shape[axis]):
+            row = [np.take(X, rank, axis) for X in (old, *factors)]
+            holders = [(w, own) for w, own in zip(weights, row[1:], strict=True) if (own != row[0]).any()]
+            if holders:
+                value = sum(w * own for w, own in holders) / sum(w for w, _ in holders)
+                np.moveaxis(new, axis, 0)[rank] = value
+        return new
+
+    return {f: mean(server[f], [c[f] for c in clients], axis) for f, axis in (("A", 0), ("B", 1))}
+
+
+def fedsa_of_holders(server, clients, weights):
+    return server | {"A": fedit_of_holders(server, [{"B": server["B"], **c} for c in clients], weights)["A"]}
+
+
 def mean_product(clients, weights):
     return sum(w * c["B"] @ c["A"] for w, c in zip(weights, clients, strict=True))
 

@@ -16,6 +16,7 @@ from fedgram.comparison.curves import Curve
 from fedgram.comparison.runs import Group
 from fedgram.errors import DataError
 from fedgram.files import atomic_write
+from fedgram.lettering import add_legend, lettered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,7 +168,7 @@ def draw_panels(
             for column, panel in enumerate(panels):
                 axes = figure.add_subplot(grid[number, column], sharey=first if share_y else None)
                 _draw_panel(axes, panel, styles, panels if share_y else [panel])
-                axes.set_title("" if column else title, loc="left", fontweight="bold")
+                axes.set_title("" if column else lettered(title), loc="left", fontweight="bold")
                 if first is not None and share_y:
                     axes.tick_params(labelleft=False)
                     axes.set_ylabel("")
@@ -199,10 +200,11 @@ def _add_legend(figure: "Figure", styles: Mapping[str, Mapping[str, Any]], group
     """Name the lines, and say what lines and bands are."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], label=label, **style) for label, style in styles.items()]
     is_beside = len(styles) > _MOST_BELOW
-    legend = figure.legend(
-        handles=handles,
+    legend = add_legend(
+        figure,
+        [Line2D([], [], **style) for style in styles.values()],
+        [*styles],
         handlelength=4,
         title="\n".join(_legend_title(groups, max(26, *map(len, styles)) if is_beside else 60)),
         loc="outside right upper" if is_beside else "outside lower center",
@@ -231,7 +233,7 @@ def _draw_panel(axes: "Axes", panel: Panel, styles: Mapping[str, Mapping[str, An
             _draw_line(axes, curve, styles[curve.label], 0.6 / max(4, len(panel.curves)))
     axes.set(xlabel="\n".join([panel.x, *_wrapped(panel.note)]), ylabel=panel.y)
     if panel.ticks:
-        axes.set_xticks(range(len(panel.ticks)), panel.ticks)
+        axes.set_xticks(range(len(panel.ticks)), [lettered(tick) for tick in panel.ticks])
         axes.set_xlim(-0.5, len(panel.ticks) - 0.5)
     else:
         axes.set_ylim(_limits([curve for other in row for curve in other.curves], panel.log == "y"))

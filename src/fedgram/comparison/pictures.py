@@ -27,6 +27,7 @@ from fedgram.comparison.figures import is_share
 from fedgram.comparison.panels import LETTER, PANEL, Panel, draw_panels, look, save_picture, seeds_of, styles_of
 from fedgram.comparison.runs import Group, Run, short_name, slices
 from fedgram.errors import DataError
+from fedgram.lettering import LITERAL, lettered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,7 +143,7 @@ def _metric_label(groups: Sequence[Group], metric: str | None) -> str:
     names = dict.fromkeys(_metric_of(group, metric) for group in groups)
     metrics = " or ".join(f"{name} (%)" if is_share(name) else name for name in names)
     tasks = {str(group.runs[0].summary["task"]) for group in groups}
-    return f"{metrics} on {tasks.pop()}" if len(tasks) == 1 else metrics
+    return f"{metrics} on {lettered(tasks.pop())}" if len(tasks) == 1 else metrics
 
 
 def _metric_panel(groups: Sequence[Group], metric: str | None, against: Against) -> Panel | None:
@@ -261,7 +262,7 @@ def draw_communication(groups: Sequence[Group], by: Sequence[str] = ()) -> "Figu
         for number, (sent, titles) in enumerate(rows.values()):
             left = figure.add_subplot(grid[number, 0])
             right = figure.add_subplot(grid[number, 1], sharex=left, sharey=left)
-            left.set_title("; ".join(titles) if len(rows) > 1 else "", loc="left", fontweight="bold")
+            left.set_title(lettered("; ".join(titles)) if len(rows) > 1 else "", loc="left", fontweight="bold")
             _draw_bars((left, right), sent, styles_of(groups))
         figure.legend(handles=[Patch(color=_GREY, label="of it the head")], loc="outside lower right")
     return figure
@@ -272,10 +273,12 @@ def _draw_bars(panels: "tuple[Axes, Axes]", sent: "_Sent", styles: Mapping[str, 
     factor, prefix = _prefix(max(float(both.sum(axis=1).max()) for both in sent.values()))
     for axes, way, number in zip(panels, ("up", "down"), (0, 1), strict=True):
         adapters, heads = np.array([both[number] for both in sent.values()]).T / factor
-        axes.barh([*sent], adapters, color=[styles[label]["color"] for label in sent], height=0.7)
-        bars = axes.barh([*sent], heads, left=adapters, color=_GREY, height=0.7)
+        places = range(len(sent))
+        axes.barh(places, adapters, color=[styles[label]["color"] for label in sent], height=0.7)
+        bars = axes.barh(places, heads, left=adapters, color=_GREY, height=0.7)
         axes.bar_label(bars, [f"{total:.3g}" for total in adapters + heads], padding=3, fontsize=9)
         axes.set(xlabel=f"{prefix}B {way} per round, all clients", ylim=(len(sent) - 0.5, -0.5))
+        axes.set_yticks(places, [lettered(label) for label in sent])
         axes.margins(x=0.2)
         axes.grid(visible=True, axis="x")
         axes.tick_params(axis="y", length=0)
@@ -370,7 +373,7 @@ def _partitions(groups: Sequence[Group], by: Sequence[str]) -> list[Picture]:
             continue
         name = f"partition_{len(pictures) + 1}" if pictures else "partition"
         told = ", ".join(filter(None, (slice_name(by, at), f"seed {run.seed}")))
-        figure.axes[0].set_title(told, loc="left")
+        figure.axes[0].set_title(lettered(told), loc="left", **LITERAL)
         picture = Picture(name, f"The samples of each label that each client holds ({told}).", figure)
         pictures.setdefault((run.folder / _PARTITION).read_bytes(), picture)
     return list(pictures.values())

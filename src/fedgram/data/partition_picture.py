@@ -10,6 +10,7 @@ import numpy as np
 
 from fedgram.data.partition import Shards
 from fedgram.errors import DataError
+from fedgram.lettering import LITERAL, LONGEST, add_legend, lettered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -218,11 +219,14 @@ def draw_lines(lines: Lines, sizes: np.ndarray, label_names: Sequence[str]) -> "
 def _draw_bars(axes: "Axes", counts: np.ndarray, label_names: Sequence[str]) -> None:
     clients = np.arange(len(counts))
     starts = np.cumsum(counts, axis=1) - counts
-    for label, (name, colour) in enumerate(zip(label_names, _PALETTE, strict=False)):
-        axes.barh(clients, counts[:, label], left=starts[:, label], color=colour, label=name)
+    bars = [
+        axes.barh(clients, counts[:, label], left=starts[:, label], color=_PALETTE[label])
+        for label in range(len(label_names))
+    ]
     axes.set(xlabel="samples", ylabel="client", ylim=(len(counts) - 0.5, -0.5))
     axes.set_yticks(clients)
-    axes.legend(title="label", loc="upper left", bbox_to_anchor=(1, 1))
+    names = [lettered(name, LONGEST) for name in label_names]
+    add_legend(axes, bars, names, title="label", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _draw_shares(axes: "Axes", shares: np.ndarray, clients: int, label_names: Sequence[str]) -> None:
@@ -237,7 +241,8 @@ def _draw_shares(axes: "Axes", shares: np.ndarray, clients: int, label_names: Se
     )
     # Beyond some twenty names the axis is unreadable; every n-th is named instead.
     ticks = range(0, len(label_names), 1 + len(label_names) // 20)
-    axes.set_xticks(list(ticks), [label_names[tick] for tick in ticks], rotation=30 if len(ticks) > 4 else 0)
+    named = [lettered(label_names[tick], LONGEST) for tick in ticks]
+    axes.set_xticks(list(ticks), named, rotation=30 if len(ticks) > 4 else 0, **LITERAL)
     axes.set(xlabel="label", ylabel="clients, sorted by prevailing label")
     axes.figure.colorbar(picture, ax=axes, label="share of the client's samples")
 

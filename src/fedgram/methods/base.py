@@ -368,8 +368,12 @@ class Method(ABC):
         return {"adapter": select(trained["adapter"], fields) if fields else {}, "head": head}
 
     def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
-        """Return what the server reads of a client's payload: tensors of one form for all clients."""
-        return {**payload, "adapter": fill_up(payload["adapter"], self.fields, self.rank)}
+        """Return what the server reads of a client's payload: tensors of one form for all clients.
+
+        Where a client has a lower rank, what it lacks are the server's own entries: it has changed nothing there. Zeros
+        would make every mean shrink the ranks that only some clients have, also where nobody trained.
+        """
+        return {**payload, "adapter": fill_up(payload["adapter"], self.fields, self.rank, server["adapter"])}
 
     def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
         """Return the server's next state: the adapters aggregated, the heads averaged, and what it remembers."""

@@ -42,7 +42,7 @@ class FedDPA(LoRAMethod):
             global one is final and adapters travel no more, but once down (FedDPA-F).
         mix: α, between 0 and 1, the weight of the local pair where both are there.
         local_share: the share of the local steps that train the local pair, with "alternating", rounded to whole
-            steps: of half of one step nothing is left, and the local pair of such a client stays what it started as.
+            steps. A run in which no client has a step of it, such as half of one, is refused.
         local_from: the first round that trains local pairs, with "sequential", which has no default.
         head: "averaged", so that the global pair makes a model that any client may use, which is what the paper has it
             for; "local"; or "frozen". It is trained in both phases, and averaged in all rounds.

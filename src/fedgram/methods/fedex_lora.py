@@ -18,7 +18,7 @@ from fedgram.methods.fields import select
 from fedgram.methods.lora import LoRAMethod
 from fedgram.methods.residual import ResidualMethod
 from fedgram.state import Layer, Layers
-from fedgram.uploads import Uploads, average
+from fedgram.uploads import Uploads
 
 __all__ = ["FedExLoRA"]
 
@@ -31,7 +31,7 @@ class FedExLoRA(ResidualMethod):
     W⁰ ← W⁰ + s (Σ wₙ BₙAₙ - B̄ Ā), so that the aggregation is exact. The sum of the residuals is kept in float32 beside
     weights of a lower precision, which would swallow it. The published code adds the residual transposed where layers
     are ``nn.Linear``, which square layers hide; here it has the shape of the weight, (d_out, d_in). Ranks that differ
-    from client to client are not in the paper; factors filled up with zeros leave the aggregation exact.
+    from client to client are not in the paper; factors filled up with the server's own leave the aggregation exact.
 
     Args:
         residual: how the residual travels. "dense": d_out · d_in numbers. "factored": as (N-1) r vectors of each side,
@@ -67,7 +67,7 @@ class FedExLoRA(ResidualMethod):
         return {n: {f: layer[f] for f in ("A", "B", *self.news(layer, known))} for n, layer in layers.items()}
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        means = average(layers, uploads, {"A", "B"})
+        means = self.average_changes(layers, uploads, ("A", "B"))
         return {name: {**means[name], **self._residual(name, layer, uploads)} for name, layer in layers.items()}
 
     def _residual(self, name: str, layer: Layer, uploads: Uploads) -> Layer:

@@ -3,7 +3,7 @@
 from fedgram.methods.base import Paper, RoundInfo
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layers
-from fedgram.uploads import Uploads, average
+from fedgram.uploads import Uploads
 
 __all__ = ["FedIT"]
 
@@ -13,6 +13,9 @@ class FedIT(LoRAMethod):
 
     ΔW = s B A and Ā = Σ wₙ Aₙ, B̄ = Σ wₙ Bₙ. The mean of the products is not the product of the means: B̄ Ā misses
     Σ wₙ (Bₙ - B̄)(Aₙ - Ā), which is logged as ``aggregation_error``.
+
+    The paper has one rank for all. Of clients with ranks of their own, each row of A and column of B is the mean over
+    those that have it. With zeros for the others, as is common, a rank that few clients have would fade away.
     """
 
     paper = Paper("Zhang et al.", 2023, "ICASSP 2024", "2305.05644")
@@ -20,4 +23,4 @@ class FedIT(LoRAMethod):
     travels = "A and B both ways"
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        return average(layers, uploads)
+        return self.average_over_holders(layers, uploads, ("A", "B"), info)

@@ -105,7 +105,7 @@ class PFedLoRU(FedLoRU):
         personal_rank: of L and U; by default r.
         personal_scale: s' in front of U L; by default s.
         personal_share: of the local steps of a round in which L and U are trained, between 0 and 1, rounded to whole
-            steps: of half of one step nothing is left, and L and U of such a client stay what they started as.
+            steps. A run in which no client has a step of it, such as half of one, is refused.
         common: the settings of `Method`: rank, alpha, target_modules, head.
     """
 

@@ -7,7 +7,7 @@ from fedgram.methods.base import Diagnostics, HeadPolicy, Paper, RoundInfo
 from fedgram.methods.fields import Field
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layers
-from fedgram.uploads import Uploads, average
+from fedgram.uploads import Uploads
 
 __all__ = ["FedSALoRA"]
 
@@ -17,7 +17,7 @@ class FedSALoRA(LoRAMethod):
 
     ΔWₙ = s Bₙ A and Ā = Σ wₙ Aₙ. Every client has its own model, which starts at Bₙ = 0 and the common head and is
     touched by that client's training only; `trainer.personal_evaluation` says on what these models are judged.
-    Clients of a lower rank, which the paper has not, hold the first rows of A; in the mean, zeros stand for the others.
+    Clients of a lower rank, which the paper has not, hold the first rows of A; each row is the mean over its holders.
 
     Args:
         head: "local", trained by each client for itself and never sent, as in the paper; "averaged" (trained, and
@@ -34,7 +34,7 @@ class FedSALoRA(LoRAMethod):
         super().__init__(head=head, **common)
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        return average(layers, uploads, {"A"})
+        return self.average_over_holders(layers, uploads, ("A",), info)
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
         """Return ‖Aᵗ⁺¹ - Aᵗ‖/‖Aᵗ‖ per layer; there is no global ΔW to be off from."""

@@ -6,7 +6,7 @@ from fedgram.methods.base import HeadPolicy, Paper, RoundInfo
 from fedgram.methods.fields import Field
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layers
-from fedgram.uploads import Uploads, average
+from fedgram.uploads import Uploads
 
 __all__ = ["FFALoRA"]
 
@@ -16,7 +16,8 @@ class FFALoRA(LoRAMethod):
 
     Clients train and send B alone, and B̄ = Σ wₙ Bₙ is exact, since B̄ A = Σ wₙ BₙA. A comes from the seed of the run
     and is never sent. With SGD the paper searched learning rates of {.1, .2, .5, 1}, and {.01, .02, .05, .1} for LoRA.
-    A client of a lower rank has the first rows of A: not in the paper, and exact as well.
+    A client of a lower rank has the first rows of A, and counts with the server's other columns of B: not in the paper,
+    and exact as well, B̄ A = BA + Σ wₙ (Bₙ - B)A over the ranks that each has.
 
     Args:
         head: "frozen" at its random start, as in the paper; "averaged" (trained, and averaged by the server), as other
@@ -34,4 +35,4 @@ class FFALoRA(LoRAMethod):
         super().__init__(head=head, **common)
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        return average(layers, uploads, {"B"})
+        return self.average_changes(layers, uploads, ("B",))

@@ -1,14 +1,15 @@
 """What a method's tensors are called, who holds them, and how those of clients of lower rank are cut and filled up."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedgram.state import Layers
+from fedgram.state import Layer, Layers
+from fedgram.uploads import Uploads
 
-__all__ = ["Field", "cut", "fill_up", "select"]
+__all__ = ["CutUploads", "Field", "cut", "fill_up", "select"]
 
 
 @dataclass(frozen=True)
@@ -58,27 +59,70 @@ def cut(layers: Layers, fields: Iterable[Field], rank: int) -> Layers:
     }
 
 
-def fill_up(layers: Layers, fields: Iterable[Field], rank: int) -> Layers:
-    """Undo `cut`, with zeros in the place of what was cut off.
+def fill_up(layers: Layers, fields: Iterable[Field], rank: int, others: Layers | None = None) -> Layers:
+    """Undo `cut`: put zeros in the place of what was cut off, or the entries that other tensors have there.
 
     Zeros are as good as absent in a product of two factors that are both filled up: they add nothing to it, their
     gradients are zero, and so they stay zero under SGD, Adam and weight decay.
+
+    Args:
+        layers: cut to some rank, or not at all.
+        fields: the method's.
+        rank: how many entries the axis of the rank shall have.
+        others: tensors of that rank; None for zeros.
+
+    >>> server = {"q": {"A": torch.tensor([[1.0], [2.0], [3.0]])}}
+    >>> fill_up({"q": {"A": torch.tensor([[7.0]])}}, [Field("A", rank_axis=0)], 3, server)["q"]["A"].T
+    tensor([[7., 2., 3.]])
     """
     axes = _axes(fields)
-    return {
-        name: {f: _fill_up(t, axes[f], rank) if f in axes else t for f, t in layer.items()}
-        for name, layer in layers.items()
-    }
+
+    def filled(name: str, field: str, tensor: Tensor) -> Tensor:
+        if field not in axes or rank <= tensor.shape[axes[field]]:
+            return tensor
+        return _fill_up(tensor, axes[field], rank, None if others is None else others[name][field])
+
+    return {name: {f: filled(name, f, t) for f, t in layer.items()} for name, layer in layers.items()}
+
+
+class CutUploads(Uploads):
+    """The uploads of a cohort without what lies beyond some rank.
+
+    Args:
+        uploads: whole.
+        layers: the server's tensors, whole.
+        fields: the method's.
+        rank: what is left.
+    """
+
+    def __init__(self, uploads: Uploads, layers: Layers, fields: Iterable[Field], rank: int) -> None:
+        # Not the parent's: whether all is finite has been looked at.
+        self.clients, self.weights = uploads.clients, uploads.weights
+        self._whole, self._layers, self._kept, self._rank = uploads, layers, tuple(fields), rank
+
+    def mean(self, layer: str, of: Callable[[Layer], Tensor], like: Tensor) -> Tensor:
+        return self._whole.mean(layer, lambda sent: of(self._cut(sent)), like)
+
+    def fields(self, layer: str) -> list[str]:
+        return self._whole.fields(layer)
+
+    def stack(self, layer: str, field: str, like: Tensor) -> Tensor:
+        rows = self._whole.stack(layer, field, self._layers[layer][field])
+        axis = _axes(self._kept).get(field)
+        return rows if axis is None else rows.narrow(axis + 1, 0, self._rank)  # clients come first
+
+    def _cut(self, sent: Layer) -> Layer:
+        return cut({"": sent}, self._kept, self._rank)[""]
 
 
 def _axes(fields: Iterable[Field]) -> dict[str, int]:
     return {field.name: field.rank_axis for field in fields if field.rank_axis is not None}
 
 
-def _fill_up(tensor: Tensor, axis: int, rank: int) -> Tensor:
-    missing = rank - tensor.shape[axis]
-    if missing <= 0:
-        return tensor
+def _fill_up(tensor: Tensor, axis: int, rank: int, other: Tensor | None) -> Tensor:
+    present = tensor.shape[axis]
+    if other is not None:
+        return torch.cat([tensor, other.narrow(axis, present, rank - present).to(tensor)], dim=axis)
     shape = list(tensor.shape)
-    shape[axis] = missing
+    shape[axis] = rank - present
     return torch.cat([tensor, tensor.new_zeros(shape)], dim=axis)

@@ -12,7 +12,7 @@ from fedgram.adapters import Adapter
 from fedgram.errors import require_choice
 from fedgram.linalg import mean_product, truncated_svd
 from fedgram.methods.base import Paper, RoundInfo
-from fedgram.methods.fields import Field
+from fedgram.methods.fields import Field, fill_up
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layer, Layers, State
 from fedgram.uploads import Uploads
@@ -81,9 +81,9 @@ class FlexLoRA(LoRAMethod):
         return {**own, "adapter": adapters}
 
     def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
-        """Return A, and B by the server's scale."""
-        own = super().receive(server, payload, client, info)
-        return {**own, "adapter": _rescaled(own["adapter"], self._relative_scale(client, info))}
+        """Return A, and B by the server's scale, filled up with zeros: the paper's mean is of the clients' products."""
+        own = fill_up(payload["adapter"], self.fields, self.rank)
+        return {**payload, "adapter": _rescaled(own, self._relative_scale(client, info))}
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
         return {name: {**layer, **self._best(name, layer, uploads)} for name, layer in layers.items()}

@@ -61,6 +61,10 @@ class FLoRA(ResidualMethod):
         adapters = {name: begun(name, layer) for name, layer in own["adapter"].items()}
         return {**own, "adapter": fill_up(adapters, self.fields, self.rank)}
 
+    def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
+        """Return the factors filled up with zeros: the server has none of its own that clients go on from."""
+        return {**payload, "adapter": fill_up(payload["adapter"], self.fields, self.rank)}
+
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
         return {name: self._merged(name, layer, uploads, info) for name, layer in layers.items()}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedgram.errors import ConfigurationError, require_choice
 from fedgram.methods.base import Paper, RoundInfo
+from fedgram.methods.fields import fill_up
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layers
 from fedgram.uploads import Uploads
@@ -40,7 +41,8 @@ class FLoRANA(LoRAMethod):
     factors of rank r exceeds.
 
     The objective is the same for (c P, Q/c). c is chosen so that ‖B̂‖/‖Â‖ is that of the means, and ⟨Â, Ā⟩ ≥ 0: else the
-    clients' optimizers would see factors of any scale. Clients of a lower rank take part with zeros in what they lack.
+    clients' optimizers would see factors of any scale. Clients of a lower rank take part with the server's own rows and
+    columns in what they lack; ranks that nobody of the cohort has stay what they were.
 
     Args:
         scope: "layer" solves for a P and a Q of every layer; "model" for one pair for all layers, which has a larger
@@ -67,6 +69,8 @@ class FLoRANA(LoRAMethod):
         return super().name + ("" if self.scope == "layer" else "-model")
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+        whole = layers
+        layers, uploads = self.held_by_cohort(layers, uploads, info)
         groups = [list(layers)] if self.scope == "model" else [[name] for name in layers]
         after: Layers = {}
         for names in groups:
@@ -76,7 +80,7 @@ class FLoRANA(LoRAMethod):
             for n in names:
                 mixed = {f: torch.einsum("n,nij->ij", mixture, stacks[n][f]) for f, mixture in (("A", P), ("B", Q))}
                 after[n] = {f: mixed[f].to(layers[n][f]) for f in layers[n]}
-        return after
+        return fill_up(after, self.fields, self.rank, whole)
 
 
 def _grams(Bs: Float[Tensor, "N d_out r"], As: Float[Tensor, "N r d_in"]) -> _Grams:

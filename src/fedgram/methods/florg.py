@@ -33,6 +33,10 @@ class FLoRG(Method):
     ΔW = s L AᵀA R; clients train and send A alone; the server forms Q = Σ wₙ AₙᵀAₙ (eq. 4), factors it (eqs. 6, 7) and
     rotates the factor towards the last A (eqs. 8-11).
 
+    The paper has one rank for all. A client of a lower rank rₙ is given A₍ᵣₙ₎, the first rows of A, and the server
+    counts what it changed in them: Q = AᵀA + Σ wₙ (AₙᵀAₙ - A₍ᵣₙ₎ᵀA₍ᵣₙ₎). So the rows that only some have are not shrunk
+    by the others. While it trains, its model is without the other rows.
+
     Args:
         solver: "polar" gives Aᵗ⁺¹ = polar(Aᵗ Zᵀ) Z without forming Q; "eigh" is the paper's literal path: all_reduce of
             the k x k Gram matrices, eigendecomposition, SVD. Both give the same A, up to rounding.
@@ -111,6 +115,11 @@ class FLoRG(Method):
 
     def _stack(self, name: str, A: Float[Tensor, "r k"], uploads: Uploads) -> Float[Tensor, "m k"]:
         """Return Z = [√wₙ Aₙ], for which ZᵀZ = Q: an all_gather of N r k numbers.
+
+        Where a client has a lower rank, Aₙ here is [Aₙ; A₍>ᵣₙ₎], what it sent above the server's other rows, put
+        together by `receive`. With AᵀA = A₍ᵣₙ₎ᵀA₍ᵣₙ₎ + A₍>ᵣₙ₎ᵀA₍>ᵣₙ₎ and Σ wₙ = 1,
+        Q = AᵀA + Σ wₙ (AₙᵀAₙ - A₍ᵣₙ₎ᵀA₍ᵣₙ₎) = Σ wₙ (AₙᵀAₙ + A₍>ᵣₙ₎ᵀA₍>ᵣₙ₎) = Σ wₙ [Aₙ; A₍>ᵣₙ₎]ᵀ[Aₙ; A₍>ᵣₙ₎]:
+        Q is positive semi-definite, no difference is ever taken, and both solvers and all projections go on from there.
 
         Q itself is fewer from N = 2k/r clients on. But its eigenvectors take longer than to send these, until devices
         and clients are thousands (docs/performance.md), and `diagnose` asks for these in any case.

@@ -14,9 +14,9 @@ from fedgram.adapters import Adapter
 from fedgram.errors import ConfigurationError, require_choice
 from fedgram.linalg import product_norm
 from fedgram.methods.base import Paper, RoundInfo
-from fedgram.methods.fields import Field, cut
+from fedgram.methods.fields import Field, cut, fill_up
 from fedgram.methods.lora import LoRAMethod
-from fedgram.state import Layers, State, send
+from fedgram.state import Layer, Layers, State, send
 from fedgram.uploads import Uploads
 
 __all__ = ["HetLoRA"]
@@ -34,7 +34,7 @@ class HetLoRA(LoRAMethod):
     what they were. All clients have the scale alpha / rank, which does not change when ranks do.
 
     There is no published code: this is a reconstruction. The paper's pₙ has no wₙ, as with uniform client weights.
-    FedIT with client_ranks is the baseline that goes by the name of HetLoRA elsewhere: zeros and plain means.
+    Zeros make every round multiply a rank of A, and of B, by the share of its holders, also where nobody trained.
 
     Args:
         gamma: γ, the share of its ranks that a client is left with when it prunes; 1 for no pruning and no penalty.
@@ -125,15 +125,32 @@ class HetLoRA(LoRAMethod):
         told = {"": {"rank": torch.full((), rank, dtype=torch.int64, device=device)}}
         return {**payload, "adapter": cut(payload["adapter"], self.fields, rank) | told}
 
+    def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
+        """Return the factors filled up with zeros, as the paper has it."""
+        return {**payload, "adapter": fill_up(payload["adapter"], self.fields, self.rank)}
+
     def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
         after = super().next_state(server, adapters, heads, info)
         if not self._prunes:
-            return after
+            return self._with_rows_of_nobody(server, after, info)
         before = server["server"][""]["pruned"]
         dealt = torch.tensor([super(HetLoRA, self).rank_of(server, client, info) for client in info.cohort])
         left = adapters.stack("", "rank", torch.zeros((), dtype=torch.int64, device=before.device))
         pruned = before.index_copy(0, torch.tensor(info.cohort, device=before.device), dealt.to(left) - left)
-        return self.with_rows_of_nobody(server, {**after, "server": {"": {"pruned": pruned}}}, info)
+        return self._with_rows_of_nobody(server, {**after, "server": {"": {"pruned": pruned}}}, info)
+
+    def _with_rows_of_nobody(self, before: State, after: State, info: RoundInfo) -> State:
+        """Return the server's next state, with A's rows of ranks that nobody of the cohort has as they were before.
+
+        Zeros in A and in B would stay there, as no gradient would ever move them. Beside the zeros in B any A gives the
+        same ΔW.
+        """
+        largest = max(self.rank_of(after, client, info) for client in info.cohort)
+        if largest == self.rank:
+            return after
+        old = before["adapter"]
+        kept = {name: _with_rows(layer, old[name]["A"], largest) for name, layer in after["adapter"].items()}
+        return {**after, "adapter": kept}
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
         shares = self._shares(layers, uploads)
@@ -154,6 +171,13 @@ class HetLoRA(LoRAMethod):
             norms = dict.fromkeys(layers, torch.linalg.vector_norm(torch.stack(list(norms.values())), dim=0))
         weights = {name: send(uploads.weights, norm.device) for name, norm in norms.items()}
         return {name: _normalised(weights[name] * norm, weights[name]) for name, norm in norms.items()}
+
+
+def _with_rows(layer: Layer, old_A: Tensor, largest: int) -> Layer:
+    """Return a layer with old rows of A beyond a rank, where A and B are both zero."""
+    nobody = (layer["A"] == 0).all(dim=1) & (layer["B"] == 0).all(dim=0)
+    nobody[:largest] = False
+    return {**layer, "A": torch.where(nobody[:, None], old_A, layer["A"])}
 
 
 def _normalised(shares: Float[Tensor, " N"], otherwise: Float[Tensor, " N"]) -> Float[Tensor, " N"]:

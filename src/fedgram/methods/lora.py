@@ -1,14 +1,17 @@
 """What the methods with LoRA's adapter have in common."""
 
+from collections.abc import Collection, Mapping
+
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, LoraAdapter, lora_start
 from fedgram.linalg import Product, mean_product, product_distance, product_norm, ratio, relative_change
 from fedgram.methods.base import Diagnostics, Method, RoundInfo
-from fedgram.methods.fields import Field
-from fedgram.state import Layer, Layers, State
-from fedgram.uploads import Uploads
+from fedgram.methods.fields import CutUploads, Field, cut
+from fedgram.state import Layer, Layers, send
+from fedgram.uploads import Uploads, average
 
 __all__ = ["LoRAMethod"]
 
@@ -21,22 +24,36 @@ class LoRAMethod(Method):
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         return LoraAdapter(linear, self.rank, self.scale, lora_start(linear, self.rank, generator))
 
-    def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
-        after = super().next_state(server, adapters, heads, info)
-        return self.with_rows_of_nobody(server, after, info)
+    def average_changes(self, layers: Layers, uploads: Uploads, fields: Collection[str]) -> Layers:
+        """Return the weighted mean of the clients' factors, in which what a client lacks counts as the server's.
 
-    def with_rows_of_nobody(self, before: State, after: State, info: RoundInfo) -> State:
-        """Return the server's next state, with A's rows of ranks that nobody of the cohort has as they were before.
-
-        Averages leave zeros there, in A and in B, and with both zero no gradient would ever move them. Beside the zeros
-        in B any A gives the same ΔW.
+        Where clients have ranks of their own it is computed as A + Σ wₙ (Aₙ - A), so that ranks that nobody of the
+        cohort has are bit by bit what they were.
         """
-        widest = max(self.rank_of(after, client, info) for client in info.cohort)
-        if widest == self.rank:
-            return after
-        old = before["adapter"]
-        kept = {name: _with_rows(layer, old[name]["A"], widest) for name, layer in after["adapter"].items()}
-        return {**after, "adapter": kept}
+        if self.client_ranks is None:
+            return average(layers, uploads, fields)
+        return _with_changes(layers, uploads, {field: torch.ones(()) for field in fields})
+
+    def average_over_holders(
+        self, layers: Layers, uploads: Uploads, fields: Collection[str], info: RoundInfo
+    ) -> Layers:
+        """Return the weighted mean of each rank over those clients of the cohort that have it.
+
+        A + Σ wₙ (Aₙ - A) / Σ wₙ, both sums over the holders of a row; a rank that nobody has stays what it was.
+        """
+        if self.client_ranks is None:
+            return average(layers, uploads, fields)
+        ranks = torch.tensor([self.rank_of({}, client, info) for client in uploads.clients])
+        held = uploads.weights @ (ranks[:, None] > torch.arange(self.rank)).double()
+        factors = {f.name: _along(held.reciprocal(), f.rank_axis) for f in self.fields if f.name in fields}
+        return _with_changes(layers, uploads, factors)
+
+    def held_by_cohort(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> tuple[Layers, Uploads]:
+        """Return the server's tensors and the uploads without those ranks that nobody of the cohort has."""
+        if self.client_ranks is None:
+            return layers, uploads
+        largest = max(self.rank_of({}, client, info) for client in uploads.clients)
+        return cut(layers, self.fields, largest), CutUploads(uploads, layers, self.fields, largest)
 
     def missed(self, before: Layer, after: Layer, ideal: Product) -> Tensor:
         """Return how far what an aggregation put in the place of Σ wₙ BₙAₙ is from it, without the scale.
@@ -69,8 +86,19 @@ class LoRAMethod(Method):
         return layer[field].expand(len(uploads.clients), *layer[field].shape)
 
 
-def _with_rows(layer: Layer, old_A: Tensor, widest: int) -> Layer:
-    """Return a layer with old rows of A beyond a rank, where A and B are both zero."""
-    nobody = (layer["A"] == 0).all(dim=1) & (layer["B"] == 0).all(dim=0)
-    nobody[:widest] = False
-    return {**layer, "A": torch.where(nobody[:, None], old_A, layer["A"])}
+def _with_changes(layers: Layers, uploads: Uploads, factors: Mapping[str, Tensor]) -> Layers:
+    """Return x + c Σ wₙ (xₙ - x) for the fields that have a factor c, and x bit by bit where no client moved it."""
+
+    def moved(name: str, field: str, x: Tensor) -> Tensor:
+        if field not in factors:
+            return x
+        old = x.double()
+        change = uploads.mean(name, lambda sent: sent[field].double() - old, x)
+        return torch.where(change == 0, old, old + send(factors[field], change.device) * change).to(x.dtype)
+
+    return {name: {field: moved(name, field, x) for field, x in layer.items()} for name, layer in layers.items()}
+
+
+def _along(values: Float[Tensor, " r"], axis: int | None) -> Tensor:
+    """Return one number for each rank in the form that multiplies a factor whose rank is along an axis."""
+    return values[:, None] if axis == 0 else values

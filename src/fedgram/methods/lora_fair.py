@@ -14,6 +14,7 @@ from torch import Tensor
 from fedgram.errors import ConfigurationError, require_choice
 from fedgram.linalg import mean_product, product_norm
 from fedgram.methods.base import Paper, RoundInfo
+from fedgram.methods.fields import fill_up
 from fedgram.methods.lora import LoRAMethod
 from fedgram.seeding import torch_generator
 from fedgram.state import Layer, Layers
@@ -35,7 +36,8 @@ class LoRAFAIR(LoRAMethod):
     The cosine does not see lengths, which brings two traps. A random start of ΔB, far larger than B̄ in early rounds,
     is pulled back by λ alone, and that of the paper is weak: so ΔB starts at zero. And its gradient goes as 1/‖B̄ Ā‖:
     at an lr of .01 the steps overshoot where ‖B̄ Ā‖ is well below 1, and lengthen B many times over. So ΔB is counted
-    in units of ‖B̄ Ā‖ here. Both can be had as they were. Clients of a lower rank take part filled up with zeros.
+    in units of ‖B̄ Ā‖ here. Both can be had as they were. Clients of a lower rank take part with the server's own rows
+    and columns in what they lack; ranks that nobody of the cohort has stay what they were.
 
     Args:
         mode: "cosine", the paper's, or "l2", which is solved exactly and has no steps.
@@ -87,6 +89,8 @@ class LoRAFAIR(LoRAMethod):
         return super().name + ("" if self.init == "zero" else "-xavier") + ("" if self.relative else "-absolute")
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+        whole = layers
+        layers, uploads = self.held_by_cohort(layers, uploads, info)
         means = {
             name: {field: uploads.mean(name, itemgetter(field), old) for field, old in layer.items()}
             for name, layer in layers.items()
@@ -98,7 +102,8 @@ class LoRAFAIR(LoRAMethod):
             lengths = {name: _length(name, layer, uploads) for name, layer in layers.items()}
             corrections = self._by_descent(means, targets, lengths, info)
         corrected = {name: {"A": mean["A"], "B": mean["B"] + corrections[name]} for name, mean in means.items()}
-        return {name: {f: corrected[name][f].to(old) for f, old in layer.items()} for name, layer in layers.items()}
+        after = {name: {f: corrected[name][f].to(old) for f, old in layer.items()} for name, layer in layers.items()}
+        return fill_up(after, self.fields, self.rank, whole)
 
     def _by_least_squares(self, mean: Layer, H: Float[Tensor, "d_out r"]) -> Float[Tensor, "d_out r"]:
         """Return ΔB = (H - B̄ G) (G + λ I)⁻¹; without λ, the least ΔB of those that are as good."""
@@ -118,7 +123,7 @@ class LoRAFAIR(LoRAMethod):
         G = torch.stack([mean["A"] @ mean["A"].mT for mean in means.values()])
         length = torch.stack(list(lengths.values()))
         if self.relative:
-            unit = (S[:, : self.rank, : self.rank] * G).sum((1, 2)).sqrt()  # ‖B̄ Ā‖
+            unit = (S[:, : G.shape[1], : G.shape[1]] * G).sum((1, 2)).sqrt()  # ‖B̄ Ā‖
             unit = torch.where(unit > 0, unit, 1.0)
             S, length = S / unit[:, None, None] ** 2, length / unit
         moved = self._descend(S, G, length)
@@ -142,7 +147,7 @@ class LoRAFAIR(LoRAMethod):
         With X = (B̄ + ΔB) Ā, ⟨T, X⟩ = ⟨H, B̄ + ΔB⟩ and ‖X‖² = ⟨(B̄ + ΔB) G, B̄ + ΔB⟩, the gradient of the loss is
         -H / (‖T‖ ‖X‖) + cos(T, X) (B̄ + ΔB) G / ‖X‖² + 2 λ ΔB. Where T or X is zero there is no cosine, and no gradient.
         """
-        r = self.rank
+        r = G.shape[1]
         blocks = torch.eye(S.shape[1], dtype=S.dtype, device=S.device).split(r, dim=1)
         of_B, of_H = blocks[:2]
         D = torch.zeros_like(S[:, :, :r]) + (blocks[2] if len(blocks) > 2 else 0)
