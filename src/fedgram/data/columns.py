@@ -156,7 +156,7 @@ def _separated_otherwise(columns: Columns) -> str:
 
 
 def check_texts(values: list[Any], column: str, place: Place | str) -> list[str]:
-    """Return the values of a column, of which each must be a string.
+    """Return the values of a column, of which each must be a string; blank ones are logged.
 
     Args:
         values: the column.
@@ -176,6 +176,10 @@ def check_texts(values: list[Any], column: str, place: Place | str) -> list[str]
                 f"{place.rows([row])}: {column!r} holds half of a surrogate pair, which is no character;"
                 " correct it or remove the row"
             )
+    if blank := [row for row, value in enumerate(values) if not value or value.isspace()]:
+        notice(
+            f"{place.rows(blank)}: {column!r} is blank, and a sample like the others; remove such rows if it is none"
+        )
     return list(values)
 
 
