@@ -160,6 +160,9 @@ def _mixed(labels: Sequence[Any], place: Place, kinds: dict[type, str]) -> DataE
 def _names_of_numbers(labels: Sequence[Any], place: Place) -> dict[Key, str]:
     """Return whole numbers as they are usually written: of 2.0 it is 2."""
     values = {key_of(label): label for label in labels}
+    if any(value != value for value in values.values()):  # NaN
+        rows = rows_where(labels, place, lambda label: label != label)
+        raise DataError(f"{rows}: the label is missing (NaN); add it, or remove the row")
     odd = {key for key, value in values.items() if not _is_whole(value)}
     if odd:
         raise _not_whole(labels, place, lambda label: key_of(label) in odd)
@@ -265,7 +268,7 @@ def _check_words_among_numbers(
     few_words = 2 * count <= len(labels)
     odd = words if few_words else [text for text, number in numbers.items() if number is not None]
     rows = rows_where(labels, place, lambda label: (numbers[label] is None) == few_words)
-    usual, came = ("numbers", "is none") if few_words else ("names", "is a number")
+    usual, came = ("numbers", "is no number") if few_words else ("names", "is a number")
     raise DataError(
         f"{rows}: label {short(odd[0])} {came}, while the others are {usual}; correct the label, or if all are classes"
         f" set num_labels to {len(numbers)}: {listed(numbers)}"
