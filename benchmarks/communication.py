@@ -57,7 +57,7 @@ class Rounds:
 
     def until(self, total: float) -> float:
         """Return after how many rounds a total is reached."""
-        return 1 + (total - self.first) / self.later
+        return total / self.first if total < self.first else 1 + (total - self.first) / self.later
 
 
 def ask(model: str, methods: Mapping[str, Method]) -> Estimate:

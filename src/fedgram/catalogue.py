@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from fedgram.arguments import OneLineParser
 
 if TYPE_CHECKING:
-    from fedgram.cost import Size
+    from fedgram.cost import Payloads
     from fedgram.methods import Method
 
 __all__ = ["Entry", "entries", "known_methods", "main"]
@@ -19,7 +19,7 @@ _DESCRIPTION = (
 )
 _EXAMPLES = """\
 With options of fit it also tells how many parameters one client sends and is sent in a round (adapters, without the
-head; after the first round, to a client that has missed none):
+head; after the first round, to a client that has missed none; the most, where only training can tell):
 
   fedgram methods
   fedgram methods --config configs/quickstart.yaml
@@ -39,7 +39,8 @@ class Entry:
         travels: what is sent.
         exact: whether the server's ΔW is the weighted mean of the clients'.
         heterogeneous: whether clients may have ranks of their own.
-        sent: parameters of one client's adapters up and down in a round; None where there is no backbone.
+        sent: parameters of one client's adapters up and down in a round, the most where only training can tell; None
+            where there is no backbone.
     """
 
     name: str
@@ -79,11 +80,11 @@ def known_methods() -> "list[type[Method]]":
     )
 
 
-def entries(sent: "Mapping[str, tuple[Size, Size]] | None" = None) -> list[Entry]:
+def entries(sent: "Mapping[str, Payloads] | None" = None) -> list[Entry]:
     """Return what is told of every kind of every method.
 
     Args:
-        sent: what one client sends and is sent in a round, by the name of the kind.
+        sent: what is sent, by the name of the kind.
     """
     return [
         Entry(
@@ -93,7 +94,7 @@ def entries(sent: "Mapping[str, tuple[Size, Size]] | None" = None) -> list[Entry
             kind.travels,
             kind.exact,
             kind.heterogeneous,
-            None if sent is None else (sent[name][0].adapter, sent[name][1].adapter),
+            None if sent is None else (sent[name].most["up"].adapter, sent[name].most["down"].adapter),
         )
         for kind in known_methods()
         for name in kind.variants or {kind.__name__: {}}

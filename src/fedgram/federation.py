@@ -212,7 +212,7 @@ class Federation:
         starts, held, info = [], self.method.without_shared(self.held), current.info
         for client in block.clients:
             with located(f"client {client}"):
-                payload = self.method.payload_down(self.state, client, info)
+                payload = self.method.sent_down(self.state, client, info)
                 own = merge(held, to(self.store.state(client), self.network.device))
                 starts.append(self.method.start(self.state, own, payload, client, info))
             current.ledger.record("down", payload)

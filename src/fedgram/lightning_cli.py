@@ -16,7 +16,7 @@ import fedgram
 from fedgram.callbacks import Callback
 from fedgram.comparison import Run
 from fedgram.comparison.overview import run_table
-from fedgram.cost import Estimate, Size, every_method, find_traffic
+from fedgram.cost import Estimate, Payloads, every_method, find_payloads
 from fedgram.cost.tables import WIDTH, markdown, rich_tables
 from fedgram.data import FederatedData
 from fedgram.files import atomic_write
@@ -208,14 +208,14 @@ def build(options: Sequence[str], command: str = "fit") -> Built:
     return _Builder(_with_every_method(options) if command == "cost" else options, command).built
 
 
-def traffic_of(options: Sequence[str]) -> dict[str, tuple[Size, Size]]:
-    """Return what one client sends and is sent in a round with every method, by options of fit.
+def traffic_of(options: Sequence[str]) -> dict[str, Payloads]:
+    """Return what is sent with every method, by options of fit.
 
     Raises:
         FedgramError: as for the commands.
     """
     trainer, given = build(options, "cost")
-    return find_traffic(trainer, given["model"], given["datamodule"], every_method(given["method"]))
+    return find_payloads(trainer, given["model"], given["datamodule"], every_method(given["method"]))
 
 
 def cost_of(options: Sequence[str]) -> Estimate:

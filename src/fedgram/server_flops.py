@@ -13,7 +13,7 @@ proportions, of which four give the polynomial and one checks it.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
@@ -26,7 +26,7 @@ from fedgram.seeding import isolated, torch_generator
 from fedgram.state import Layer, Layers, State, split
 from fedgram.uploads import Uploads
 
-__all__ = ["Aggregation", "aggregation", "remembered_of_head", "server_flops"]
+__all__ = ["Aggregation", "aggregation", "server_flops"]
 
 _LAYER = "layer"
 """The name of the one layer that stands for all of its shape."""
@@ -40,12 +40,10 @@ class Aggregation:
         flops: its operations; a fraction, as some formulas have thirds.
         shapes: of the server's tensors afterwards, by part and field: those of the layer in its model, and those that
             it remembers of the layer.
-        remembered: what it remembers of no layer.
     """
 
     flops: Fraction
     shapes: Mapping[tuple[str, str], tuple[int, ...]]
-    remembered: Layer = field(default_factory=dict, compare=False)
 
     @property
     def numbers(self) -> list[Fraction]:
@@ -56,9 +54,7 @@ class Aggregation:
         """Return the aggregation of another layer, whose tensors have as many dimensions."""
         flops, *sizes = numbers
         left: Iterator[int] = iter(map(int, sizes))
-        return Aggregation(
-            flops, {key: tuple(next(left) for _ in shape) for key, shape in self.shapes.items()}, self.remembered
-        )
+        return Aggregation(flops, {key: tuple(next(left) for _ in shape) for key, shape in self.shapes.items()})
 
 
 def server_flops(method: Method, layers: Mapping[str, ClientLayer], clients: int, cohort: int) -> int:
@@ -111,51 +107,34 @@ def _interpolated(points: Sequence[tuple[int, Fraction]], at: int) -> Fraction:
     )
 
 
-def remembered_of_head(method: Method, head: Layers, clients: int, cohort: int) -> Layers:
-    """Return what the server remembers of the head's layers after a round, in tensors without numbers.
-
-    A round is run with one number in the place of each of the head's tensors. What the server remembers under the name
-    of such a tensor is taken to have its axes, behind others.
-    """
-    small = {name: {f: torch.zeros([1] * t.ndim) for f, t in layer.items()} for name, layer in head.items()}
-    after, _ = _round(method, 2 * method.least_side, 2 * method.least_side, clients, cohort, small)
-
-    def like(name: str, field: str, found: Tensor) -> Tensor:
-        own = head[name][field].shape
-        return torch.empty(*found.shape[: found.ndim - len(own)], *own, dtype=found.dtype, device="meta")
-
-    memory = {name: layer for name, layer in after["server"].items() if name in head}
-    return {name: {f: like(name, f, t) for f, t in layer.items() if f in head[name]} for name, layer in memory.items()}
-
-
 def _counted(method: Method, d_in: int, d_out: int, clients: int, cohort: int) -> Aggregation:
     """Run a round of one layer on random tensors, but for local training, and count the server's part."""
-    after, flops = _round(method, d_in, d_out, clients, cohort, {})
+    after, flops = _round(method, d_in, d_out, clients, cohort)
     shapes = {
         (part, field): tuple(tensor.shape)
         for part in ("adapter", "server")
         for field, tensor in after[part].get(_LAYER, {}).items()
     }
-    return Aggregation(flops, shapes, after["server"].get("", {}))
+    return Aggregation(flops, shapes)
 
 
-def _round(method: Method, d_in: int, d_out: int, clients: int, cohort: int, head: Layers) -> tuple[State, Fraction]:
-    """Run a round of one layer and a head, and return what the server then holds, and its operations."""
+def _round(method: Method, d_in: int, d_out: int, clients: int, cohort: int) -> tuple[State, Fraction]:
+    """Run a round of one layer without a head, and return what the server then holds, and its operations."""
     info = RoundInfo(method.settled + 1, 0, dict.fromkeys(range(cohort), method.settled), clients)
     with isolated(0, "server flops"):
         adapter = method.adapter(nn.Linear(d_in, d_out), torch_generator(0, "server flops"))
-        model: State = {"adapter": {_LAYER: _drawn(adapter.initial())}, "head": head}
+        model: State = {"adapter": {_LAYER: _drawn(adapter.initial())}, "head": {}}
         server = {**model, "server": method.server_start(model, clients)}
         sent = [_sent(method, server, client, info)["adapter"] for client in range(cohort)]
     uploads = _Cohort(sent)
     with torch.no_grad(), FlopCounter() as counter:
-        after = method.next_state(server, uploads, _Cohort([head] * cohort), info)
+        after = method.next_state(server, uploads, _Cohort([{}] * cohort), info)
     return after, counter.total + uploads.flops_of_means
 
 
 def _sent(method: Method, server: State, client: int, info: RoundInfo) -> State:
     """Return what the server reads of a client whose training has added random tensors to what it started from."""
-    held, payload = method.without_shared(server), method.payload_down(server, client, info)
+    held, payload = method.without_shared(server), method.sent_down(server, client, info)
     start = method.start(server, held, payload, client, info)
     drawn = {
         name: start["adapter"][name] | {field: tensor + torch.randn_like(tensor) for field, tensor in own.items()}

@@ -88,7 +88,7 @@ def client_start(method: Method, state: State, clients: int, number: int = 1) ->
     """Return what the first of some clients starts a round from, of the model that training starts with."""
     info = client_round(clients, number)
     server = {**state, "server": method.server_start(state, clients)}
-    payload = method.payload_down(server, 0, info)
+    payload = method.sent_down(server, 0, info)
     return method.start(server, method.without_shared(state), payload, 0, info)
 
 

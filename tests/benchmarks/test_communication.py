@@ -52,11 +52,12 @@ def test_the_operations_beside_table_8_are_up_to_date():
 def test_a_total_comes_to_rounds_of_which_the_first_may_be_less(opt):
     rounds = Rounds.of(opt["FedEx-LoRA"], head=False, clients=2)
     adapters, residual = 24 * 4 * 2 * 768, 24 * 768**2
-    assert rounds == Rounds(2 * 2 * adapters, 2 * (2 * adapters + residual))
+    assert rounds == Rounds(2 * adapters, 2 * (2 * adapters + residual))  # in round 1 nothing goes down
     assert rounds.until(rounds.first) == 1
     assert rounds.until(rounds.first + 3 * rounds.later) == 4
+    assert rounds.until(rounds.first / 4) == 0.25
     with_head = Rounds.of(opt["FLoRG"], head=True, clients=1)
-    assert with_head.first == with_head.later == 2 * (24 * 4 * 768 + 2 * 768)
+    assert 2 * with_head.first == with_head.later == 2 * (24 * 4 * 768 + 2 * 768)
 
 
 def test_every_method_of_the_paper_has_a_row():

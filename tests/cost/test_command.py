@@ -58,7 +58,7 @@ def test_a_method_whose_name_begins_like_all_is_left_alone():
 def test_markdown(fedgram, config):
     code, out, _ = fedgram("cost", "--config", config, "--markdown")
     assert code == 0
-    assert "\n| FLoRG | 128 | 34 | 128 | 128 | 128 | 34 |\n" in out
+    assert "\n| FLoRG | 128 | 34 | 128 | 0 | 128 | 34 |\n" in out
 
 
 def test_a_shape_needs_nothing_but_its_name(fedgram, monkeypatch):

@@ -97,6 +97,28 @@ def test_what_is_not_known_is_said():
     assert re.search(r"1\.27 T +- +- +106 M", text)
 
 
+def test_what_only_training_can_tell_is_shown_as_a_range():
+    least = {"down": Size(300, 10, 1200, 40), "all_down": Size(3000, 100, 12_000, 400)}
+    cost = Cost(**{**vars(COST), "least": least, "unknown": "how many experts there will be"})
+    estimate = Estimate(SETTING, (COST, cost))
+    text, lines = shown(estimate), markdown(estimate)
+    assert max(map(len, text.splitlines())) <= 100
+    assert [text.count(cell) for cell in ("≤ 353,468,416", "≤ 1.42 GB")] == [1, 1]
+    (row,) = [line for line in lines if "12.4 kB - 284 GB" in line]
+    assert row.count(" - ") == 1
+    (note,) = [line for line in lines if "only training can tell" in line]
+    assert note == (
+        "- FedExLoRA-factored: only training can tell how many experts there will be; all clients send 7,090,401,320 "
+        "parameters (28,361,605,280 bytes) and are sent 3,100 to 70,904,013,200 parameters (12,400 to "
+        "283,616,052,800 bytes)"
+    )
+    assert " ".join(note[2:].split()) in " ".join(text.split())
+    plain = estimate.as_dict()["costs"]
+    assert plain[0]["least"] == {}
+    assert plain[1]["least"]["all_down"]["adapter"] == 3000
+    assert plain[1]["unknown"] == "how many experts there will be"
+
+
 def test_plain_types_hold_all():
     plain = Estimate(SETTING, (COST,)).as_dict()
     assert plain["setting"]["backbone"] == "owner/model"

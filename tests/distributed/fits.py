@@ -161,20 +161,8 @@ CASES = {
 }
 
 
-def fit(name, root, material, cache=None, ckpt_path=None, **settings):
-    """Fit one case.
-
-    Args:
-        name: of the case.
-        root: the folder of its runs.
-        material: the folders of backbone, sentences and questions.
-        cache: where tokens are kept.
-        ckpt_path: what to go on with.
-        settings: of the trainer.
-
-    Returns:
-        The summary.
-    """
+def parts_of(name, material, root, cache=None, **settings):
+    """Return trainer, task, data and method of one case; arguments of `fit`."""
     case = CASES[name]
     kept = {"partition": Dirichlet(0.5), "batch_size": 3, "cache_dir": cache or material["cache"]}
     if case.questions:
@@ -195,7 +183,25 @@ def fit(name, root, material, cache=None, ckpt_path=None, **settings):
         name="run",
         **settings,
     )
-    return trainer.fit(task, data, case.method(), case.optimizer(), ckpt_path)
+    return trainer, task, data, case.method()
+
+
+def fit(name, root, material, cache=None, ckpt_path=None, **settings):
+    """Fit one case.
+
+    Args:
+        name: of the case.
+        root: the folder of its runs.
+        material: the folders of backbone, sentences and questions.
+        cache: where tokens are kept.
+        ckpt_path: what to go on with.
+        settings: of the trainer.
+
+    Returns:
+        The summary.
+    """
+    trainer, task, data, method = parts_of(name, material, root, cache, **settings)
+    return trainer.fit(task, data, method, CASES[name].optimizer(), ckpt_path)
 
 
 def fit_all(names, root, **arguments):

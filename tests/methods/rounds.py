@@ -48,7 +48,7 @@ def play(method, cohorts, adapter=None, drift=0.5, seed=0):
         info = RoundInfo(number, 0, {c: last[c] for c in sorted(cohort)}, clients)
         done = Played(info, server, server, {}, {}, {}, {}, {}, {})
         for c in info.cohort:
-            payload = method.payload_down(server, c, info)
+            payload = method.sent_down(server, c, info)
             own = {"adapter": {"q": {**held["adapter"]["q"], **kept.get(c, {})}}, "head": {}}
             start = method.start(server, own, payload, c, info)
             fields = split(start, method.trained_fields)[0]["adapter"]["q"]

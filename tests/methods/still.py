@@ -88,7 +88,7 @@ class World:
     def start(self, client, info):
         """What a client starts a round with."""
         own = merge(self.held, self.kept.get(client, {"adapter": {}, "head": {}}))
-        return self.method.start(self.server, own, self.method.payload_down(self.server, client, info), client, info)
+        return self.method.start(self.server, own, self.method.sent_down(self.server, client, info), client, info)
 
     def _trained(self, start, client, info, drift):
         """Let a client's tensors move; what they are filled up with stays zero, as it does in training."""

@@ -123,8 +123,10 @@ def test_a_client_that_comes_late_is_sent_the_mean_c_and_nobody_else_anything():
     held = server_of(method, 3)
     for number, last, sent in ((1, 0, False), (3, 0, True), (3, 2, False), (3, 1, False)):
         info = RoundInfo(number, 0, {1: last}, 3)
-        payload = method.payload_down(server, 1, info)
-        assert payload["adapter"] == ({} if not sent else {n: {"C": server["adapter"][n]["C"]} for n in LAYERS})
+        payload = method.sent_down(server, 1, info)
+        assert {n: layer for n, layer in payload["adapter"].items() if layer} == (
+            {n: {"C": server["adapter"][n]["C"]} for n in LAYERS} if sent else {}
+        )
         start = method.start(server, held, payload, 1, info)["adapter"]["q"]
         assert torch.equal(start["C"], torch.eye(R) + (1 if sent else 0))
         assert torch.equal(start["A"], held["adapter"]["q"]["A"])

@@ -166,8 +166,8 @@ def test_a_client_in_a_block_trains_and_sends_what_it_would_with_adapters_of_its
         assert flatten(sent).keys() == flatten(expected).keys()
         for key, tensor in flatten(expected).items():
             torch.testing.assert_close(flatten(sent)[key], tensor, rtol=0, atol=1e-10)
-        first = [RoundInfo(1, 0, dict.fromkeys(i.last, 0), i.clients) for i in (info, own_info)]
-        down = method.payload_down(server, client, first[0]), own.payload_down(own_server, 0, first[1])
+        new = [RoundInfo(3, 0, dict.fromkeys(i.last, 0), i.clients) for i in (info, own_info)]
+        down = method.payload_down(server, client, new[0]), own.payload_down(own_server, 0, new[1])
         assert Size.of(down[0]) == Size.of(down[1])
 
 
@@ -200,7 +200,7 @@ def test_the_ledger_counts_what_ranks_make_of_payloads(fit):  # noqa: F811
     ranks = [3, 1, 2, 1, 1]
     summary, _ = fit(method=FedIT(rank=3, client_ranks=ranks), rounds=2)
     per_round = sum(4 * r * 32 + 34 for r in ranks)
-    assert summary["parameters_up"] == summary["parameters_down"] == 2 * per_round
+    assert summary["parameters_up"] == 2 * summary["parameters_down"] == 2 * per_round
     assert summary["bytes_up"] == 4 * summary["parameters_up"]
 
 

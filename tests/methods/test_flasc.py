@@ -181,7 +181,7 @@ def test_the_ledger_counts_values_and_bitmap(fit):  # noqa: F811
     """Four layers of 2 x 16 and 16 x 2: 256 numbers, of which 64 go with a bitmap of 32 bytes."""
     _, trainer = fit(method=FLASC(rank=2, head="frozen"), rounds=2)
     found = [(int(row["parameters"]), int(row["bytes"])) for row in rows(trainer.folder.path, "communication.csv")]
-    assert found == [(5 * 64, 5 * (4 * 64 + 32))] * 4
+    assert found == [(5 * 64, 5 * (4 * 64 + 32))] * 3  # in round 1 up alone
 
 
 @pytest.mark.parametrize("settings", [{}, {"decay": 0.7, "server_optimizer": "adam", "mask_head": True}])

@@ -30,7 +30,7 @@ class Server:
     def begin(self, cohort):
         self.number += 1
         self.info = RoundInfo(self.number, 0, {c: self.last[c] for c in cohort}, N)
-        self.down = {c: self.method.payload_down(self.state, c, self.info) for c in cohort}
+        self.down = {c: self.method.sent_down(self.state, c, self.info) for c in cohort}
         held = self.method.without_shared(self.state)
         self.starts = {c: self.method.start(self.state, held, self.down[c], c, self.info) for c in cohort}
 

@@ -126,7 +126,7 @@ def test_only_the_small_pairs_travel(fit):  # noqa: F811
     _, trainer = fit(method=FSLoRA(rank=4, client_ranks=ranks, head="frozen"), rounds=2)
     found = [(int(row["parameters"]), int(row["bytes"])) for row in rows(trainer.folder.path, "communication.csv")]
     numbers = 4 * sum(ranks) * (16 + 16)
-    assert found == [(numbers, 4 * numbers)] * 4
+    assert found == [(numbers, 4 * numbers)] * 3  # in round 1 up alone
 
 
 def test_the_whole_rank_is_plain_averaging(fit):  # noqa: F811

@@ -15,8 +15,8 @@ import torch
 
 from fedgram.catalogue import known_methods
 from fedgram.cohort import cohort_size, local_step_count, sample
-from fedgram.cost.figures import Cost, Estimate, Memory, Setting, Size
-from fedgram.cost.traffic import Traffic
+from fedgram.cost.figures import Cost, Estimate, Memory, Payloads, Setting, Size
+from fedgram.cost.traffic import Traffic, bounded
 from fedgram.data import FederatedData
 from fedgram.data.base import positive
 from fedgram.errors import ConfigurationError
@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 
     from fedgram.trainer import FederatedTrainer
 
-__all__ = ["estimate", "every_method", "find_traffic"]
+__all__ = ["estimate", "every_method", "find_payloads"]
+
+_SAMPLES = 32
+"""Samples of every class of a client that has enough of them to tell all that it can about its data."""
 
 
 def every_method(like: Method) -> dict[str, Method]:
@@ -78,20 +81,24 @@ def estimate(
         NotCountableError: a backbone or a method can't be run on fake tensors.
     """
     config, setting = describe(trainer, model, data, tokens, labels, samples)
-    has_classes = hasattr(type(data), "num_labels")
-    about = _About(trainer, model, config, setting, list(_cohorts(setting, trainer.seed)), has_classes)
+    about = _about(trainer, model, data, config, setting)
     return Estimate(setting, tuple(_cost(name, method, about) for name, method in methods.items()))
 
 
-def find_traffic(
-    trainer: "FederatedTrainer", model: FederatedTask, data: FederatedData, methods: Mapping[str, Method]
-) -> dict[str, tuple[Size, Size]]:
-    """Return what one client sends and is sent in a round after the first, for each of some methods by name."""
-    config, setting = describe(trainer, model, data)
+def find_payloads(
+    trainer: "FederatedTrainer",
+    model: FederatedTask,
+    data: FederatedData,
+    methods: Mapping[str, Method],
+    labels: int | None = None,
+) -> dict[str, Payloads]:
+    """Return what is sent with each of some methods, by name, and nothing that takes longer (see `estimate`)."""
+    config, setting = describe(trainer, model, data, labels=labels)
+    about = _about(trainer, model, data, config, setting)
     found = {}
     for name, method in methods.items():
-        with countable(f"{name} on {model.backbone!r}"), skeleton(model, config, method) as network:
-            found[name] = Traffic.of(method, network, setting, trainer.seed).usual()
+        with countable(f"{name} on {model.backbone!r}"), skeleton(model, config, method, *about.types) as network:
+            found[name] = _payloads(method, network, about)
     return found
 
 
@@ -167,13 +174,10 @@ def _local_steps(trainer: "FederatedTrainer", samples: int | None, batch_size: i
     return local_step_count(share, batch_size, trainer.local_epochs, trainer.local_steps)
 
 
-def _cohorts(setting: Setting, seed: int) -> Iterator[dict[int, int]]:
-    """Yield, for every round, its clients with the round that each has last taken part in: those of the run itself."""
-    last = np.zeros(setting.clients, np.int32)
+def _cohorts(setting: Setting, seed: int) -> Iterator[np.ndarray]:
+    """Yield the clients of every round, ascending: those of the run itself."""
     for number in range(1, setting.rounds + 1):
-        cohort = np.array(sample(seed, number, setting.clients, setting.cohort))
-        yield dict(zip(cohort.tolist(), last[cohort].tolist(), strict=True))
-        last[cohort] = number
+        yield np.array(sample(seed, number, setting.clients, setting.cohort))
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ class _About:
     model: FederatedTask
     config: "PretrainedConfig"
     setting: Setting
-    cohorts: Sequence[Mapping[int, int]]
+    cohorts: Sequence[np.ndarray]
     has_classes: bool
 
     @property
@@ -195,42 +199,62 @@ class _About:
         return WEIGHTS.get(precision, self.model.weights_dtype), own
 
 
+def _about(
+    trainer: "FederatedTrainer",
+    model: FederatedTask,
+    data: FederatedData,
+    config: "PretrainedConfig",
+    setting: Setting,
+) -> _About:
+    cohorts = list(_cohorts(setting, trainer.seed))
+    return _About(trainer, model, config, setting, cohorts, has_classes=hasattr(type(data), "num_labels"))
+
+
 def _cost(name: str, method: Method, about: _About) -> Cost:
     setting, model, config = about.setting, about.model, about.config
     flops = training_flops(model, config, method, setting.tokens, setting.clients)
     with countable(f"{name} on {model.backbone!r}"), skeleton(model, config, method, *about.types) as network:
-        traffic = Traffic.of(method, network, setting, about.trainer.seed)
+        sent = _payloads(method, network, about)
         own = client_start(method, network.initial_state(), setting.clients)
         trained = Size.of(split(own, method.trained_fields)[0])
-        up, down = traffic.usual()
         server = server_flops(method, network.layers, setting.clients, setting.cohort)
         held, kept = _held_and_kept(network, setting)
-        once = _told_once(method, about)
-    all_up, all_down = traffic.of_all(about.cohorts)
+    uploads = sent.most["up"].bytes * setting.cohort
     return Cost(
         method=name,
         trained=trained,
-        up_first=traffic.up(1, 0),
-        up=up,
-        once=once,
-        down_first=traffic.down(1, 0),
-        down=down,
-        all_up=all_up + once * setting.clients,
-        all_down=all_down,
+        **sent.most,
         step_flops=flops.of(_work(setting, 1)),
         round_flops=_round_flops(flops, about),
         server_flops=server,
-        memory=Memory(held, kept + COPIES * trained.bytes, up.bytes * setting.cohort, setting.clients_per_block),
+        memory=Memory(held, kept + COPIES * trained.bytes, uploads, setting.clients_per_block),
+        unknown=sent.unknown,
+        least=sent.least,
     )
 
 
+def _payloads(method: Method, network: ClientNetwork, about: _About) -> Payloads:
+    """Return what is sent by a method whose adapters a network has, by the names that `Cost` has for it."""
+    found: dict[str, dict[str, Size]] = {}
+    for bound, own in bounded(method).items():
+        traffic = Traffic.of(own, network, about.setting, about.trainer.seed)
+        all_up, all_down = traffic.of_all(about.cohorts)
+        once = _told_once(own, about)
+        told = {"once": once, "all_up": all_up + once * about.setting.clients, "all_down": all_down}
+        found[bound] = traffic.usual() | told
+    most = found["most"]
+    least = {name: size for name, size in found.get("least", most).items() if size != most[name]}
+    return Payloads(most, least, method.unknown if least else "")
+
+
 def _told_once(method: Method, about: _About) -> Size:
-    """Return what a client tells about its data, if its method asks for it and it has enough samples of every class."""
+    """Return what a client tells about its data, if its method asks for it: at least of one sample, at most of many."""
     if not method.describes_data:
         return Size()
-    width, each = int(about.config.get_text_config().hidden_size), 32
-    features = torch.from_numpy(numpy_generator(0, "description").normal(size=(each * about.setting.labels, width)))
-    labels = torch.arange(about.setting.labels).repeat(each)
+    classes, each = (1, 1) if method.bound == "least" else (about.setting.labels, _SAMPLES)
+    width = int(about.config.get_text_config().hidden_size)
+    features = torch.from_numpy(numpy_generator(0, "description").normal(size=(each * classes, width)))
+    labels = torch.arange(classes).repeat(each)
     if about.setting.labels == 1:  # a regression's targets
         labels = labels.double()
     elif not about.has_classes:

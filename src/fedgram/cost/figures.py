@@ -1,11 +1,12 @@
 """The figures that an estimate of costs consists of."""
 
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from fedgram.state import PARTS, State, bytes_of, parameters_of
 
-__all__ = ["Cost", "Estimate", "Memory", "Setting", "Size"]
+__all__ = ["Cost", "Estimate", "Memory", "Payloads", "Setting", "Size"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,25 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Payloads:
+    """What is sent with one method, by the names of `Cost`'s attributes.
+
+    Attributes:
+        most: the most that it can be, which is what is sent where all is known.
+        least: the least of all that is not known.
+        unknown: what they differ by; "" where all is known.
+    """
+
+    most: Mapping[str, Size]
+    least: Mapping[str, Size]
+    unknown: str
+
+    def bounds(self, name: str) -> tuple[Size, Size]:
+        """Return the least and the most of one of them."""
+        return self.least.get(name, self.most[name]), self.most[name]
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes that one rank needs, besides what libraries, kernels and evaluation take.
 
@@ -104,12 +124,15 @@ class Memory:
 class Cost:
     """What one method costs.
 
+    What is sent is exact, but for what only training can tell (`unknown`): there these are the most that it can be, and
+    `least` has the least.
+
     Attributes:
         method: its name.
         trained: what a client trains.
         up_first: what it sends in the first round.
         up: what it sends later, if it has missed no round; the mean of two rounds, as methods may take turns.
-        down_first: what it is sent in the first round.
+        down_first: what it is sent in the first round: nothing, but for methods that answer what was sent up.
         down: what it is sent later, likewise.
         all_up: what all clients send in all rounds.
         all_down: what they are sent, those that have missed rounds or come new among them.
@@ -118,6 +141,8 @@ class Cost:
         server_flops: of the server in a round.
         memory: of a rank.
         once: what a client tells about its data before the first round, if it has enough samples of every class.
+        unknown: what the least and the most that is sent differ by; "" where all is known.
+        least: by the name of its attribute, the least of all that is not known; empty where all is.
     """
 
     method: str
@@ -133,6 +158,13 @@ class Cost:
     server_flops: int
     memory: Memory
     once: Size = Size()
+    unknown: str = ""
+    least: Mapping[str, Size] = field(default_factory=dict)
+
+    def bounds(self, name: str) -> tuple[Size, Size]:
+        """Return the least and the most of what is sent, by the name of the attribute; equal where it is known."""
+        most: Size = getattr(self, name)
+        return self.least.get(name, most), most
 
 
 @dataclass(frozen=True)

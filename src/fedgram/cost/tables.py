@@ -4,12 +4,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedgram.cost.figures import Cost, Estimate, Setting, Size
+from fedgram.cost.figures import Cost, Estimate, Setting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["WIDTH", "header", "markdown", "markdown_table", "rich_tables", "short"]
+__all__ = ["WIDTH", "bytes_of", "header", "markdown", "markdown_table", "rich_tables", "short"]
 
 _UNKNOWN = "-"
 WIDTH = 100
@@ -63,24 +63,38 @@ def _pair(first: int, second: int) -> str:
     return f"{first:,}" if first == second else f"{first:,} / {second:,}"
 
 
-def _bytes(size: Size) -> str:
-    return short(size.bytes, "B")
+def _adapters(cost: Cost, name: str) -> str:
+    """Return the parameters of adapters that one client sends or is sent, the most where that is not known."""
+    least, most = cost.bounds(name)
+    return f"{most.adapter:,}" if least.adapter == most.adapter else f"≤ {most.adapter:,}"
+
+
+def _bytes(cost: Cost, name: str) -> str:
+    """Return the bytes that one client sends or is sent, the most where that is not known."""
+    least, most = (short(size.bytes, "B") for size in cost.bounds(name))
+    return most if least == most else f"≤ {most}"
+
+
+def bytes_of(cost: Cost, name: str) -> str:
+    """Return the bytes that are sent, by the name of the attribute; the least and the most where they differ."""
+    least, most = (short(size.bytes, "B") for size in cost.bounds(name))
+    return most if least == most else f"{least} - {most}"
 
 
 _PARAMETERS = [
     _Column("trained:", "adapters", lambda cost: f"{cost.trained.adapter:,}"),
     _Column("", "head", lambda cost: f"{cost.trained.head:,}"),
-    _Column("adapters:", "up", lambda cost: f"{cost.up.adapter:,}"),
-    _Column("", "down, first", lambda cost: f"{cost.down_first.adapter:,}"),
-    _Column("", "down, later", lambda cost: f"{cost.down.adapter:,}"),
+    _Column("adapters:", "up", lambda cost: _adapters(cost, "up")),
+    _Column("", "down, first", lambda cost: _adapters(cost, "down_first")),
+    _Column("", "down, later", lambda cost: _adapters(cost, "down")),
     _Column("head:", "up / down", lambda cost: _pair(cost.up.head, cost.down.head)),
 ]
 _BYTES = [
-    _Column("one client:", "up", lambda cost: _bytes(cost.up)),
-    _Column("", "down, first", lambda cost: _bytes(cost.down_first)),
-    _Column("", "down, later", lambda cost: _bytes(cost.down)),
-    _Column("all clients:", "up", lambda cost: _bytes(cost.all_up)),
-    _Column("", "down", lambda cost: _bytes(cost.all_down)),
+    _Column("one client:", "up", lambda cost: _bytes(cost, "up")),
+    _Column("", "down, first", lambda cost: _bytes(cost, "down_first")),
+    _Column("", "down, later", lambda cost: _bytes(cost, "down")),
+    _Column("all clients:", "up", lambda cost: bytes_of(cost, "all_up")),
+    _Column("", "down", lambda cost: bytes_of(cost, "all_down")),
 ]
 
 
@@ -106,10 +120,28 @@ def _tables(setting: Setting) -> dict[str, list[_Column]]:
     }
 
 
-def _notes(setting: Setting) -> list[str]:
+def _not_known(cost: Cost) -> str:
+    """Return between what the traffic of a run lies, and what that depends on."""
+
+    def between(name: str) -> str:
+        least, most = cost.bounds(name)
+        if least == most:
+            return f"{most.parameters:,} parameters ({most.bytes:,} bytes)"
+        return f"{least.parameters:,} to {most.parameters:,} parameters ({least.bytes:,} to {most.bytes:,} bytes)"
+
+    return (
+        f"{cost.method}: only training can tell {cost.unknown}; all clients send {between('all_up')} and are sent "
+        f"{between('all_down')}"
+    )
+
+
+def _notes(estimate: Estimate) -> list[str]:
     """Return what is good to know of the figures."""
+    setting = estimate.setting
     notes = [
-        "first, later: round 1, and those after it, to a client that has missed none",
+        *(_not_known(cost) for cost in estimate.costs if cost.unknown),
+        "first: round 1, for which all know the start from the seed; what is sent down answers uploads",
+        "later: the mean of two rounds after it, to a client that has missed none",
         "operations: of matrix products on real tokens; of the server also of decompositions and means",
         "memory: weights, and for each client of a block parameters, moments and activations",
     ]
@@ -133,7 +165,7 @@ def rich_tables(estimate: Estimate) -> "list[RenderableType]":
         for cost in estimate.costs:
             table.add_row(cost.method, *(column.cell(cost) for column in columns))
         shown += [Text(""), table]
-    return [*shown, Text(""), Text("\n".join(_notes(estimate.setting)), style="dim")]
+    return [*shown, Text(""), Text("\n".join(_notes(estimate)), style="dim")]
 
 
 def markdown(estimate: Estimate) -> list[str]:
@@ -143,7 +175,7 @@ def markdown(estimate: Estimate) -> list[str]:
         heads = [f"{column.over} {column.head}".strip() for column in columns]
         rows = [[cost.method, *(column.cell(cost) for column in columns)] for cost in estimate.costs]
         lines += ["", f"**{title[0].upper()}{title[1:]}**", "", *markdown_table(["method", *heads], rows, heads)]
-    return [*lines, "", *(f"- {note}" for note in _notes(estimate.setting))]
+    return [*lines, "", *(f"- {note}" for note in _notes(estimate))]
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[str]) -> list[str]:

@@ -1,38 +1,203 @@
-"""What a method's payloads are, of its own code run on tensors without numbers."""
+"""What a run's payloads are: a method's own code, run from round to round on tensors without numbers."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from fedgram.cost.figures import Setting, Size
+from fedgram.flop_counter import NotCountableError
 from fedgram.methods import Method, RoundInfo
 from fedgram.methods.ranks import deal_ranks
 from fedgram.network import ClientNetwork
-from fedgram.server_flops import aggregation, remembered_of_head
-from fedgram.state import State
+from fedgram.server_flops import aggregation
+from fedgram.state import PARTS, Layers, State
 
-__all__ = ["Traffic"]
+__all__ = ["BOUNDS", "Traffic", "bounded"]
 
+BOUNDS = ("least", "most")
 _NOTHING: State = {"adapter": {}, "head": {}}
 
 
-def _after_a_round(method: Method, network: ClientNetwork, start: State, setting: Setting) -> State:
-    """Return what the server holds once it has aggregated, in tensors without numbers."""
-    adapters = {name: layer for name, layer in network.layers.items() if layer.part == "adapter"}
-    sizes = {name: (layer.d_in, layer.d_out) for name, layer in adapters.items()}
-    found = {size: aggregation(method, *size, setting.clients, setting.cohort) for size in set(sizes.values())}
-    after: State = {"adapter": {}, "head": _without_numbers(start)["head"], "server": {}}
-    for name, size in sizes.items():
-        for (part, field), shape in found[size].shapes.items():
-            tensor = torch.empty(shape, dtype=network.dtype, device="meta")
-            after[part].setdefault(name, {})[field] = tensor
-    after["server"] |= remembered_of_head(method, start["head"], setting.clients, setting.cohort)
-    for each in found.values():
-        after["server"].setdefault("", each.remembered)
-    return after
+class _JoinedLayersError(Exception):
+    """A payload has numbers of no single layer."""
+
+
+def bounded(method: Method) -> dict[str, Method]:
+    """Return a method as it is asked for what it sends: once at least and once at most, where that can't be known."""
+    if not method.unknown:
+        return {"most": method}
+    found = {bound: copy.copy(method) for bound in BOUNDS}
+    for bound, own in found.items():
+        own.bound = bound  # type: ignore[assignment]
+    return found
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a method's payloads are, in the rounds of a run.
+
+    Attributes:
+        method: the method.
+        start: what the server holds at first: tensors without numbers, but what it remembers of no layer.
+        alike: for how many layers each of the server's stands.
+        setting: of the run.
+        seed: of the run.
+    """
+
+    method: Method
+    start: State
+    alike: Mapping[str, int]
+    setting: Setting
+    seed: int
+
+    @classmethod
+    def of(cls, method: Method, network: ClientNetwork, setting: Setting, seed: int) -> "Traffic":
+        """Return the traffic of a method whose adapters a network has.
+
+        Raises:
+            NotCountableError: the server's tensors change otherwise than the method says.
+        """
+        model = network.initial_state()
+        start = _without_numbers({**model, "server": method.server_start(model, setting.clients)})
+        found = cls(method, start, {}, setting, seed)
+        if not method.unknown:
+            found._check_form(network)
+        return found
+
+    def usual(self) -> dict[str, Size]:
+        """Return what one client sends and is sent, if the first clients take part in every round.
+
+        Returns:
+            ``up_first`` and ``down_first`` of round 1; ``up`` and ``down`` of a later one: the mean of two, as methods
+            take turns, once the server has settled.
+        """
+        cohort = [np.arange(self.setting.cohort)] * (self.method.settled + 2)
+        rounds = list(self._rounds(_with_last(cohort, self.setting.clients)))
+
+        def mean(sizes: list[Size]) -> Size:
+            return Size(
+                *(
+                    round(sum(column) / len(sizes) / self.setting.cohort)
+                    for column in zip(*map(astuple, sizes), strict=True)
+                )
+            )
+
+        first, later = rounds[:1], rounds[-2:]
+        return {
+            f"{way}{mark}": mean([each[index] for each in some])
+            for mark, some in (("_first", first), ("", later))
+            for index, way in enumerate(("up", "down"))
+        }
+
+    def of_all(self, cohorts: Iterable[np.ndarray]) -> tuple[Size, Size]:
+        """Return what all clients send in all rounds, and what they are sent.
+
+        Args:
+            cohorts: the clients of every round.
+        """
+        cohorts = list(cohorts)
+        try:
+            rounds = list(self._of_each_kind._rounds(_with_last(cohorts, self.setting.clients)))
+        except _JoinedLayersError:
+            rounds = list(self._rounds(_with_last(cohorts, self.setting.clients)))
+        up, down = ([each[index] for each in rounds] for index in range(2))
+        return sum(up, Size()), sum(down, Size())
+
+    @cached_property
+    def _of_each_kind(self) -> "Traffic":
+        """The same with one adapted layer of each form, which stands for all of it."""
+        kinds: dict[str, list[str]] = {}
+        for name, layer in self.start["adapter"].items():
+            kinds.setdefault(repr({f: (t.shape, t.dtype) for f, t in layer.items()}), []).append(name)
+        alike = {names[0]: len(names) for names in kinds.values()}
+        left_out = self.start["adapter"].keys() - alike.keys()
+        start = {
+            part: {name: layer for name, layer in layers.items() if name not in left_out}
+            for part, layers in self.start.items()
+        }
+        return Traffic(self.method, start, alike, self.setting, self.seed)
+
+    def _rounds(self, cohorts: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[Size, Size]]:
+        """Yield what all clients of a round send, and are sent, for one round after the other.
+
+        Args:
+            cohorts: for every round its clients, and the round in which each has last taken part.
+        """
+        server = self.start
+        for number, (clients, last) in enumerate(cohorts, 1):
+            info = RoundInfo(
+                number, self.seed, dict(zip(clients.tolist(), last.tolist(), strict=True)), self.setting.clients
+            )
+            after = self.method.next_form(server, info)
+            up, down = Size(), Size()
+            for client, count in self._kinds(server, number, clients, last):
+                sent, received = self._client(server, after, client, info)
+                up, down = up + sent * count, down + received * count
+            yield up, down
+            server = after
+
+    def _client(self, server: State, after: State, client: int, info: RoundInfo) -> tuple[Size, Size]:
+        """Return what one client sends in a round, and is sent before and after it trains."""
+        method, held = self.method, self.method.without_shared(self.start)
+        payload = method.sent_down(server, client, info)
+        start = method.start(server, held, payload, client, info)
+        up = self._size(method.payload_up(server, start, start, client, info))
+        return up, self._size(payload) + self._size(method.answer(after, client, info) or _NOTHING)
+
+    def _size(self, payload: State) -> Size:
+        if not self.alike:
+            return Size.of(payload)
+        total = Size()
+        for part in PARTS:
+            for name, layer in payload[part].items():
+                if name not in self.start[part] and any(t.is_floating_point() for t in layer.values()):
+                    raise _JoinedLayersError
+                total += Size.of({**_NOTHING, part: {name: layer}}) * self.alike.get(name, 1)
+        return total
+
+    def _kinds(self, server: State, number: int, clients: np.ndarray, last: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Yield clients of a cohort of which others send and are sent as much, and how many those are with them.
+
+        It depends on a client's rank, on what the server remembers of it, and on when it has last taken part: to most
+        methods it matters whether it comes new, has missed no round, or some.
+        """
+        known = last if self.method.catches_up else np.where(last == number - 1, 2, np.minimum(last, 1))
+        marks = [known]
+        if self.method.client_ranks is not None:
+            ranks = deal_ranks(self.method.client_ranks, self.method.rank, self.setting.clients, self.seed)
+            marks.append(ranks[clients])
+        remembered = server["server"].get("", {}).values()
+        of_clients = [t for t in remembered if t.shape == (self.setting.clients,) and not t.is_floating_point()]
+        marks += [tensor.numpy()[clients] for tensor in of_clients]
+        _, first, counts = np.unique(np.stack(marks), axis=1, return_index=True, return_counts=True)
+        yield from zip(clients[first].tolist(), counts.tolist(), strict=True)
+
+    def _check_form(self, network: ClientNetwork) -> None:
+        """Compare what the method says of the server's tensors with those that an aggregation leaves."""
+        setting, number = self.setting, self.method.settled + 1
+        info = RoundInfo(number, 0, dict.fromkeys(range(setting.cohort), number - 1), setting.clients)
+        after = self.method.next_form(self.start, info)
+        checked = set()
+        for name, layer in network.layers.items():
+            if layer.part != "adapter" or (layer.d_in, layer.d_out) in checked:
+                continue
+            checked.add((layer.d_in, layer.d_out))
+            real = aggregation(self.method, layer.d_in, layer.d_out, setting.clients, setting.cohort).shapes
+            told = {(part, f): tuple(t.shape) for part in ("adapter", "server") for f, t in _of(after[part], name)}
+            if told != dict(real):
+                different = sorted(set(told.items()) ^ set(real.items()))
+                raise NotCountableError(
+                    f"after a round of {self.method.name} the server holds other tensors than "
+                    f"{type(self.method).__name__}.next_form returns: {different[:4]}; the method needs that hook"
+                )
+
+
+def _of(layers: Layers, name: str) -> Iterable[tuple[str, torch.Tensor]]:
+    return layers.get(name, {}).items()
 
 
 def _without_numbers(state: State) -> State:
@@ -46,102 +211,9 @@ def _without_numbers(state: State) -> State:
     }
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """What a method's payloads are: those of its own code, of tensors without numbers.
-
-    Attributes:
-        method: the method.
-        start: what the server holds in the first round, and until it has settled.
-        later: what it holds in all others.
-        setting: of the run.
-        seed: of the run.
-    """
-
-    method: Method
-    start: State
-    later: State
-    setting: Setting
-    seed: int
-
-    @classmethod
-    def of(cls, method: Method, network: ClientNetwork, setting: Setting, seed: int) -> "Traffic":
-        """Return the traffic of a method whose adapters a network has."""
-        start = network.initial_state()
-        first = {**start, "server": method.server_start(start, setting.clients)}
-        return cls(method, _without_numbers(first), _after_a_round(method, network, start, setting), setting, seed)
-
-    def usual(self) -> tuple[Size, Size]:
-        """Return what a client sends and is sent in a round after the first: the mean of two, as methods take turns.
-
-        It is a client that has missed no round, and the server has settled.
-        """
-        settled = self.method.settled
-        rounds = settled + 1, settled + 2
-        up, down = (_mean([way(number, number - 1) for number in rounds]) for way in (self.up, self.down))
-        return up, down
-
-    def of_all(self, cohorts: Sequence[Mapping[int, int]]) -> tuple[Size, Size]:
-        """Return what all clients send in all rounds, and what they are sent.
-
-        Args:
-            cohorts: for every round, its clients with the round that each has last taken part in.
-        """
-        up, down = Size(), Size()
-        for number, cohort in enumerate(cohorts, 1):
-            kinds = Counter((self._like(client), self._told_apart(number, last)) for client, last in cohort.items())
-            for (client, last), count in kinds.items():
-                up += self._up(client, number, last) * count
-                down += self._down(client, number, last) * count
-        return up, down
-
-    def down(self, number: int, last: int) -> Size:
-        """Return what a client is sent in a round, that has last taken part in another: the mean over clients."""
-        return self._over_clients(lambda client: self._down(client, number, last))
-
-    def up(self, number: int, last: int) -> Size:
-        """Return what it sends."""
-        return self._over_clients(lambda client: self._up(client, number, last))
-
-    def _down(self, client: int, number: int, last: int) -> Size:
-        """Return what one client is sent, before it trains and at the end of the round."""
-        server, info = self._held(number), self._info(client, number, last)
-        answer = self.method.answer(self.later, client, info) or _NOTHING
-        return Size.of(self.method.payload_down(server, client, info)) + Size.of(answer)
-
-    def _up(self, client: int, number: int, last: int) -> Size:
-        """Return what one client sends."""
-        server, info = self._held(number), self._info(client, number, last)
-        held, payload = self.method.without_shared(self.start), self.method.payload_down(server, client, info)
-        start = self.method.start(server, held, payload, client, info)
-        return Size.of(self.method.payload_up(server, start, start, client, info))
-
-    def _over_clients(self, size: Callable[[int], Size]) -> Size:
-        """Return the mean over as many clients as a round has, the first ones."""
-        kinds = Counter(map(self._like, range(self.setting.cohort)))
-        return _mean([each for client, count in kinds.items() for each in [size(client)] * count])
-
-    def _like(self, client: int) -> int:
-        """Return the first client whose payloads are as large as those of another: one of its rank."""
-        if self.method.client_ranks is None:
-            return 0
-        ranks = deal_ranks(self.method.client_ranks, self.method.rank, self.setting.clients, self.seed)
-        return int(np.flatnonzero(ranks == ranks[client])[0])
-
-    def _told_apart(self, number: int, last: int) -> int:
-        """Return a last round that stands for all after which a client is sent as much.
-
-        To most methods it matters whether a client comes new, has missed no round, or some: then it is 1.
-        """
-        return last if self.method.catches_up or last == number - 1 else min(last, 1)
-
-    def _held(self, number: int) -> State:
-        return self.start if number <= self.method.settled else self.later
-
-    def _info(self, client: int, number: int, last: int) -> RoundInfo:
-        cohort = dict.fromkeys(range(self.setting.cohort), last) | {client: last}
-        return RoundInfo(number, self.seed, cohort, self.setting.clients)
-
-
-def _mean(sizes: Sequence[Size]) -> Size:
-    return Size(*(round(sum(column) / len(sizes)) for column in zip(*map(astuple, sizes), strict=True)))
+def _with_last(cohorts: Iterable[np.ndarray], clients: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield cohorts, ascending, and the round in which each of their clients has last taken part; 0 for none."""
+    last = np.zeros(clients, np.int32)
+    for number, cohort in enumerate(cohorts, 1):
+        yield cohort, last[cohort]
+        last[cohort] = number

@@ -9,7 +9,7 @@ replace; here it stands in the order in which it happens:
 `server_start`       what the server remembers beside the model, at the start
 `describe`           client: what it tells the server about its data, once, if the method asks for it
 `read_descriptions`  server: what it remembers of what all clients told
-`payload_down`       server: what it sends to one client
+`payload_down`       server: what it sends to one client, in any round but the first
 `start`              client: the model that it trains, of what it holds and what it was sent
 `phases`             client: which fields it trains, one set after the other
 `penalty`            client: what it adds to its loss
@@ -26,7 +26,7 @@ replace; here it stands in the order in which it happens:
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,7 @@ from fedgram.uploads import Uploads, average
 __all__ = ["Diagnostics", "HeadPolicy", "Method", "Paper", "Phase", "RoundInfo", "generator_of"]
 
 HeadPolicy = Literal["averaged", "local", "frozen"]
+Bound = Literal["least", "most"]
 Diagnostics = dict[str, dict[str, float]]
 """Figures about one aggregation: layer -> name -> value."""
 
@@ -139,6 +140,8 @@ class Method(ABC):
         catches_up: whether what a client is sent depends on which rounds it has missed; else on whether it missed any.
         travels: what is sent, in few words.
         describes_data: whether every client tells the server about its data before the first round.
+        unknown: what the sizes of payloads depend on that only training can tell; "" where nothing is.
+        bound: which end of it `next_form` and payloads of tensors without numbers take, so that costs are a range.
         settled: the round whose aggregation gives the server's tensors the form that they keep: the first, unless a
             method begins with others that go otherwise. Costs are told by it.
         variants: the kinds of the method that comparisons of all methods show, by name, with what each sets; none for
@@ -152,6 +155,8 @@ class Method(ABC):
     catches_up: ClassVar[bool] = False
     travels: ClassVar[str]
     describes_data: bool = False
+    unknown: str = ""
+    bound: Bound = "most"
     settled: int = 1
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -325,8 +330,22 @@ class Method(ABC):
             return self.rank
         return int(deal_ranks(self.client_ranks, self.rank, info.clients, info.seed)[client])
 
+    @final
+    def sent_down(self, server: State, client: int, info: RoundInfo) -> State:
+        """Return what travels to a client before it trains: nothing in round 1, and then `payload_down`.
+
+        Whatever a server holds in round 1 comes from the pretrained model and the seed, which its clients have as well.
+        """
+        if info.number == 1:
+            return {"adapter": {name: {} for name in server["adapter"]}, "head": {}}
+        return self.payload_down(server, client, info)
+
     def payload_down(self, server: State, client: int, info: RoundInfo) -> State:
-        """Return all that the server sends to a client: the adapter's fields, and the head where it is averaged."""
+        """Return all that the server sends to a client: the adapter's fields, and the head where it is averaged.
+
+        It is not asked for in round 1 (see `sent_down`). What a client new in a later round knows from the seed, since
+        the server has not changed it, is not sent either: such a field is not marked as going down.
+        """
         head = server["head"] if self.head == "averaged" else {}
         adapters = self.download(server["adapter"], client, info)
         return {"adapter": cut(adapters, self.fields, self.rank_of(server, client, info)), "head": head}
@@ -339,7 +358,7 @@ class Method(ABC):
         Args:
             server: the server's state. What a client knows from earlier rounds may be taken from here.
             held: what the client holds: what the seed gave it, and in its place what it has kept.
-            payload: what it was sent.
+            payload: what it was sent: nothing in round 1, in which it starts from what the seed gave it.
             client: who it is.
             info: the round.
         """
@@ -382,6 +401,15 @@ class Method(ABC):
             "head": self.next_head(server["head"], heads),
             "server": server["server"],
         }
+
+    def next_form(self, server: State, info: RoundInfo) -> State:
+        """Return tensors of the shapes and types of `next_state`, without uploads: by default the server's own.
+
+        With it `fedgram cost` goes from round to round on tensors without numbers, and asks this class for the
+        payloads of each. Methods whose server holds more or larger tensors after some rounds replace it. What it
+        remembers of each client, as integers ``(clients,)`` under "", has its numbers and is set as in a run.
+        """
+        return server
 
     def next_head(self, head: Layers, uploads: Uploads) -> Layers:
         """Return the server's next head: the weighted mean of the clients' where it is averaged."""

@@ -84,6 +84,7 @@ class CELoRA(Method):
         self.components = components
         self.init_std = init_std
         self.describes_data = similarity != "model"
+        self.unknown = "how many classes and samples each client has" if self.describes_data else ""
 
     @property
     def name(self) -> str:
@@ -109,7 +110,7 @@ class CELoRA(Method):
 
     def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
         """Return nothing, but the mean C for a client that comes later than in the first round."""
-        return select(layers, ("C",)) if info.number > 1 and info.is_new(client) else {}
+        return select(layers, ("C",)) if info.is_new(client) else {}
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
         return average(layers, uploads, {"C"})
@@ -122,6 +123,12 @@ class CELoRA(Method):
         means = {name: torch.einsum("kl,lij->kij", weights, C).to(layers[name]["C"]) for name, C in Cs.items()}
         memory = {"": {**known, "weights": weights}, **{name: {"C": mean} for name, mean in means.items()}}
         return {**super().next_state(server, adapters, heads, info), "server": memory}
+
+    def next_form(self, server: State, info: RoundInfo) -> State:
+        K = len(info.last)
+        weights = torch.empty(K, K, dtype=torch.float64)
+        means = {name: {"C": layer["C"].new_empty(K, *layer["C"].shape)} for name, layer in server["adapter"].items()}
+        return {**server, "server": {"": {**server["server"].get("", {}), "weights": weights}, **means}}
 
     def _weights(
         self, Cs: list[Float[Tensor, "K r r"]], distance: Float[Tensor, "N N"] | None, cohort: list[int]

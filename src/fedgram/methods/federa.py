@@ -13,7 +13,7 @@ from fedgram.adapters.base import frozen_weight
 from fedgram.errors import require_choice
 from fedgram.linalg import mean_product, singular_triplets, truncated_svd
 from fedgram.methods.base import Paper, RoundInfo
-from fedgram.methods.fields import Field, select
+from fedgram.methods.fields import Field
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layer, Layers
 from fedgram.uploads import Uploads, average
@@ -28,7 +28,7 @@ class FeDeRA(LoRAMethod):
 
     - ``when: init``, the method's own paper: s B₀A₀ is the best rank-r part of W⁰, B₀ = U_r (Σ_r/s)^½ and
       A₀ = (Σ_r/s)^½ V_rᵀ (the split is PiSSA's; the paper's was not to be had), and training starts at
-      W⁰ - s B₀A₀ + s B A. The server averages A and B.
+      W⁰ - s B₀A₀ + s B A. The server averages A and B. Clients make A₀ and B₀ themselves, as they have W⁰.
     - ``when: round``, as FLoRG's paper tells it: LoRA's usual start, and the server takes the best rank-r part of the
       mean product, Σ wₙ BₙAₙ ≈ U_r Σ_r V_rᵀ, with B = U_r Σ_r^½ and A = Σ_r^½ V_rᵀ.
 
@@ -48,7 +48,8 @@ class FeDeRA(LoRAMethod):
         require_choice("method.when", when, When)
         self.when = when
         if when == "init":
-            self.fields = (*LoRAMethod.fields, *(Field(f, up=False, trained=False, shared=True) for f in ("A0", "B0")))
+            start = (Field(f, down=False, up=False, trained=False, shared=True) for f in ("A0", "B0"))
+            self.fields = (*LoRAMethod.fields, *start)
 
     @property
     def name(self) -> str:
@@ -60,11 +61,6 @@ class FeDeRA(LoRAMethod):
         left, singular, right = singular_triplets(frozen_weight(linear), self.rank)
         B, A = (factor.float() for factor in split_evenly(left, singular / self.scale, right))
         return LoraAdapter(linear, self.rank, self.scale, {"A": A, "B": B, "A0": A, "B0": B}, preserve_start=True)
-
-    def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        """Return A and B, and the start of both for a client that comes later than in the first round."""
-        late = self.when == "init" and info.number > 1 and info.is_new(client)
-        return select(layers, ("A", "B", "A0", "B0") if late else ("A", "B"))
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
         if self.when == "round":

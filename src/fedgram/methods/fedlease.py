@@ -76,6 +76,7 @@ class FedLEASE(LoRAMethod):
         self.warmup_rounds = self.settled = warmup_rounds
         self.max_experts = max_experts
         self.experts = experts
+        self.unknown = "how many experts there will be" if experts is None else ""
         self.mean = mean
         self.renormalise = renormalise
 
@@ -162,6 +163,28 @@ class FedLEASE(LoRAMethod):
             router = _router(layer["A"], M, torch_generator(info.seed, f"router of {name}"))
             found[name] = {**self._means(name, none, uploads, labels), "R": router.expand(M, -1, -1).clone()}
         return found
+
+    def next_form(self, server: State, info: RoundInfo) -> State:
+        """Return experts and routers from the end of the warm-up on; the clusters of clients are of one form."""
+        memory, layers = server["server"], server["adapter"]
+        if info.number < self.warmup_rounds:
+            return server
+        cluster = memory[""]["cluster"].clone()
+        cluster[info.cohort] = cluster[info.cohort].clamp(min=0)
+        M = self._count(len(info.last))
+        experts = _layers(memory) or {
+            name: {f: t.new_empty(M, *t.shape) for f, t in layer.items()}
+            | {"R": layer["A"].new_empty(M, 2 * M - 1, layer["A"].shape[1])}
+            for name, layer in layers.items()
+        }
+        return {**server, "server": {"": {"cluster": cluster}, **experts}}
+
+    def _count(self, cohort: int) -> int:
+        """Return how many experts a cohort of some clients makes, at least or at most (see `find_clusters`)."""
+        if self.experts is not None:
+            return min(self.experts, cohort)
+        most = min(self.max_experts, cohort - 1)
+        return max(1, most if self.bound == "most" else min(2, most))
 
     def _next(self, layers: Layers, memory: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
         """Return the means of experts and routers over their clusters, and the clusters with those who join one."""

@@ -77,7 +77,13 @@ class FedLoRU(MergingMethod):
         return {name: self.catch_up(layer, missed, keep or not just, just) for name, layer in layers.items()}
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        means = average(layers, uploads, {"A", "B"})
+        return self._after(average(layers, uploads, {"A", "B"}), info)
+
+    def next_form(self, server: State, info: RoundInfo) -> State:
+        return {**server, "adapter": self._after(server["adapter"], info)}
+
+    def _after(self, means: Layers, info: RoundInfo) -> Layers:
+        """Return the server's layers after a round, of the means of A and B."""
         if info.number % self.merge_every:
             return means
         return {name: self._merged(name, layer, info) for name, layer in means.items()}

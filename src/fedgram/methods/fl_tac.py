@@ -72,7 +72,7 @@ class FLTAC(LoRAMethod):
 
     def payload_down(self, server: State, client: int, info: RoundInfo) -> State:
         """Return nothing, but the mean of all for a client that comes later than in the first round."""
-        if info.number == 1 or not info.is_new(client):
+        if not info.is_new(client):
             return {"adapter": {}, "head": {}}
         head = server["head"] if self.head == "averaged" else {}
         return {"adapter": select(server["adapter"], ("A", "B")), "head": head}
@@ -91,6 +91,14 @@ class FLTAC(LoRAMethod):
         for part, uploads in sent.items():
             memory |= {name: self._means(name, layer, uploads, found) for name, layer in server[part].items()}
         return {**super().next_state(server, adapters, heads, info), "server": memory}
+
+    def next_form(self, server: State, info: RoundInfo) -> State:
+        """Return the means of clients that differ: of equal ones there are fewer clusters, which changes no payload."""
+        clusters = min(self.clusters, len(info.last))
+        parts = ("adapter", "head") if self.head == "averaged" else ("adapter",)
+        layers = {name: layer for part in parts for name, layer in server[part].items()}
+        means = {name: {f: t.new_empty(clusters, *t.shape) for f, t in layer.items()} for name, layer in layers.items()}
+        return {**server, "server": {"": {"cluster": torch.zeros(len(info.last), dtype=torch.int64)}, **means}}
 
     def _cluster(self, server: State, sent: dict[str, Uploads], info: RoundInfo) -> list[int]:
         """Return the cluster of each client of the cohort."""

@@ -26,7 +26,7 @@ class FLASC(LoRAMethod):
     Down goes P ⊙ M, the largest weights of all layers together, with their places. A client trains all of A and B from
     there, and sends of its change Δₙ = Pₙ - P ⊙ M the largest numbers, with their places. The server adds
     Σ wₙ Δₙ to P without a mask: where a client began at 0 in the place of P, its change counts all the same. Nothing of
-    what is left out is kept for later. In the first round B = 0, so that A alone is sent.
+    what is left out is kept for later. In the first round B = 0, so that what clients start from is a part of A.
     Places are 32-bit indices or a bitmap for all of P, whichever is fewer bytes; the published code counts none. It
     weighs clients equally, has a weight decay in its server's Adam, and sparsifies the head in one of its scripts.
 
@@ -103,10 +103,12 @@ class FLASC(LoRAMethod):
         return {"adapter": {"": sent}, "head": self._whole(server["head"])}
 
     def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
-        """Return P ⊙ M."""
+        """Return P ⊙ M; in round 1 P comes from the seed."""
         own = merge(held, {"adapter": {}, "head": payload["head"]})
         masked = self._masked(own)
-        return merge(own, part(densify(payload["adapter"][""], len(join(masked))), masked))
+        P = join(masked)
+        sent = payload["adapter"].get("") or self._largest(P, info.number)
+        return merge(own, part(densify(sent, len(P)), masked))
 
     def payload_up(self, server: State, start: State, trained: State, client: int, info: RoundInfo) -> State:
         change = join(self._masked(trained)) - join(self._masked(start))

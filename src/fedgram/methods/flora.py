@@ -45,8 +45,6 @@ class FLoRA(ResidualMethod):
         return LoraAdapter(linear, self.rank, self.scale, start | self.no_residual(linear))
 
     def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        if info.number == 1:  # nothing was added yet
-            return {name: {} for name in layers}
         known = info.is_up_to_date(client)
         return {n: {f: layer[f] for f in self.news(layer, known)} for n, layer in layers.items()}
 
@@ -67,6 +65,10 @@ class FLoRA(ResidualMethod):
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
         return {name: self._merged(name, layer, uploads, info) for name, layer in layers.items()}
+
+    def next_form(self, server: State, info: RoundInfo) -> State:
+        rows = sum(self.rank_of({}, client, info) for client in info.cohort)
+        return {**server, "adapter": self.next_residual(server["adapter"], rows)}
 
     def _merged(self, name: str, layer: Layer, uploads: Uploads, info: RoundInfo) -> Layer:
         """Return a layer with the stack of all clients added: R + s UᵀV, and no B."""

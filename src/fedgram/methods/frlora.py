@@ -14,9 +14,9 @@ from fedgram.adapters.base import frozen_weight
 from fedgram.linalg import singular_triplets
 from fedgram.methods.base import Paper, RoundInfo
 from fedgram.methods.federa import split_evenly
-from fedgram.methods.fields import Field, select
+from fedgram.methods.fields import Field
 from fedgram.methods.merging import MergingMethod
-from fedgram.state import Layer, Layers
+from fedgram.state import Layer, Layers, State
 from fedgram.uploads import Uploads, average
 
 __all__ = ["FRLoRA"]
@@ -29,10 +29,10 @@ class FRLoRA(MergingMethod):
     round clients train A and B from A₀ and B₀ on; then W ← W + s (B̄Ā - B₀A₀), which leaves the mean model as it is when
     the factors go back to A₀ and B₀. A round's step has a rank of up to 2r, and the rank of their sum grows.
 
-    The server sends A₀ and B₀ once, since signs of singular vectors differ between devices, and then the Ā and B̄ of
-    the last round. Means are weighted as `trainer.client_weights` says; the published code has all weights equal. It
-    also holds A at A₀, unlike the paper (see freeze_A), and goes on with an optimizer's moments of factors that
-    were reset; here `optimizer.keep_state` says, and is off by default.
+    Clients make A₀ and B₀ themselves, as they have W⁰, and are sent the last Ā and B̄. Means are weighted as
+    `trainer.client_weights` says; the published code has all weights equal. It also holds A at A₀, unlike the paper
+    (see freeze_A), and goes on with an optimizer's moments of factors that were reset; here `optimizer.keep_state`
+    says, and is off by default.
 
     Args:
         freeze_A: train B alone, as the published code does: then s (B̄ - B₀) A₀ is exact, but of rank r over all rounds.
@@ -46,7 +46,7 @@ class FRLoRA(MergingMethod):
     def __init__(self, *, freeze_A: bool = False, **common: Any) -> None:
         super().__init__(**common)
         self.freeze_A = freeze_A
-        start = (Field(f, up=False, trained=False, shared=True) for f in ("A0", "B0"))
+        start = (Field(f, down=False, up=False, trained=False, shared=True) for f in ("A0", "B0"))
         self.fields = (*MergingMethod.fields, *start)
         if freeze_A:
             self.fields = (Field("A", down=False, up=False, trained=False), *self.fields[1:])
@@ -62,10 +62,9 @@ class FRLoRA(MergingMethod):
         return LoraAdapter(linear, self.rank, self.scale, start, preserve_start=True)
 
     def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        """Return what the client missed of the rounds so far, and to one that comes new where all start."""
-        new = ("A0", "B0") if info.is_new(client) else ()
-        missed, start = self.missed_merges(client, info), select(layers, new)
-        return {name: start[name] | self._missed(layer, missed) for name, layer in layers.items()}
+        """Return what the client missed of the rounds so far."""
+        missed = self.missed_merges(client, info)
+        return {name: self._missed(layer, missed) for name, layer in layers.items()}
 
     def _missed(self, layer: Layer, missed: int) -> Layer:
         if self.freeze_A:  # all steps have the same A₀: the sum of B̄ - B₀ over the rounds is enough
@@ -75,6 +74,10 @@ class FRLoRA(MergingMethod):
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
         means = average(layers, uploads, self.trained_fields)
         return {name: self._next(layer, means[name]) for name, layer in layers.items()}
+
+    def next_form(self, server: State, info: RoundInfo) -> State:
+        adapters = {name: self._next(layer, layer) for name, layer in server["adapter"].items()}
+        return {**server, "adapter": adapters}
 
     def _next(self, layer: Layer, means: Layer) -> Layer:
         """Return a layer with the round's step in its residual, and its factors where they started."""

@@ -95,7 +95,8 @@ class FSLoRA(LoRAMethod):
 
     def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
         """Return the small pair with its factor g = r/κ, filled up with zeros to the largest κ of all clients."""
-        own = super().start(server, held, payload, client, info)
+        known = payload["adapter"] if info.number > 1 else self.download(held["adapter"], client, info)
+        own = super().start(server, held, {**payload, "adapter": known}, client, info)
         pairs = cut(own["adapter"], self.fields, self._widest(info))
         g = self.rank / self.rank_of(server, client, info)
         return {**own, "adapter": {name: {**pair, "g": pair["A"].new_full((), g)} for name, pair in pairs.items()}}

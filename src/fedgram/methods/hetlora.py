@@ -66,6 +66,7 @@ class HetLoRA(LoRAMethod):
         self.min_rank = min_rank
         self.scope = scope
         if self._prunes:
+            self.unknown = "which clients prune their ranks, and when"
             # g: one for the ranks that a client has, so that moments which it kept of others have no effect.
             self.fields = (*LoRAMethod.fields, *(Field(f, down=False, up=False, trained=False) for f in ("g", "tail")))
 
@@ -119,7 +120,7 @@ class HetLoRA(LoRAMethod):
         if not self._prunes:
             return payload
         rank = self.rank_of(server, client, info)
-        if _has_shrunk(start["adapter"], trained["adapter"]):
+        if self._has_shrunk(start["adapter"], trained["adapter"]):
             rank = self._pruned(rank)
         device = next(iter(trained["adapter"].values()))["A"].device
         told = {"": {"rank": torch.full((), rank, dtype=torch.int64, device=device)}}
@@ -128,6 +129,11 @@ class HetLoRA(LoRAMethod):
     def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
         """Return the factors filled up with zeros, as the paper has it."""
         return {**payload, "adapter": fill_up(payload["adapter"], self.fields, self.rank)}
+
+    def _has_shrunk(self, start: Layers, trained: Layers) -> bool:
+        """Say whether the tails' products are smaller than they were; of tensors without numbers `bound` says so."""
+        before, after = _tail_products(start), _tail_products(trained)
+        return self.bound == "least" if after.is_meta else bool(after < before)
 
     def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
         after = super().next_state(server, adapters, heads, info)
@@ -151,6 +157,15 @@ class HetLoRA(LoRAMethod):
         old = before["adapter"]
         kept = {name: _with_rows(layer, old[name]["A"], largest) for name, layer in after["adapter"].items()}
         return {**after, "adapter": kept}
+
+    def next_form(self, server: State, info: RoundInfo) -> State:
+        """Return how much clients have pruned if none ever does, or each in every round: the bounds of its costs."""
+        if not self._prunes or self.bound == "most":
+            return server
+        pruned = server["server"][""]["pruned"].clone()
+        ranks = [self.rank_of(server, client, info) for client in info.cohort]
+        pruned[info.cohort] += torch.tensor([rank - self._pruned(rank) for rank in ranks])
+        return {**server, "server": {"": {"pruned": pruned}}}
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
         shares = self._shares(layers, uploads)
@@ -197,12 +212,3 @@ def _tail_products(adapters: Layers) -> Float[Tensor, "*C"]:
         for layer in adapters.values()
     ]
     return torch.stack(products).sum(dim=0)
-
-
-def _has_shrunk(start: Layers, trained: Layers) -> bool:
-    """Say whether the tails' products are smaller than they were.
-
-    Tensors without numbers, of which a cost is told, prune nothing: what a run then sends can only be less.
-    """
-    before, after = _tail_products(start), _tail_products(trained)
-    return not after.is_meta and bool(after < before)

@@ -63,11 +63,10 @@ class MergingMethod(LoRAMethod):
             return {"residual": residual, **({"A": A, "B": B} if present else {})}
         if not missed + alone:
             return {}
-        # No slice: where costs are told of tensors without numbers, the server has not aggregated as often.
-        rows = torch.arange(-missed * len(A), 0)
+        rows = missed * len(A)
         return {
-            "A": torch.cat([layer["merged_A"][rows], *[A] * alone]),
-            "B": torch.cat([layer["merged_B"][:, rows], *[B] * alone], dim=1),
+            "A": torch.cat([layer["merged_A"].narrow(0, len(layer["merged_A"]) - rows, rows), *[A] * alone]),
+            "B": torch.cat([layer["merged_B"].narrow(1, len(layer["merged_A"]) - rows, rows), *[B] * alone], dim=1),
         }
 
     def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:

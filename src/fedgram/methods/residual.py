@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedgram.adapters.base import layer_sizes
 from fedgram.methods.fields import Field
 from fedgram.methods.lora import LoRAMethod
-from fedgram.state import Layer
+from fedgram.state import Layer, Layers
 
 __all__ = ["ResidualMethod"]
 
@@ -38,6 +38,15 @@ class ResidualMethod(LoRAMethod):
         total = residual + self.scale * (U.double().mT @ V.double())
         found = {"residual": total, "U": U, "V": V}
         return {field: found[field].to(residual) for field in self.shared_fields}
+
+    def next_residual(self, layers: Layers, rows: int) -> Layers:
+        """Return the form of layers once U and V of some rows have been added."""
+
+        def added(residual: Tensor) -> Layer:
+            d_out, d_in = residual.shape
+            return self.with_residual(residual, residual.new_empty(rows, d_out), residual.new_empty(rows, d_in))
+
+        return {name: {**layer, **added(layer["residual"])} for name, layer in layers.items()}
 
     @staticmethod
     def news(layer: Layer, up_to_date: bool) -> tuple[str, ...]:

@@ -174,11 +174,11 @@ class _Costs:
         self._left = [0, 0, 0]
         self._not_in_sum = 0
         self._reasons: dict[str, str] = {}
-        self._is_auto = False
+        self._is_auto = self._is_range = False
 
     def of(self, point: Point, is_left: bool) -> list[str]:
         """Return a run's cells."""
-        from fedgram.cost.tables import short
+        from fedgram.cost.tables import bytes_of, short
 
         estimate = self._estimate(point)
         if estimate is None:
@@ -189,7 +189,8 @@ class _Costs:
         self._is_auto |= setting.auto
         for index, figure in enumerate((cost.all_up.bytes, cost.all_down.bytes, flops or 0)):
             self._left[index] += figure * is_left
-        sent = (short(size.bytes, "B") for size in (cost.all_up, cost.all_down))
+        self._is_range |= bool(cost.unknown and is_left)
+        sent = (bytes_of(cost, name) for name in ("all_up", "all_down"))
         return [*sent, short(flops), short(cost.memory.total, "B")]
 
     def remarks(self) -> list[str]:
@@ -198,6 +199,8 @@ class _Costs:
 
         up, down, flops = self._left
         lines = [f"what is left: {short(up, 'B')} up, {short(down, 'B')} down, {short(flops)} client FLOPs"]
+        if self._is_range:
+            lines[0] += ", at most: of some methods only training can tell what is sent"
         if self._not_in_sum:
             lines[0] += f", and {self._not_in_sum} runs of which it can't be told"
         lines.append("by fedgram cost, for the first seed, and samples as long as data.max_length")
