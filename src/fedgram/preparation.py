@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from fedgram.collectives import Ranks
 from fedgram.data import FederatedData
-from fedgram.hub import is_hub_name
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
-from fedgram.models.sources import Source, find_source
+from fedgram.models.sources import find_source, folder_of
 from fedgram.setup import build, check_steps
 from fedgram.state import parameters_of
 
@@ -78,7 +77,7 @@ def prepare(trainer: "FederatedTrainer", model: FederatedTask, data: FederatedDa
     sizes = shards.sizes
     return Preparation(
         backbone=model.backbone,
-        place=_place(find_source(model.backbone)),
+        place=folder_of(find_source(model.backbone)),
         pretrained=model.pretrained,
         data=data.name,
         samples={name: len(table) for name, table in data.tables.items()},
@@ -90,13 +89,3 @@ def prepare(trainer: "FederatedTrainer", model: FederatedTask, data: FederatedDa
         head_parameters=parameters_of(start["head"]),
         cache=data.cache,
     )
-
-
-def _place(source: Source) -> Path:
-    """Return the folder that a model was loaded from."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if not is_hub_name(source.place):
-        return Path(source.place)
-    found = try_to_load_from_cache(source.place, source.gguf_file or "config.json")
-    return Path(found).parent if isinstance(found, str) else Path(source.place)

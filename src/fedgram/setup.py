@@ -28,6 +28,7 @@ from fedgram.memory import choose_clients_per_block
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.models.loading import positions
+from fedgram.models.tokenizers import check_unknown
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.phases import check_phases
@@ -109,6 +110,7 @@ def build(
             data.prepare_data()
     with ranks.apart():
         data.setup()
+        check_unknown(data.tokenizer, data.split("train").ids)
         model.configure_for(data.tokenizer, data, trainer.seed)
         if ranks.rank == 0:
             model.head_start.report(model.backbone, frozen=method.head == "frozen")

