@@ -107,8 +107,9 @@ def test_data_of_the_hub_is_prepared_as_well(machine, repositories, tmp_path):
     code, out, err = machine("fit", *arguments, **online)
     assert code == 0, err
     assert time.monotonic() - start < 60
-    warning, started = err.splitlines()
+    warning, unknown, started = err.splitlines()
     assert warning.startswith(f"the hub can't be reached at {online['HF_ENDPOINT']}")
+    assert "tokens of the train split are unknown" in unknown  # the words of GLUE's sentences
     assert "a new run" in started
     assert snapshot(tmp_path / "cache" / "tokens") == before
 

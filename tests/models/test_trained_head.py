@@ -244,10 +244,40 @@ def test_a_frozen_head_of_a_backbone_without_any_is_random_and_that_is_said(tmp_
     assert "the head is frozen at random weights" in caplog.text
 
 
-def test_what_is_left_out_of_a_checkpoint_is_listed(tmp_path, caplog):
+def test_a_head_under_another_name_is_missed(tmp_path, caplog):
+    """The weights were renamed, as by a conversion, or the head was saved without its model."""
+    from safetensors.torch import load_file, save_file
+
+    folder = published(tmp_path, TOPICS, "opt")
+    weights = load_file(tmp_path / "model.safetensors")
+    renamed = {name.replace("score.", "classifier_head."): tensor for name, tensor in weights.items()}
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with caplog.at_level(logging.INFO, logger="fedgram"):
+        install(folder, Rows(*TOPICS), FedIT(rank=2))
+    (record,) = caplog.records
+    assert "its config.json says OPTForSequenceClassification, but none of the head's weights" in record.getMessage()
+    assert "left out classifier_head.weight" in record.getMessage()
+    with pytest.raises(ConfigurationError, match="none of the head's weights are there"):
+        install(folder, Rows(*TOPICS), FFALoRA(rank=2))
+
+
+def test_a_pooler_that_the_checkpoint_lacks_is_random_and_that_is_said(tmp_path, caplog):
+    from safetensors.torch import load_file, save_file
+
+    folder = published(tmp_path, TOPICS)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with caplog.at_level(logging.INFO, logger="fedgram"):
+        install(folder, Rows(*TOPICS), FedIT(rank=2))
+    (record,) = caplog.records
+    assert "drawn from the seed bert.pooler.dense.weight, bert.pooler.dense.bias; loaded classifier" in (
+        record.getMessage()
+    )
+
+
+def test_the_heads_of_pretraining_are_left_out_without_a_word(tmp_path, caplog):
     folder = published(tmp_path, ["LABEL_0", "LABEL_1"], "electra", task="PreTraining")
     with caplog.at_level(logging.INFO, logger="fedgram"):
         install(folder, Rows("a", "b"), FedIT(rank=2))
-    (record,) = caplog.records
-    assert record.levelname == "INFO"
-    assert "left out discriminator_predictions" in record.getMessage()
+    assert not caplog.records

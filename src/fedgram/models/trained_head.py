@@ -83,8 +83,8 @@ class HeadStart:
             )
         elif self.drawn and frozen:
             log.warning("the head is frozen at random weights, as %r has none for it: %s", backbone, self._origins())
-        elif self.drawn and (self.loaded or self.left_out):
-            log.info("%r: %s", backbone, self._origins())
+        elif self.drawn and self.loaded:  # a trained head on a pooler that is random
+            log.warning("the head of %r is not loaded as a whole: %s", backbone, self._origins())
         if self.note:
             log.warning("%r: %s", backbone, self.note)
 
@@ -119,7 +119,9 @@ def fit_head(
         tuple(sorted(report["unexpected_keys"])),
     )
     if not mismatched.intersection(head) and not start.loaded:
-        return start  # the usual backbone, which was trained for no such task
+        trained = [name for name in own.architectures or [] if task in name]
+        misfit = f"its config.json says {trained[0]}, but none of the head's weights are there" if trained else ""
+        return replace(start, misfit=misfit)  # as a rule none: the usual backbone, which was trained for no such task
     misfit = _misfit(own, task, network.config.num_labels, [name for name in head if name in random], mismatched)
     match = RowMatch(None) if misfit or classes is None else match_rows(names_of_rows(own), classes)
     if not misfit and classes is not None and match.rows is None:
