@@ -235,6 +235,11 @@ def _open_folder(federation: Federation) -> None:
     log.info(
         "%s: %s; clients_per_block %d, threads %d, %s", folder.path, what, plan.clients_per_block, plan.threads, rows
     )
+    if "validation" not in federation.data.tables:
+        log.warning(
+            "there is no validation split: this run is not evaluated, and no checkpoint is its best; %s",
+            federation.data.validation_remedy,
+        )
     if len(federation.devices) > 1:
         log.warning(
             "this run has been on %s: equal bits are promised on one kind of device only",

@@ -41,6 +41,8 @@ class FederatedData(LightningDataModule, ABC):
 
     name: str
     """What the data is called in the names of runs."""
+    validation_remedy: str = "add a validation split to the data"
+    """How to give the data a validation split, for the warning that there is none."""
 
     def __init__(
         self, max_length: int, batch_size: int, eval_batch_size: int, partition: Partition, cache_dir: str | None

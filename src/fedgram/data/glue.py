@@ -85,6 +85,9 @@ class GLUE(TextClassificationData):
         cache_dir: where tokenised data is kept; ``$FEDGRAM_CACHE`` or ``~/.cache/fedgram`` if not given.
     """
 
+    validation_remedy = (
+        "hold some rows out with --data.validation_fraction 0.1, or add the task's dev.tsv to the folder"
+    )
     # The further names are MNLI's, whose matched splits are the validation and test proper.
     source_splits: Mapping[str, Sequence[str]] = {
         "train": ("train",),

@@ -108,6 +108,8 @@ class SQuAD(FederatedData):
         cache_dir: where tokenised data is kept; ``$FEDGRAM_CACHE`` or ``~/.cache/fedgram`` if not given.
     """
 
+    validation_remedy = "add a file such as validation.parquet to the folder that data.path names"
+
     def __init__(
         self,
         path: str = _SQUAD,

@@ -55,6 +55,10 @@ class TextClassificationData(FederatedData):
         metrics: the metrics that this data is judged by, the most important one first.
     """
 
+    validation_remedy = (
+        "hold some rows out with --data.validation_fraction 0.1, or give --data.validation_path, or a file such as"
+        " validation.csv in the folder"
+    )
     source_splits: Mapping[str, Sequence[str]] = SPLITS
     """The splits that are read, and what the source may call each of them."""
 
