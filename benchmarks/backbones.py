@@ -128,6 +128,9 @@ def judge(family: str, folder: Path, whole: bool = False) -> Verdict:
     options |= {"head": "frozen"} if family in families.FROZEN_HEADS else {}
     try:
         model = families.save(family, folder / "model")
+    except ImportError as error:
+        return Verdict(family, False, reason=" ".join(str(error).split()).partition(". ")[0])
+    try:
         verdict = _predict(family, model, rows, folder, FedIT(**options))
         for method in METHODS:
             _train(family, model, rows, folder, method(**options))
@@ -155,7 +158,7 @@ def _predict(family: str, model: str, rows: list[Any], folder: Path, method: Met
 
 
 def _way(network: Any) -> str:
-    return "padding-free" if network.packs else "padded"
+    return "padding-free" if network.packs else "one at a time" if network.one_by_one else "padded"
 
 
 def _trainer(folder: Path) -> FederatedTrainer:

@@ -10,13 +10,30 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-__all__ = ["Rule", "by", "install", "rule", "scaled_dot_product", "within_samples"]
+__all__ = [
+    "Rule",
+    "UnknownAttentionError",
+    "by",
+    "install",
+    "rule",
+    "scaled_dot_product",
+    "uninstall",
+    "within_samples",
+]
 
 _NAME = "fedgram"
 """Of the function, among those that Transformers' models can be told to use."""
+_REPLACED = "sdpa"
+"""The function that stands in its place before, and does the same where no rule is set."""
+_WITHOUT_EFFECT = frozenset(
+    {"cache_position", "output_attentions", "output_hidden_states", "position_ids", "return_dict", "use_cache"}
+)
+"""Options of Transformers' attention that change nothing of what is attended to."""
+_IN_THE_MASK = frozenset({"sliding_window"})
+"""Options that the mask has in it already, where scaled dot products are asked for."""
 _LONG = 256
 """From this many tokens on, the probabilities that `_Within` keeps for its backward pass cost more than they save."""
 
@@ -24,6 +41,10 @@ Rule = Callable[..., tuple[Tensor, None]]
 """Takes what Transformers' attention functions take: the module, query, key, value, mask, and options by name."""
 rule: ContextVar[Rule | None] = ContextVar("rule", default=None)
 """How to attend; None is as Transformers' scaled dot products do."""
+
+
+class UnknownAttentionError(Exception):
+    """A model's attention is given something that this module does not know how to heed for samples without padding."""
 
 
 @contextmanager
@@ -37,14 +58,33 @@ def by(other: Rule) -> Iterator[None]:
 
 
 def install(network: nn.Module) -> bool:
-    """Have a network of Transformers attend by rules, and say whether it could be: not all models allow it."""
+    """Have a network of Transformers attend by rules, and return whether it can: it must use scaled dot products.
+
+    Others, such as those with sinks or soft caps, compute attention by themselves, and go on to do so.
+    """
+    configs = _configs(network)
     if not getattr(network, "_supports_attention_backend", False) or not _register():
         return False
-    for module in network.modules():  # a base model that was loaded by itself has a configuration of its own
-        config: Any = getattr(module, "config", None)
-        if config is not None:
-            config._attn_implementation = _NAME
+    if any(config._attn_implementation != _REPLACED for config in configs):
+        return False
+    _set_implementation(configs, _NAME)
     return True
+
+
+def uninstall(network: nn.Module) -> None:
+    """Undo `install`."""
+    _set_implementation(_configs(network), _REPLACED)
+
+
+def _configs(network: nn.Module) -> list[Any]:
+    """Return the configurations of all parts; a base model that was loaded by itself has one of its own."""
+    found = {id(config): config for module in network.modules() if (config := getattr(module, "config", None))}
+    return [config for config in found.values() if hasattr(config, "_attn_implementation")]
+
+
+def _set_implementation(configs: Iterable[Any], name: str) -> None:
+    for config in configs:
+        config._attn_implementation = name
 
 
 def _register() -> bool:
@@ -84,6 +124,7 @@ def within_samples(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Float[Tensor, "1 N heads d"], None]:
     """Attend within each sample of some that follow one another.
@@ -97,25 +138,68 @@ def within_samples(
         query: of all samples.
         key: of all samples; each of its heads serves as many of the query's.
         value: of all samples.
-        attention_mask: of the padded batch, which has no meaning here.
+        attention_mask: of the padded batch: bool ``(n, 1, queries, keys)``, true for the keys that a query sees, such
+            as those in a window. As for scaled dot products, it replaces what the module says.
         scaling: of the products; 1/√d by default.
         is_causal: whether a token sees those after it; as the module says by default.
+        dropout: of the probabilities: there is none.
         options: what else Transformers' functions are given.
+
+    Raises:
+        UnknownAttentionError: one of the options, or the mask, is none that can be heeded here.
     """
-    del attention_mask
+    _check_options({**options, "dropout": dropout})
     wide = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (query, key, value)]
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    seen = _seen(attention_mask, asked, lengths, causal)
     with torch.autocast(query.device.type, enabled=False):
         if max(lengths) < _LONG:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             heads = [_repeated(tensor[0], query.shape[1]) for tensor in wide]
-            attended: Tensor = _Within.apply(*heads, asked, lengths, scale, causal)
+            attended: Tensor = _Within.apply(*heads, asked, lengths, scale, causal, seen)
             attended = attended.unsqueeze(0)
         else:
-            options |= {"scaling": scaling, "is_causal": causal}
-            samples = zip(*_cut(wide, asked, lengths, lengths), strict=True)
-            attended = torch.cat([scaled_dot_product(module, *s, None, **options)[0] for s in samples], dim=1)
+            given = {"scaling": scaling, "is_causal": causal}
+            masks = [None] * len(lengths) if seen is None else [own[None, None] for own in seen]
+            samples = zip(*_cut(wide, asked, lengths, lengths), masks, strict=True)
+            attended = torch.cat([scaled_dot_product(module, *sample, **given)[0] for sample in samples], dim=1)
     return attended.to(query.dtype), None
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse what would be dropped without a word, such as sinks (``s_aux``) and soft caps."""
+    given = {name for name, value in options.items() if isinstance(value, Tensor) or value not in (None, False, 0)}
+    unknown = sorted(given - _WITHOUT_EFFECT - _IN_THE_MASK)
+    if unknown:
+        raise UnknownAttentionError(f"its attention is given {', '.join(unknown)}")
+
+
+def _seen(
+    mask: Tensor | None, asked: Sequence[int], lengths: Sequence[int], causal: bool
+) -> list[Bool[Tensor, "queries keys"]] | None:
+    """Return which keys each query of a sample sees; None where these are all, or of a causal one all up to its own.
+
+    The longest sample is looked at: a window that it does not feel, no other one does.
+    """
+    if mask is None:
+        return None
+    if mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[3] < max(lengths[: len(mask)]):
+        raise UnknownAttentionError(f"its attention has a mask of its own, {mask.dtype} of shape {tuple(mask.shape)}")
+    samples = min(len(mask), len(lengths))
+    longest = max(range(samples), key=lambda sample: lengths[sample])
+    usual = _cells(mask, longest, asked, lengths)
+    if torch.equal(usual, torch.ones_like(usual).tril() if causal else torch.ones_like(usual)):
+        return None
+    own = [_cells(mask, sample, asked, lengths) for sample in range(samples)]
+    rest = zip(asked[samples:], lengths[samples:], strict=True)  # fillers
+    return own + [mask.new_ones(queries, keys) for queries, keys in rest]
+
+
+def _cells(mask: Tensor, sample: int, asked: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """Return the part of a mask that is a sample's, without padding."""
+    own = mask[sample, 0]
+    rows = own if mask.shape[2] > 1 else own.expand(asked[sample], -1)  # all queries may see the same
+    return rows[: asked[sample], : lengths[sample]]
 
 
 def _repeated(tensor: Float[Tensor, "kv_heads M d"], heads: int) -> Float[Tensor, "heads M d"]:
@@ -145,14 +229,17 @@ class _Within(torch.autograd.Function):
         lengths: Sequence[int],
         scale: float,
         causal: bool,
+        seen: Sequence[Bool[Tensor, "queries keys"]] | None = None,
     ) -> Float[Tensor, "N heads d_v"]:
         attended = query.new_empty(query.shape[1], query.shape[0], value.shape[2])
         future = torch.ones(max(lengths), max(lengths), dtype=torch.bool, device=query.device).triu(1)
         kept = []
         rows = [query, key, value, attended.transpose(0, 1)]
-        for q, k, v, place in zip(*_cut(rows, asked, lengths, lengths, asked), strict=True):
+        for sample, (q, k, v, place) in enumerate(zip(*_cut(rows, asked, lengths, lengths, asked), strict=True)):
             scores = _scaled_product(scale, q, k.mT)
-            if causal:
+            if seen is not None:
+                scores.masked_fill_(~seen[sample], -torch.inf)
+            elif causal:
                 scores.masked_fill_(future[: q.shape[1], : k.shape[1]], -torch.inf)
             probabilities = scores.softmax(dim=-1)
             place.copy_(torch.bmm(probabilities, v))
@@ -174,7 +261,7 @@ class _Within(torch.autograd.Function):
             dq.copy_(_scaled_product(ctx.scale, ds, k))
             dk.copy_(_scaled_product(ctx.scale, ds.mT, q))
             dv.copy_(torch.bmm(p.mT, do))
-        return (*grads, None, None, None, None)
+        return (*grads, None, None, None, None, None)
 
 
 def _scaled_product(scale: float, left: Float[Tensor, "heads m n"], right: Float[Tensor, "heads n p"]) -> Tensor:

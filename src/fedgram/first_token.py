@@ -63,16 +63,15 @@ def _forward(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             return forward(*args, **kwargs)  # this layer follows no rules
     except _AtAttention as way_out:
         key, value, mask = way_out.given
-    packing = present()
+    packing, first = present(), None if mask is None else mask[:, :, :1]
     if packing is None:
         args, kwargs = _narrowed(lambda rows: rows[:, :1], args, kwargs)
-        first = None if mask is None else mask[:, :, :1]
         with attention.by(_instead(attention.scaled_dot_product, key, value, first)):
             return forward(*args, **kwargs)
     starts = packing.starts()
     args, kwargs = _narrowed(lambda rows: rows.index_select(1, starts), args, kwargs)
     attend = partial(attention.within_samples, [1] * len(packing.samples), packing.samples)
-    rule = _instead(attend, key[:, :, : packing.real], value[:, :, : packing.real], None)  # fillers come last
+    rule = _instead(attend, key[:, :, : packing.real], value[:, :, : packing.real], first)  # fillers come last
     with showing(packing.of_starts()), attention.by(rule):
         output = forward(*args, **kwargs)
     end()

@@ -1,12 +1,13 @@
 """The backbone as a block of clients sees it: on a device, with adapters and heads that hold tensors per client."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fedgram.adapters import ClientLayer
 from fedgram.data.tokens import TokenTable
@@ -14,7 +15,7 @@ from fedgram.models.base import FederatedTask, Outputs
 from fedgram.packing import Packing, packed
 from fedgram.state import PARTS, State, send
 
-__all__ = ["ClientNetwork"]
+__all__ = ["ClientNetwork", "together"]
 
 _FULL = 0.9
 """A batch with a larger share of real tokens, as evaluation in order of length has, costs less padded than packed."""
@@ -33,6 +34,9 @@ class ClientNetwork:
         pad_id: the token that pads.
         shared: the adapters' fields that all clients hold in common.
         packs: whether the backbone's layers compute on real tokens only (see `fedgram.packing`).
+        masks_all: whether a batch without padding is masked too: the model would find padding in it by itself.
+        one_by_one: whether it computes one row at a time: what it answers to a row depends on padding, or on the others
+            in a batch (see `fedgram.trial`).
     """
 
     task: FederatedTask
@@ -43,6 +47,8 @@ class ClientNetwork:
     pad_id: int
     shared: frozenset[str] = frozenset()
     packs: bool = False
+    masks_all: bool = False
+    one_by_one: bool = False
 
     def initial_state(self) -> State:
         """Return what the server starts with, without client axis, on the device."""
@@ -95,19 +101,57 @@ class ClientNetwork:
 
     def run(self, table: TokenTable, rows: np.ndarray) -> tuple[Outputs, Tensor]:
         """Return what the network says of some samples, C clients in C equal parts, and their labels."""
+        if self.one_by_one and len(rows) > 1:
+            return self._run_one_by_one(table, rows)
         found = table.batch(rows, self.pad_id)
         packing = self._packing(found["attention_mask"])
         # Asked of the host: Transformers would ask the device, and wait for it.
-        if found["attention_mask"].numpy().all():
+        if not self.masks_all and found["attention_mask"].numpy().all():
             del found["attention_mask"]
         batch = {key: send(tensor, self.device) for key, tensor in found.items()}
         labels = batch.pop("labels")
         with self.autocast(), packed(packing):
             return self.task.outputs(batch), labels
 
+    def _run_one_by_one(self, table: TokenTable, rows: np.ndarray) -> tuple[Outputs, Tensor]:
+        """Do the same one sample after the other, each with its client's own tensors."""
+        clients = self._clients()
+        each, samples = len(rows) // clients, np.where(rows < 0, rows.max(), rows)  # a filler's loss has no weight
+        outputs: list[Outputs] = []
+        for client in range(clients):
+            with self._narrowed(client, clients):
+                own = samples[client * each : (client + 1) * each]
+                outputs += [self.run(table, own[i : i + 1])[0] for i in range(each)]
+        labels = send(table.batch(rows, self.pad_id)["labels"], self.device)
+        return {key: together([each[key] for each in outputs]) for key in outputs[0]}, labels
+
+    @contextmanager
+    def _narrowed(self, client: int, clients: int) -> Iterator[None]:
+        """Have one client alone of those that are loaded."""
+        if clients == 1:  # what is merged for it stays so
+            yield
+            return
+        loaded = {name: layer.clients for name, layer in self.layers.items()}
+        try:
+            for name, layer in self.layers.items():
+                layer.load({field: tensor[client : client + 1] for field, tensor in loaded[name].items()})
+            yield
+        finally:
+            for name, layer in self.layers.items():
+                layer.load(loaded[name])
+
+    def _clients(self) -> int:
+        """Return how many clients' tensors are loaded."""
+        return next((len(t) for layer in self.layers.values() for t in layer.clients.values()), 1)
+
     def _packing(self, mask: Tensor) -> Packing | None:
         """Return how a batch is packed; None where it is not. Nothing is asked of a device that does not pack."""
         if not self.packs or float(mask.sum()) >= _FULL * mask.numel():
             return None
-        clients = next(len(t) for layer in self.layers.values() for t in layer.clients.values())
-        return Packing.of(mask, clients)
+        return Packing.of(mask, self._clients())
+
+
+def together(pieces: Sequence[Tensor]) -> Tensor:
+    """Return the rows of some outputs as one tensor; those with a column for every token are filled up with -inf."""
+    width = max(piece.shape[-1] for piece in pieces)
+    return torch.cat([functional.pad(piece, (0, width - piece.shape[-1]), value=-torch.inf) for piece in pieces])

@@ -136,21 +136,29 @@ def packed(packing: Packing | None) -> Iterator[None]:
         end()  # also where a layer has raised
 
 
-def install(network: nn.Module) -> bool:
-    """Make a network of Transformers ready for `packed`, and say whether it could be: not all models allow it."""
+def install(network: nn.Module) -> Callable[[], None] | None:
+    """Make a network of Transformers ready for `packed`; return what undoes it, or None if the model can't be."""
     layers = stack_of_layers(network)
     if layers is None or not attention.install(network):
-        return False
-    for layer in layers:
-        layer.register_forward_pre_hook(_enter_layer, with_kwargs=True)
-    layers[0].register_forward_pre_hook(_enter, with_kwargs=True, prepend=True)
-    layers[-1].register_forward_hook(_leave)
-    return True
+        return None
+    handles = [layer.register_forward_pre_hook(_enter_layer, with_kwargs=True) for layer in layers]
+    handles.append(layers[0].register_forward_pre_hook(_enter, with_kwargs=True, prepend=True))
+    handles.append(layers[-1].register_forward_hook(_leave))
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+        attention.uninstall(network)
+
+    return undo
 
 
 def stack_of_layers(network: nn.Module) -> nn.ModuleList | None:
     """Return the layers that a network consists of, one after the other."""
-    count = getattr(network.config, "num_hidden_layers", None)
+    config: Any = network.config
+    count = getattr(
+        config.get_text_config() if hasattr(config, "get_text_config") else config, "num_hidden_layers", None
+    )
     stacks = [m for m in network.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     return stacks[0] if len(stacks) == 1 and len({type(layer) for layer in stacks[0]}) == 1 else None
 
@@ -168,10 +176,15 @@ def _enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
 
 
 def _enter_layer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Give every layer the rotary positions of its tokens."""
-    packing, positions = _present.get(), kwargs.get("position_embeddings")
-    if packing is not None and positions is not None:
+    """Give every layer the positions of its tokens, by number and rotary."""
+    packing = _present.get()
+    if packing is None:
+        return args, kwargs
+    positions, numbers = kwargs.get("position_embeddings"), kwargs.get("position_ids")
+    if positions is not None:
         kwargs = kwargs | {"position_embeddings": tuple(map(packing.pack, positions))}
+    if numbers is not None:
+        kwargs = kwargs | {"position_ids": packing.pack(numbers)}
     return args, kwargs
 
 

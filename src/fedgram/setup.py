@@ -37,6 +37,7 @@ from fedgram.run_folder import RunFolder, find_checkpoints, find_run_of
 from fedgram.shortcuts import shorten
 from fedgram.slurm import Job, current_job
 from fedgram.state import State, flatten, to
+from fedgram.trial import Trial, rows_to_try, try_adapted
 
 if TYPE_CHECKING:
     from fedgram.trainer import FederatedTrainer
@@ -90,8 +91,10 @@ def assemble(
     trainer.run_name = trainer.name or f"{data.name}-{method.name}"
     network = build(trainer, ranks, model, data, method, trainer.fabric.autocast)
     with ranks.apart():
-        if trainer.packing:
-            shorten(network, data.split("train"), trainer.precision)
+        if trainer.packing and not network.one_by_one:
+            reason = shorten(network, rows_to_try(data.tables.values(), 7), trainer.precision)
+            if reason is not None and ranks.rank == 0:
+                log.info("batches of %r are padded: %s", model.backbone, reason)
     return network, ranks
 
 
@@ -117,12 +120,15 @@ def build(
         if trainer.precision in WEIGHTS:
             model.cast(WEIGHTS[trainer.precision])
         _check_lengths(model, data)
+        model.loaded().to(ranks.device)
+        trial = Trial.of(model, data.tables.values(), ranks.device, trainer.precision, autocast)
         frozen.install(linear_layers(model.loaded()).values())
         layers = method.install(model.loaded(), trainer.seed)  # after the weights' type is set: L, R and A₁ keep theirs
         model.loaded().to(ranks.device)
-    dtype = torch.float64 if trainer.precision == "64-true" else torch.float32
-    pad_id = int(data.tokenizer.pad_token_id)
-    return ClientNetwork(model, layers, ranks.device, dtype, autocast, pad_id, method.shared_fields)
+        dtype = torch.float64 if trainer.precision == "64-true" else torch.float32
+        network = ClientNetwork(model, layers, ranks.device, dtype, autocast, model.pad_id, method.shared_fields)
+        try_adapted(network, trial, keeps_start=getattr(method, "preserve_start", True))
+    return network
 
 
 def _check_lengths(model: FederatedTask, data: FederatedData) -> None:
@@ -231,7 +237,8 @@ def _open_folder(federation: Federation) -> None:
     """Say where the run is written and what was chosen for it, drop rounds that did not count, show the partition."""
     folder, plan = federation.folder, federation.plan
     what = "a new run" if federation.finished < 0 else f"goes on after round {federation.finished}"
-    rows = "real tokens only" if federation.network.packs else "padded batches"
+    network = federation.network
+    rows = "real tokens only" if network.packs else "one row at a time" if network.one_by_one else "padded batches"
     log.info(
         "%s: %s; clients_per_block %d, threads %d, %s", folder.path, what, plan.clients_per_block, plan.threads, rows
     )

@@ -21,6 +21,7 @@ from fedgram.data.tokens import TokenTable
 from fedgram.methods import Method, RoundInfo
 from fedgram.models import FederatedTask
 from fedgram.models.loading import draw_network, positions, quiet, undrawn
+from fedgram.models.padding import pad_id_of
 from fedgram.network import ClientNetwork
 from fedgram.packing import stack_of_layers
 from fedgram.seeding import isolated
@@ -56,7 +57,7 @@ def skeleton(
         with FakeTensorMode(allow_non_fake_inputs=True), isolated(0, "skeleton"), quiet():
             task.network = network = _draw(task, config, dtype)
             layers = method.install(network, seed=0)
-        place, pad = torch.device("cpu"), int(network.config.pad_token_id)
+        place, pad = torch.device("cpu"), pad_id_of(network)
         yield ClientNetwork(task, layers, place, clients_dtype, nullcontext, pad, method.shared_fields)
     finally:
         task.network = own
@@ -67,8 +68,6 @@ def _draw(task: FederatedTask, config: "PretrainedConfig", dtype: torch.dtype) -
     """Return the network of a configuration, which is not changed, frozen."""
     config = copy.deepcopy(config)
     config.use_cache = False
-    if config.pad_token_id is None:  # a decoder that classifies asks for one
-        config.pad_token_id = 0
     with undrawn():
         return draw_network(task.auto_class, config, dtype).eval().requires_grad_(False)
 

@@ -1,7 +1,9 @@
 """What must hold for every family of backbones, with a head for classes and with one for spans."""
 
 import contextlib
+import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +19,7 @@ from fedgram.errors import ConfigurationError
 from fedgram.methods import FedIT, FLoRG
 from fedgram.models import QuestionAnswering, TextClassification
 from fedgram.models.loading import cast
+from fedgram.models.padding import NO_TOKEN
 from fedgram.network import ClientNetwork
 from fedgram.optim import SGD, AdamW
 from fedgram.setup import _check_lengths
@@ -120,7 +123,7 @@ def test_targets_are_queries_and_values_and_the_head_stands_apart(folders, famil
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_does_not_depend_on_its_padding_or_its_company(folders, family, kind):
     task, tokenizer = build(kind, folders[family])
-    table, pad_id = tokens(kind, tokenizer), tokenizer.pad_token_id
+    table, pad_id = tokens(kind, tokenizer), task.pad_id
     rows = [3, 0, -1, 7, 12]
     longest = int(table.lengths.argmax())
     assert table.lengths[longest] > table.lengths[3]
@@ -136,39 +139,34 @@ def test_a_row_does_not_depend_on_its_padding_or_its_company(folders, family, ki
         assert (values[0] - values[1])[:2].abs().max() > 1e-4  # else the comparisons say nothing
 
 
+@pytest.mark.parametrize("pads", ["nothing", "the end", "no id of the vocabulary"])
 @pytest.mark.parametrize("family", DECODERS)
-def test_a_text_that_ends_in_the_token_that_pads_counts_the_same_in_any_batch(tmp_path, family):
-    task = TextClassification(save_tiny(family, tmp_path))
-    tokenizer = task.load_tokenizer()
-    tokenizer.pad_token = tokenizer.eos_token
-    task.configure_for(tokenizer, LABELS, seed=0)
-    task.cast(torch.float64)
-    pad = tokenizer.pad_token_id
-    assert task.loaded().config.pad_token_id == pad
-    alone = torch.tensor([[5, 6, 7, pad]])
-    batch = torch.tensor([[5, 6, 7, pad, pad, pad], [8, 9, 5, 6, 7, pad], [pad] * 6])
-    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0]])
-    logits = task.outputs({"input_ids": batch, "attention_mask": mask})["logits"]
-    single = task.outputs({"input_ids": alone, "attention_mask": torch.ones_like(alone)})["logits"]
-    torch.testing.assert_close(logits[0], single[0], rtol=0, atol=1e-12)
-    assert torch.isfinite(logits).all()
-    # What is read is the last token that isn't padding, which sees all that stands before it.
-    other = torch.tensor([[4, 6, 7, pad]])
-    changed = task.outputs({"input_ids": other, "attention_mask": torch.ones_like(other)})["logits"]
-    assert (changed - single).abs().max() > 1e-4
+def test_a_text_with_the_token_that_pads_is_read_as_it_is_alone(tmp_path, family, pads):
+    from transformers import AutoModelForSequenceClassification
 
-
-def test_a_tokenizer_that_appends_its_eos_pads_with_it(tmp_path):
-    folder = save_tiny("llama", tmp_path, append_eos=True)
-    task, tokenizer = build(TextClassification, folder)
-    assert tokenizer.pad_token == tokenizer.eos_token == "<|end_of_text|>"
-    table = tokens(TextClassification, tokenizer)
-    assert table.ids[table.offsets[1] - 1] == tokenizer.eos_token_id
-    rows = list(range(8))
-    together = outputs_of(task, table, rows, tokenizer.pad_token_id)["logits"]
-    for row in rows:
-        alone = outputs_of(task, table, [row], tokenizer.pad_token_id)["logits"][0]
-        torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-12)
+    folder = Path(save_tiny(family, tmp_path))
+    task = TextClassification(str(folder))
+    end = task.load_tokenizer().eos_token_id
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"pad_token_id": {"nothing": None, "the end": end, "no id of the vocabulary": -7}[pads]}
+    (folder / "config.json").write_text(json.dumps(config))
+    task.configure_for(task.load_tokenizer(), LABELS, seed=0)
+    assert task.pad_id == {"nothing": NO_TOKEN, "the end": end, "no id of the vocabulary": -7}[pads]
+    samples = [[5, 6, 7, end], [8, end, end, 6, 7, 5], [end], [9, 4], [end, end, 8]]
+    ids, ends = np.concatenate(samples).astype(np.int32), np.cumsum([0, *map(len, samples)])
+    table = TokenTable(ids, None, ends, np.zeros(len(samples), np.int64))
+    together = outputs_of(task, table, [*range(len(samples)), -1], task.pad_id)["logits"]
+    assert torch.isfinite(together).all()
+    plain = (
+        task.loaded()
+        if pads == "no id of the vocabulary"
+        else AutoModelForSequenceClassification.from_pretrained(folder)
+    )
+    plain.load_state_dict(task.loaded().state_dict())  # the head is drawn
+    with torch.inference_mode():
+        for row, sample in enumerate(samples):
+            alone = plain.eval()(torch.tensor([sample])).logits[0]
+            torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -182,13 +180,13 @@ def test_a_sample_may_be_as_long_as_there_are_positions(folders, family):
 
     fits = data(POSITIONS)
     _check_lengths(task, fits)
-    assert torch.isfinite(outputs_of(task, fits.tables["train"], [0], tokenizer.pad_token_id)["logits"]).all()
+    assert torch.isfinite(outputs_of(task, fits.tables["train"], [0], task.pad_id)["logits"]).all()
     too_long = data(POSITIONS + 1)
     with pytest.raises(ConfigurationError, match=rf"has {POSITIONS} positions; set data\.max_length to that"):
         _check_lengths(task, too_long)
     if family not in ("llama", "qwen2"):  # rotary positions have no end
         with pytest.raises((IndexError, RuntimeError)):
-            outputs_of(task, too_long.tables["train"], [0], tokenizer.pad_token_id)
+            outputs_of(task, too_long.tables["train"], [0], task.pad_id)
 
 
 def clients_of(network, table, steps):
@@ -232,9 +230,9 @@ def test_a_block_trains_every_client_as_if_it_were_alone(folders, family, kind, 
 
 
 def clients_network(kind, folder, method):
-    task, tokenizer = build(kind, folder)
+    task, _ = build(kind, folder)
     layers, device = method.install(task.loaded(), seed=0), torch.device("cpu")
-    return ClientNetwork(task, layers, device, torch.float64, contextlib.nullcontext, tokenizer.pad_token_id)
+    return ClientNetwork(task, layers, device, torch.float64, contextlib.nullcontext, task.pad_id)
 
 
 def has_short_last_layer(network):
@@ -249,7 +247,7 @@ def test_a_backbone_in_half_precision_trains_adapters_in_single(folders, family,
     for kept in ("float32", dtype):
         task, tokenizer = build(kind, folders[family], None, dtype=kept)
         layers = FLoRG(rank=2, init_std=0.3).install(task.loaded(), seed=0)
-        network = ClientNetwork(task, layers, device, torch.float32, contextlib.nullcontext, tokenizer.pad_token_id)
+        network = ClientNetwork(task, layers, device, torch.float32, contextlib.nullcontext, task.pad_id)
         state = network.initial_state()
         if kept == "float32":
             start, table = state, tokens(kind, tokenizer)
@@ -310,7 +308,8 @@ def test_another_tokenizer_may_be_set_if_it_fits(folders, tmp_path):
     make_tokenizer("bert", ["film"]).save_pretrained(fitting)
     task, tokenizer = build(TextClassification, folders["roberta"], tokenizer=str(fitting))
     assert len(tokenizer) == 5
-    assert task.loaded().config.pad_token_id == tokenizer.pad_token_id == 0
+    assert tokenizer.pad_token_id == 0
+    assert task.pad_id == task.loaded().config.pad_token_id == 1  # the model's own, from which it counts positions
     large = tmp_path / "large"
     make_tokenizer("bert", [f"word{i}" for i in range(30)]).save_pretrained(large)
     with pytest.raises(ConfigurationError, match=r"token ids up to 33, but .* has embeddings for 18 tokens"):

@@ -93,34 +93,25 @@ def test_predictions_are_names_with_their_probability(task):
     assert table["probability"] == pytest.approx([1 / (1 + 2 * np.exp(-9)), 1 / (1 + 2 * np.exp(-3))], rel=1e-5)
 
 
-def test_a_decoder_without_pad_token_pads_with_its_end(tmp_path, tiny_backbone):
+def test_a_decoder_without_pad_token_needs_none(tmp_path, tiny_backbone):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=AutoTokenizer.from_pretrained(tiny_backbone).backend_tokenizer)
-    tokenizer.eos_token = "[SEP]"
     tokenizer.save_pretrained(tmp_path)
     config = GPT2Config(vocab_size=19, n_embd=8, n_layer=1, n_head=2, n_positions=32, pad_token_id=None)
     with torch.random.fork_rng():
         GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
     task = TextClassification(str(tmp_path))
     loaded = task.load_tokenizer()
+    assert loaded.pad_token is None
     task.configure_for(loaded, Labels("a", "b"), seed=0)
-    assert loaded.pad_token == "[SEP]"
     network = task.loaded()
-    assert network.config.pad_token_id == loaded.pad_token_id
+    assert network.config.pad_token_id == task.pad_id
     assert network.config.use_cache is False
-    one = torch.tensor([[5, 6, 7]])
-    padded = torch.tensor([[5, 6, 7, loaded.pad_token_id, loaded.pad_token_id]])
+    one, padded = torch.tensor([[5, 6, 7]]), torch.tensor([[5, 6, 7, task.pad_id, task.pad_id]])
     logits = [
-        task.outputs({"input_ids": ids, "attention_mask": (ids != loaded.pad_token_id).long()})["logits"]
+        task.outputs({"input_ids": ids, "attention_mask": (ids != task.pad_id).long()})["logits"]
         for ids in (one, padded)
     ]
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-6)
-
-
-def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path, tiny_backbone):
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=AutoTokenizer.from_pretrained(tiny_backbone).backend_tokenizer)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ConfigurationError, match="has no pad"):
-        TextClassification(str(tmp_path)).load_tokenizer()
 
 
 def test_a_network_that_is_not_built_says_so(tiny_backbone):

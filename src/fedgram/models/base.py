@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedgram.errors import ConfigurationError, FedgramError
 from fedgram.hub import is_hub_name, remedy
 from fedgram.models.loading import cast, draw_network, load_network, quiet
+from fedgram.models.padding import NO_TOKEN, pad_id_of
 from fedgram.models.sources import Source, find_source, is_shape
 from fedgram.models.tokenizers import check_files, check_vocabulary
 from fedgram.models.trained_head import HeadStart, fit_head
@@ -46,6 +47,7 @@ class FederatedTask(pl.LightningModule, ABC):
     Attributes:
         reported: the constructor's arguments that only choose what is reported: they may differ from start to start.
         network: the backbone with its head, frozen and without dropout, once `configure_for` was called.
+        pad_id: the id that fills its batches up, known then too (see `fedgram.models.padding`).
         head_start: which weights of the head are the checkpoint's, known once `configure_for` was called.
         auto_class: the name of Transformers' class that puts the task's head on any backbone.
         monitor: the name of the metric by which checkpoints are compared, known once `configure_for` was called.
@@ -72,6 +74,7 @@ class FederatedTask(pl.LightningModule, ABC):
         self.pretrained = pretrained
         self.tokenizer = tokenizer
         self.network: nn.Module | None = None
+        self.pad_id = NO_TOKEN
         self.head_start = HeadStart()
 
     @property
@@ -85,7 +88,7 @@ class FederatedTask(pl.LightningModule, ABC):
         return {name: value for name, value in vars(self).items() if name in names}
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Return the tokenizer, with the end-of-text token for padding where it came without a pad token.
+        """Return the tokenizer.
 
         Raises:
             ConfigurationError: there is no such model, it can't be reached, it has no tokenizer, or it is a shape,
@@ -100,10 +103,6 @@ class FederatedTask(pl.LightningModule, ABC):
         with quiet(), _explained(setting, reference, source):
             tokenizer = AutoTokenizer.from_pretrained(source.place, **source.options)
         check_files(tokenizer, source, reference)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if tokenizer.pad_token is None:
-            raise ConfigurationError(f"the tokenizer of {reference!r} has no pad and no eos token; save it with one")
         return tokenizer
 
     def build(
@@ -116,7 +115,7 @@ class FederatedTask(pl.LightningModule, ABC):
         """Make the network, frozen, in evaluation mode; weights it came without are drawn from the seed.
 
         Args:
-            tokenizer: says which token pads.
+            tokenizer: whose ids must fit the backbone's vocabulary.
             seed: the seed of the run.
             classes: what the rows of the head stand for, in order, so that those of a trained head are put into it;
                 None where rows have no names.
@@ -129,7 +128,6 @@ class FederatedTask(pl.LightningModule, ABC):
         with quiet(), isolated(seed, "backbone"), _explained("model.backbone", self.backbone, source):
             name, borrowed = self.tokenizer or self.backbone, self.tokenizer is not None
             check_vocabulary(tokenizer, config, name, self.backbone, borrowed)
-            config.pad_token_id = tokenizer.pad_token_id
             config.use_cache = False  # a decoder would keep keys and values that nothing reads
             if self.pretrained:
                 network, report = load_network(self.auto_class, source, config, self.weights_dtype)
@@ -138,6 +136,7 @@ class FederatedTask(pl.LightningModule, ABC):
             else:
                 network = draw_network(self.auto_class, config, self.weights_dtype)
         network.eval().requires_grad_(False)
+        self.pad_id = pad_id_of(network)
         self.network = network
 
     def read_config(self, reference: str | None = None, **settings: Any) -> "PretrainedConfig":
@@ -232,6 +231,9 @@ def _explained(setting: str, reference: str, source: Source) -> Iterator[None]:
         yield
     except FedgramError:
         raise
+    except ImportError as error:
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise ConfigurationError(f"{setting}: {reference!r} can't be loaded: {reason}; install it") from error
     except (OSError, ValueError, *damaged) as error:
         reason = str(error).strip().split("\n")[0]
         kind = "folder" if Path(source.place).exists() else "folder or reachable hub model"

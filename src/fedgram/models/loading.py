@@ -117,15 +117,16 @@ def _random_in_base(report: dict[str, Iterable[Any]], prefix: str) -> list[str]:
 
 
 def positions(network: nn.Module) -> int | None:
-    """Return how many tokens a network has positions for; None where there is no limit.
+    """Return how many tokens a network has positions for; None where there is no limit, which XLNet calls -1.
 
     RoBERTa and its like begin behind the pad token's id. What OPT leaves out at the start of its table is not counted
     in ``max_position_embeddings``, and Llama has no table.
     """
-    limit = getattr(network.config, "max_position_embeddings", None)
+    config: Any = network.config
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     tables = (module for name, module in network.named_modules() if name.endswith("position_embeddings"))
     padding = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
-    return None if limit is None else int(limit) - (int(padding[0]) + 1 if padding else 0)
+    return None if limit is None or limit < 0 else int(limit) - (int(padding[0]) + 1 if padding else 0)
 
 
 def cast(network: nn.Module, dtype: torch.dtype) -> None:
