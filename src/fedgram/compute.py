@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedgram.errors import FedgramError
-from fedgram.flops import TrainingFlops, Work, training_flops
+from fedgram.flops import TrainingFlops, Work, flops_by_round
 from fedgram.methods import Method
 from fedgram.network import ClientNetwork
 from fedgram.server_flops import server_flops
@@ -23,10 +23,12 @@ class Prices:
     Attributes:
         training: local steps.
         aggregation: the server's part of a round.
+        by_round: local steps of rounds by their numbers, where clients do not train the same fields in all of them.
     """
 
     training: TrainingFlops
     aggregation: int
+    by_round: Mapping[int, TrainingFlops] = field(default_factory=dict)
 
 
 @dataclass
@@ -43,10 +45,10 @@ class Compute:
     client_flops: int = 0
     server_flops: int = 0
 
-    def add(self, work: Work) -> None:
-        """Add a round in which all clients together did some work."""
+    def add(self, work: Work, number: int = 1) -> None:
+        """Add a round, by its number, in which all clients together did some work."""
         if self.prices is not None:
-            self.client_flops += self.prices.training.of(work)
+            self.client_flops += self.prices.by_round.get(number, self.prices.training).of(work)
             self.server_flops += self.prices.aggregation
 
     def sums(self) -> dict[str, int]:
@@ -61,7 +63,9 @@ class Compute:
             self.client_flops, self.server_flops = int(progress["client_flops"]), int(progress["server_flops"])
 
 
-def find_prices(network: ClientNetwork, method: Method, clients: int, cohort: int, longest: int) -> Prices | None:
+def find_prices(
+    network: ClientNetwork, method: Method, clients: int, cohort: int, longest: int, rounds: int
+) -> Prices | None:
     """Return what a run's steps and rounds cost; None where that can't be told, of which a warning says why.
 
     Args:
@@ -70,11 +74,13 @@ def find_prices(network: ClientNetwork, method: Method, clients: int, cohort: in
         clients: how many there are.
         cohort: how many of them take part in a round.
         longest: tokens of the longest sample.
+        rounds: how many the run has.
     """
     config: Any = network.task.loaded().config
     try:
-        training = training_flops(network.task, config, method, longest, clients)
-        return Prices(training, server_flops(method, network.layers, clients, cohort))
+        training = flops_by_round(network.task, config, method, longest, clients, rounds)
+        by_round = dict(enumerate(training, 1)) if len(set(training)) > 1 else {}
+        return Prices(training[0], server_flops(method, network.layers, clients, cohort), by_round)
     except FedgramError as error:
         log.warning("%s; client_flops and server_flops are left out", error)
         return None

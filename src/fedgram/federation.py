@@ -339,7 +339,7 @@ class Federation:
         current.ledger = self.ranks.merge(current.ledger)
         self.totals.add(current.ledger)
         if current.cohort:
-            self.compute.add(Work(*self.ranks.add_up(astuple(current.work))))
+            self.compute.add(Work(*self.ranks.add_up(astuple(current.work))), current.number)
         up, down = self.totals.total("up"), self.totals.total("down")
         current.row |= {
             "parameters_up": up.parameters,

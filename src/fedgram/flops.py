@@ -37,7 +37,7 @@ from fedgram.state import Layout, merge, split, stack, without
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["TrainingFlops", "Work", "training_flops"]
+__all__ = ["TrainingFlops", "Work", "flops_by_round", "training_flops"]
 
 _SAMPLES = 10_007
 """A prime that is no factor of any size of a network."""
@@ -91,13 +91,35 @@ class TrainingFlops:
         return sum(cost * count for cost, count in zip(astuple(self), astuple(work), strict=True))
 
 
+def flops_by_round(
+    task: FederatedTask, config: "PretrainedConfig", method: Method, longest: int, clients: int, rounds: int
+) -> list[TrainingFlops]:
+    """Return what local steps cost in each of some rounds, as `training_flops` counts them.
+
+    Rounds in which clients train the same fields are counted once.
+    """
+    kinds: dict[tuple[Phase, ...], TrainingFlops] = {}
+    found = []
+    for number in range(1, rounds + 1):
+        phases = tuple(method.phases(client_round(clients, number)))
+        if phases not in kinds:
+            kinds[phases] = training_flops(task, config, method, longest, clients, (number,))
+        found.append(kinds[phases])
+    return found
+
+
 def training_flops(
-    task: FederatedTask, config: "PretrainedConfig", method: Method, longest: int = 64, clients: int = 1
+    task: FederatedTask,
+    config: "PretrainedConfig",
+    method: Method,
+    longest: int = 64,
+    clients: int = 1,
+    rounds: tuple[int, ...] = (2, 3),
 ) -> TrainingFlops:
     """Count what local steps cost; no weights are needed, and none are made.
 
     It takes some tenths of a second, whatever the backbone: equal layers are counted once. Of a method that trains
-    other fields in other steps it is the mean over two rounds; adapters of lower rank count as those that they are
+    other fields in other steps it is the mean over some rounds; adapters of lower rank count as those that they are
     filled up to.
 
     Args:
@@ -106,14 +128,15 @@ def training_flops(
         method: the method.
         longest: tokens of the samples that the result is checked on.
         clients: how many there are.
+        rounds: which rounds, by their numbers.
 
     Raises:
         NotCountableError: the network can't be run on fake tensors, or the formula does not hold for it.
         ConfigurationError: the method does not fit the network.
     """
-    key = repr([type(task), task.settings, config.to_dict(), type(method), vars(method), longest, clients])
+    key = repr([type(task), task.settings, config.to_dict(), type(method), vars(method), longest, clients, rounds])
     if key not in _counted_before:
-        parts = _parts(method, clients)
+        parts = _parts(method, clients, rounds)
         found = []
         for part in parts:
             with countable(f"{method.name} on {task.backbone!r}"), skeleton(task, config, method) as network:
@@ -129,7 +152,7 @@ class _Part:
     Attributes:
         phase: what they are steps of.
         number: a round that has such steps.
-        share: of the local steps of two rounds.
+        share: of the local steps of all rounds that are counted.
     """
 
     phase: Phase
@@ -137,12 +160,12 @@ class _Part:
     share: Fraction
 
 
-def _parts(method: Method, clients: int) -> list[_Part]:
-    """Return the kinds of local steps of two rounds, by the fields that clients train and do without."""
+def _parts(method: Method, clients: int, rounds: Sequence[int]) -> list[_Part]:
+    """Return the kinds of local steps of some rounds, by the fields that clients train and do without."""
     found: dict[tuple[frozenset[str], frozenset[str]], _Part] = {}
-    for number in (2, 3):
+    for number in rounds:
         for phase in method.phases(client_round(clients, number)):
-            share = Fraction(phase.share).limit_denominator(10**6) / 2
+            share = Fraction(phase.share).limit_denominator(10**6) / len(rounds)
             known = found.get((phase.trained, phase.absent), _Part(phase, number, Fraction(0)))
             found[phase.trained, phase.absent] = replace(known, share=known.share + share)
     return list(found.values())

@@ -161,7 +161,9 @@ def begin(
         clients_per_block = _clients_per_block(trainer, network, start, data, checkpoint)
         cohort, longest = cohort_size(trainer.participation, trainer.clients), int(data.split("train").lengths.max())
         # Told by one rank to all: to find them takes some tenths of a second of every core that does.
-        prices = None if ranks.rank else find_prices(network, method, trainer.clients, cohort, longest)
+        prices = None
+        if not ranks.rank:
+            prices = find_prices(network, method, trainer.clients, cohort, longest, trainer.rounds)
     compute = Compute(ranks.broadcast(prices))
     _check_start(ranks, network, start)
     chosen = {"clients_per_block": ranks.broadcast(clients_per_block), "threads": _threads(trainer, checkpoint)}

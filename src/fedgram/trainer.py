@@ -291,6 +291,8 @@ class FederatedTrainer:
 
         Neither weights nor data are read, no tokenizer is needed, and seconds are enough for a model of billions of
         parameters. A model of the hub that is not in its cache is taken by its shape where fedgram has that.
+        What all clients send and are sent is what the run's ledger will have; where only training can tell, it is a
+        range, with the reason.
 
         Args:
             model: the task: a backbone with a head, its loss and metrics.

@@ -11,6 +11,7 @@ from fedgram import (
     GLUE,
     IID,
     CELoRA,
+    FedDPA,
     FeDeRA,
     FederatedTrainer,
     FedExLoRA,
@@ -21,6 +22,7 @@ from fedgram import (
     FLoRG,
     Quickstart,
     RoLoRA,
+    SLoRA,
     SQuAD,
     TextClassification,
     TextClassificationData,
@@ -89,8 +91,19 @@ def test_a_run_costs_what_was_told(fit, ask, even, name):  # noqa: F811
         least, most = cost.bounds(direction)
         assert least.bytes <= seen.bytes <= most.bytes
         assert cost.unknown or least == seen == most
-    assert summary["client_flops"] == 4 * cost.round_flops
+    assert summary["client_flops"] == cost.all_flops
     assert summary["server_flops"] == 4 * cost.server_flops
+
+
+@pytest.mark.parametrize(
+    "method", [SLoRA(rank=2, sparse_rounds=3, density=0.1), FedDPA(rank=2, schedule="sequential", local_from=4)]
+)
+def test_operations_are_those_of_what_each_round_trains(fit, ask, even, method):  # noqa: F811
+    """Three rounds train something else than the fourth: a sparse matrix, or the global pair alone."""
+    summary, _ = fit(method=method, path=even, partition=IID(), evaluate_every=4, rounds=4)
+    (three,), (four,) = (ask({"": method}, rounds=rounds).costs for rounds in (3, 4))
+    assert summary["client_flops"] == four.all_flops
+    assert four.all_flops != three.all_flops + three.round_flops
 
 
 def test_a_warm_up_is_told_apart_from_what_follows(ask):
@@ -137,7 +150,7 @@ def test_epochs_are_counted_over_all_samples(fit, ask, even):  # noqa: F811
     summary, _ = fit(method=FLoRG(rank=2), path=even, partition=IID(), **keys)
     found = ask(samples=60, **keys)
     assert found.setting.local_steps == 8
-    assert summary["client_flops"] == 2 * found.costs[0].round_flops
+    assert summary["client_flops"] == 2 * found.costs[0].round_flops == found.costs[0].all_flops
 
 
 def test_without_the_number_of_samples_epochs_are_not_known(ask):

@@ -20,6 +20,7 @@ COST = Cost(
     all_down=LARGE * 200,
     step_flops=1_269_000_000_000,
     round_flops=16_624_000_000_000_000,
+    all_flops=166_240_000_000_000_000,
     server_flops=106_000_000,
     memory=Memory(14_260_310_528, 4_849_033_344, 37_191_680, 4),
 )
@@ -88,7 +89,7 @@ def test_a_header_says_what_the_costs_are_about():
 
 def test_what_is_not_known_is_said():
     setting = Setting(**{**vars(SETTING), "samples": None, "local_steps": None, "auto": True, "shape": "shape:model"})
-    estimate = Estimate(setting, (Cost(**{**vars(COST), "round_flops": None}),))
+    estimate = Estimate(setting, (Cost(**{**vars(COST), "round_flops": None, "all_flops": None}),))
     text = shown(estimate)
     assert "owner/model (by shape:model, which comes with fedgram), 32-true" in text
     assert "- local steps" in text

@@ -21,7 +21,7 @@ from fedgram.data import FederatedData
 from fedgram.data.base import positive
 from fedgram.errors import ConfigurationError
 from fedgram.flop_counter import countable
-from fedgram.flops import TrainingFlops, Work, training_flops
+from fedgram.flops import TrainingFlops, Work, flops_by_round
 from fedgram.hub import is_hub_name, why_offline
 from fedgram.memory import COPIES, held_bytes, saved_bytes
 from fedgram.methods import Method
@@ -212,7 +212,9 @@ def _about(
 
 def _cost(name: str, method: Method, about: _About) -> Cost:
     setting, model, config = about.setting, about.model, about.config
-    flops = training_flops(model, config, method, setting.tokens, setting.clients)
+    flops = flops_by_round(model, config, method, setting.tokens, setting.clients, setting.rounds)
+    in_rounds = [_round_flops(each, about) for each in flops]
+    all_flops = None if None in in_rounds else sum(each or 0 for each in in_rounds)
     with countable(f"{name} on {model.backbone!r}"), skeleton(model, config, method, *about.types) as network:
         sent = _payloads(method, network, about)
         own = client_start(method, network.initial_state(), setting.clients)
@@ -224,8 +226,9 @@ def _cost(name: str, method: Method, about: _About) -> Cost:
         method=name,
         trained=trained,
         **sent.most,
-        step_flops=flops.of(_work(setting, 1)),
-        round_flops=_round_flops(flops, about),
+        step_flops=round(Fraction(sum(each.of(_work(setting, 1)) for each in flops), setting.rounds)),
+        round_flops=None if all_flops is None else round(Fraction(all_flops, setting.rounds)),
+        all_flops=all_flops,
         server_flops=server,
         memory=Memory(held, kept + COPIES * trained.bytes, uploads, setting.clients_per_block),
         unknown=sent.unknown,

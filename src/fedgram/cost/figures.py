@@ -136,11 +136,12 @@ class Cost:
         down: what it is sent later, likewise.
         all_up: what all clients send in all rounds.
         all_down: what they are sent, those that have missed rounds or come new among them.
-        step_flops: of one local step of one client.
-        round_flops: of all clients of a round; None where the number of their steps is not known.
+        step_flops: of one local step of one client: the mean over rounds, in which it may train other fields.
+        round_flops: of all clients of a round, likewise; None where the number of their steps is not known.
         server_flops: of the server in a round.
         memory: of a rank.
         once: what a client tells about its data before the first round, if it has enough samples of every class.
+        all_flops: of all clients in all rounds.
         unknown: what the least and the most that is sent differ by; "" where all is known.
         least: by the name of its attribute, the least of all that is not known; empty where all is.
     """
@@ -158,6 +159,7 @@ class Cost:
     server_flops: int
     memory: Memory
     once: Size = Size()
+    all_flops: int | None = None
     unknown: str = ""
     least: Mapping[str, Size] = field(default_factory=dict)
 

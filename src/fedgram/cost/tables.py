@@ -99,13 +99,10 @@ _BYTES = [
 
 
 def _computed(setting: Setting) -> list[_Column]:
-    def in_all(cost: Cost) -> str:
-        return short(None if cost.round_flops is None else cost.round_flops * setting.rounds)
-
     return [
         _Column("one client:", "step", lambda cost: short(cost.step_flops)),
         _Column("all clients:", "round", lambda cost: short(cost.round_flops)),
-        _Column("", "all rounds", in_all),
+        _Column("", "all rounds", lambda cost: short(cost.all_flops)),
         _Column("server:", "round", lambda cost: short(cost.server_flops)),
         _Column("memory:", f"block of {setting.clients_per_block}", lambda cost: short(cost.memory.total, "B")),
         _Column("", "one more", lambda cost: short(cost.memory.per_client, "B")),

@@ -185,7 +185,7 @@ class _Costs:
             self._not_in_sum += is_left
             return ["-"] * len(_COLUMNS)
         (cost,), setting = estimate.costs, estimate.setting
-        flops = None if cost.round_flops is None else setting.rounds * cost.round_flops
+        flops = cost.all_flops
         self._is_auto |= setting.auto
         for index, figure in enumerate((cost.all_up.bytes, cost.all_down.bytes, flops or 0)):
             self._left[index] += figure * is_left
