@@ -124,6 +124,11 @@ def test_an_odd_cell_is_refused_with_its_row(labels, message):
         LabelScheme.of(written(labels), None)
 
 
+def test_a_word_among_numbers_is_named_even_if_another_number_of_labels_was_given():
+    with pytest.raises(DataError, match=r"row 3 .*label 'unclear' is no number, .*set num_labels to 3"):
+        LabelScheme.of(written(["1", "2", "unclear"]), 2)
+
+
 @pytest.mark.parametrize("word", ["NaN", "None", "null"])
 def test_a_word_for_a_missing_value_among_numbers_is_no_class_even_if_the_number_fits(word):
     with pytest.raises(DataError, match=r"row 1 .*stands among numbers"):
@@ -275,6 +280,7 @@ def test_classes_are_matched_by_name_whatever_their_numbers():
         ([0, None], ("no", "yes"), r"row 2 .*the label is missing"),
         ([0, True], ("no", "yes"), r"row 2 .*label True is none of the classes"),
         ([0, 2], None, r"row 2 .*label 2 does not occur"),
+        ([0, 1], ("0", "1"), r"rows 1, 2 .*label '0' does not occur in the train split"),
     ],
 )
 def test_names_and_numbers_that_the_train_split_lacks(labels, names, message):
