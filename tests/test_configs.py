@@ -66,10 +66,11 @@ def papers(backbone: str, task: str) -> dict[str, Any]:
             "model": {"class_path": "TextClassification", "init_args": model},
             "data": {"class_path": "GLUE", "init_args": data | {"task": task, "partition": partition}},
         }
+    decay = {"weight_decay": 0.01, "decay_towards": "start"}
     method = {"rank": 4, "alpha": 16, "target_modules": targets, "init_std": 0.02}
     return sections | {
         "method": {"class_path": "FLoRG", "init_args": method | {"projection": "procrustes", "basis": "orthogonal"}},
-        "optimizer": {"class_path": "AdamW", "init_args": {"lr": 5e-5, "weight_decay": 0.01}},
+        "optimizer": {"class_path": "AdamW", "init_args": {"lr": 5e-5} | decay},
         "trainer": {
             "rounds": 50,
             "clients": 20,

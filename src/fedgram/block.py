@@ -53,6 +53,7 @@ def train_block(
     memories: Sequence[Memory | None] | None = None,
     heed: Callable[[], None] = lambda: None,
     penalty: Callable[[Layers], Tensor | None] = lambda _: None,
+    origins: Sequence[State] | None = None,
 ) -> Trained:
     """Train the C clients of one block.
 
@@ -67,11 +68,15 @@ def train_block(
         memories: what each client's optimizer remembers of earlier rounds; None for one that is fresh.
         heed: called before each local step; may raise to end the training (see `fedgram.collectives.Ranks.heed`).
         penalty: what is added to the loss of each client, of the adapters' tensors with a leading client axis.
+        origins: what weight decay draws each client to, in the form of start; None for zero.
     """
     fields = {field for layer in start[0]["adapter"].values() for field in layer} if trained is None else trained
     own_parts, held_parts = zip(*(split(own, fields) for own in start), strict=True)
     layout, held = Layout.of(own_parts[0]), stack(held_parts)
     params = send(layout.pack(own_parts), network.device).to(network.dtype)
+    drawn_to = (
+        None if origins is None else send(_packed_like(layout, origins, fields), network.device).to(network.dtype)
+    )
     memory = _remember(optimizer.init(params), memories or [None] * len(start))
     steps = torch.tensor([len(own) for own in batches], dtype=torch.float64)
     losses = torch.zeros(len(batches), dtype=torch.float64, device=network.device)
@@ -88,11 +93,17 @@ def train_block(
             (gradient,) = torch.autograd.grad(total.sum(), leaf)
             rate = optimizer.learning_rate(span[0] + (span[1] - span[0]) * step / steps[:active])
             known = {key: value[:active] for key, value in memory.items()}
-            optimizer.update(params[:active], gradient, known, send(rate, network.device))
+            towards = None if drawn_to is None else drawn_to[:active]
+            optimizer.update(params[:active], gradient, known, send(rate, network.device), towards)
             losses[:active] += means.detach()
     states = [merge(own, new) for own, new in zip(start, layout.rows(params), strict=True)]
     remembered = [{k: v[i] for k, v in memory.items()} for i in range(len(start))]
     return Trained(states, losses / send(steps.clamp(min=1), network.device), remembered)
+
+
+def _packed_like(layout: Layout, states: Sequence[State], fields: Collection[str]) -> Float[Tensor, "C P"]:
+    """Lay out what is trained of the states of C clients."""
+    return layout.pack([split(state, fields)[0] for state in states])
 
 
 def _remember(fresh: Memory, memories: Sequence[Memory | None]) -> Memory:

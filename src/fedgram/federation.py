@@ -231,6 +231,7 @@ class Federation:
         if self.optimizer.span == "run":
             span = ((current.number - 1) / self.plan.rounds, current.number / self.plan.rounds)
         self.network.share(self.state)
+        origins = self._origins(current, block) if self.optimizer.needs_origin else None
         steps = np.array(block.steps)
         losses, memories = torch.zeros(len(start), dtype=torch.float64, device=self.network.device), {}
         done, phases = 0.0, self.method.phases(current.info)
@@ -239,7 +240,7 @@ class Federation:
             width = span[1] - span[0]
             within = span[0] + width * done, span[0] + width * (done + phase.share)
             left = [without(own, phase.absent) for own in start]
-            trained = self._train_phase(phase, block, left, part, within)
+            trained = self._train_phase(phase, block, left, part, within, origins)
             start, done = list(map(merge, start, trained.states)), done + phase.share
             losses += trained.losses * send(torch.from_numpy((last - first) / steps), losses.device)
             memories[phase.name] = trained.memories
@@ -250,6 +251,18 @@ class Federation:
             current.kept[client] = to_keep(self.method.kept(state), own)
         return start
 
+    def _origins(self, current: Round, block: Block) -> list[State]:
+        """Return what each client of a block would start from if the server stood where the run began.
+
+        A client can tell by itself, since what the run began with comes from the seed and the pretrained weights.
+        """
+        server, held = self.method.origin(self.state, self.held), self.method.without_shared(self.held)
+        payloads = [self.method.payload_down(server, client, current.info) for client in block.clients]
+        return [
+            self.method.start(server, held, payload, client, current.info)
+            for client, payload in zip(block.clients, payloads, strict=True)
+        ]
+
     def _train_phase(
         self,
         phase: Phase,
@@ -257,6 +270,7 @@ class Federation:
         start: list[State],
         batches: list[list[np.ndarray]],
         span: tuple[float, float],
+        origins: list[State] | None,
     ) -> Trained:
         """Train the clients of a block for one phase of their local steps.
 
@@ -274,6 +288,7 @@ class Federation:
             [self.store.memory(block.clients[row], phase.name) for row in order],
             self.ranks.heed,
             self.method.penalty,
+            None if origins is None else [origins[row] for row in order],
         )
         places = sorted(range(len(order)), key=order.__getitem__)
         losses = found.losses[send(torch.tensor(places), found.losses.device)]

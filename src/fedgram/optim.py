@@ -22,12 +22,14 @@ from torch import Tensor
 
 from fedgram.errors import ConfigurationError
 
-__all__ = ["DEFAULT_OPTIMIZER", "SGD", "AdamW", "ClientOptimizer", "Schedule", "Span", "clip_"]
+__all__ = ["DEFAULT_OPTIMIZER", "SGD", "AdamW", "ClientOptimizer", "DecayTarget", "Schedule", "Span", "clip_"]
 
 Schedule = Literal["constant", "linear", "cosine"]
 """How the learning rate goes after its warm-up."""
 Span = Literal["round", "run"]
 """What the schedule stretches over."""
+DecayTarget = Literal["zero", "start"]
+"""Where weight decay draws parameters to."""
 
 
 def clip_(grads: Float[Tensor, "C P"], max_norm: float) -> None:
@@ -54,8 +56,11 @@ class ClientOptimizer(ABC):
 
     Args:
         lr: the learning rate, after the warm-up and before the decay.
-        weight_decay: how strongly parameters are drawn to zero; 0, the default of every optimizer here, is not at all
-            (torch.optim.AdamW has 0.01 unless told otherwise).
+        weight_decay: how strongly parameters are drawn to what decay_towards says; 0, the default of every optimizer
+            here, is not at all (torch.optim.AdamW has 0.01 unless told otherwise).
+        decay_towards: where weight decay draws parameters to: "zero", as torch.optim does; or "start", what a client
+            would start from if the server still stood where the run began, so that the model is drawn to the
+            pretrained one also where adapters do not start at ΔW = 0 (L2-SP, Li et al., arXiv 1802.01483).
         max_grad_norm: each client's gradient is scaled down to this norm; null for no clipping.
         schedule: the learning rate after the warm-up: "constant", or falling to zero as a line ("linear") or half a
             cosine ("cosine").
@@ -78,6 +83,7 @@ class ClientOptimizer(ABC):
         warmup: float = 0.0,
         span: Span = "round",
         keep_state: bool = False,
+        decay_towards: DecayTarget = "zero",
     ) -> None:
         _require(0 < lr < math.inf, "lr", "a positive number", lr, "SGD often wants 0.1 to 0.001, AdamW 1e-3 to 1e-5")
         _require(0 <= weight_decay < math.inf, "weight_decay", "a number >= 0", weight_decay, "0 turns it off")
@@ -93,7 +99,14 @@ class ClientOptimizer(ABC):
         self.schedule = schedule
         self.warmup = warmup
         self.span = span
+        _require(decay_towards in ("zero", "start"), "decay_towards", "zero or start", decay_towards, "zero is torch's")
         self.keep_state = keep_state
+        self.decay_towards = decay_towards
+
+    @property
+    def needs_origin(self) -> bool:
+        """Whether `update` must be given where parameters are drawn to."""
+        return self.weight_decay > 0 and self.decay_towards == "start"
 
     def init(self, params: Float[Tensor, "C P"]) -> dict[str, Tensor]:
         """Return the memory of an optimizer that has made no step.
@@ -135,6 +148,7 @@ class ClientOptimizer(ABC):
         grads: Float[Tensor, "C P"],
         state: Mapping[str, Tensor],
         lr: Float[Tensor, " C"],
+        origin: Float[Tensor, "C P"] | None = None,
     ) -> None:
         """Make one step of every client given, in place.
 
@@ -143,11 +157,12 @@ class ClientOptimizer(ABC):
             grads: (C, P), overwritten where clipping scales them down.
             state: what `init` returned, overwritten.
             lr: (C,), from `learning_rate`.
+            origin: (C, P), where weight decay draws the parameters to; None for zero.
         """
         if self.max_grad_norm is not None:
             clip_(grads, self.max_grad_norm)
         state["step"].add_(1)
-        self._step(params, grads, state, lr.double())
+        self._step(params, grads, state, lr.double(), origin)
 
     def _decay(self, progress: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
         """Return what the schedule leaves of the learning rate after the warm-up, as a share."""
@@ -167,6 +182,7 @@ class ClientOptimizer(ABC):
         grads: Float[Tensor, "C P"],
         state: Mapping[str, Tensor],
         lr: Float[Tensor, " C"],
+        origin: Float[Tensor, "C P"] | None,
     ) -> None:
         """Make one step in place, with the gradients clipped and the steps counted."""
 
@@ -176,8 +192,9 @@ class AdamW(ClientOptimizer):
 
     The decay is 0 unless it is set, where torch's default is 0.01.
 
-    θ ← (1 − ηλ) θ;  m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;
+    θ ← θ − ηλ (θ − θ₀);  m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;
     θ ← θ − η / (1 − β₁ᵗ) · m / (√(v / (1 − β₂ᵗ)) + ε), with t the client's own count of steps.
+    θ₀ is 0 unless decay_towards says otherwise.
 
     Args:
         lr: the learning rate, after the warm-up and before the decay.
@@ -212,11 +229,16 @@ class AdamW(ClientOptimizer):
         grads: Float[Tensor, "C P"],
         state: Mapping[str, Tensor],
         lr: Float[Tensor, " C"],
+        origin: Float[Tensor, "C P"] | None,
     ) -> None:
         beta1, beta2 = self.betas
         steps = state["step"].double()  # in float32, 1 − β₂ᵗ would lose three digits in the first steps
-        if self.weight_decay:
+        if self.weight_decay and origin is None:
             params.mul_(_column(1 - lr * self.weight_decay, params))
+        elif origin is not None:
+            params.add_(
+                (origin - params).mul_(_column(lr * self.weight_decay, params))
+            )  # no change where they are equal
         mean = state["exp_avg"].lerp_(grads, 1 - beta1)
         square = state["exp_avg_sq"].mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
         denominator = square.sqrt().div_(_column((1 - beta2**steps).sqrt(), params)).add_(self.eps)
@@ -226,7 +248,8 @@ class AdamW(ClientOptimizer):
 class SGD(ClientOptimizer):
     """Stochastic gradient descent with momentum, as `torch.optim.SGD` without dampening.
 
-    g ← g + λθ;  b ← μ b + g;  θ ← θ − η b, or θ ← θ − η (g + μ b) with Nesterov's momentum.
+    g ← g + λ (θ − θ₀);  b ← μ b + g;  θ ← θ − η b, or θ ← θ − η (g + μ b) with Nesterov's momentum. θ₀ is 0 unless
+    decay_towards says otherwise.
 
     Args:
         lr: the learning rate, after the warm-up and before the decay.
@@ -260,8 +283,10 @@ class SGD(ClientOptimizer):
         grads: Float[Tensor, "C P"],
         state: Mapping[str, Tensor],
         lr: Float[Tensor, " C"],
+        origin: Float[Tensor, "C P"] | None,
     ) -> None:
-        direction = grads.add(params, alpha=self.weight_decay) if self.weight_decay else grads
+        drawn = params if origin is None else params - origin
+        direction = grads.add(drawn, alpha=self.weight_decay) if self.weight_decay else grads
         if self.momentum:
             # It starts at zero, so that a client's first step gives b = g, torch's special case.
             buffer = state["momentum_buffer"].mul_(self.momentum).add_(direction)

@@ -50,6 +50,7 @@ class World:
         head = {} if self.method.head == "frozen" else {"head": {"weight": self.moved(torch.zeros(2, 5).double(), 1.0)}}
         self.server = {"adapter": start, "head": head}
         self.server["server"] = self.method.server_start(self.server, self.clients)
+        self.initial = {part: self.server[part] for part in ("adapter", "head")}
         self.held = self.method.without_shared(self.server)
         self.last = dict.fromkeys(range(self.clients), 0)
         self.number = 0
@@ -63,13 +64,21 @@ class World:
     def moved(self, tensor, size):
         return tensor + size * torch.from_numpy(self.random.standard_normal(tuple(tensor.shape)))
 
-    def round(self, cohort, drift=0.0):
-        """Play a round, with weights of its own, whose clients move by random numbers of some size."""
+    def round(self, cohort, drift=0.0, decay=0.0):
+        """Play a round, with weights of its own.
+
+        Args:
+            cohort: who takes part.
+            drift: the size of the random numbers that clients move by.
+            decay: the share of the way to the start of the run that weight decay then draws them.
+        """
         info, method, read, kept = self.info(cohort), self.method, {}, {}
         weights = dict(zip(info.cohort, unequal_weights(len(info.cohort), self.random).tolist(), strict=True))
         for c in info.cohort:
             start = self.start(c, info)
             trained = self._trained(start, c, info, drift)
+            if decay:
+                trained = _drawn(trained, self.origin(c, info), decay)
             sent = method.payload_up(self.server, start, trained, c, info)
             read[c], kept[c] = method.receive(self.server, sent, c, info), method.kept(trained)
         adapters, heads = (Uploads({c: r[p] for c, r in read.items()}, weights, Ranks()) for p in ("adapter", "head"))
@@ -89,6 +98,12 @@ class World:
         """What a client starts a round with."""
         own = merge(self.held, self.kept.get(client, {"adapter": {}, "head": {}}))
         return self.method.start(self.server, own, self.method.sent_down(self.server, client, info), client, info)
+
+    def origin(self, client, info):
+        """What weight decay draws a client to, if that is the start of the run."""
+        server = self.method.origin(self.server, self.initial)
+        payload = self.method.payload_down(server, client, info)
+        return self.method.start(server, self.held, payload, client, info)
 
     def _trained(self, start, client, info, drift):
         """Let a client's tensors move; what they are filled up with stays zero, as it does in training."""
@@ -151,3 +166,11 @@ def change(before, after):
         for who, model in before.items()
         for k, tensor in model.items()
     )
+
+
+def _drawn(model, origin, share):
+    """A model that is moved some of the way to another."""
+    return {
+        part: {n: {f: t.lerp(origin[part][n][f], share) for f, t in layer.items()} for n, layer in layers.items()}
+        for part, layers in model.items()
+    }

@@ -24,6 +24,7 @@ _CONDITIONS = (
     "trainer.precision",
     "data.batch_size",
     "model.dtype",
+    "method.head",
     "method.rank",
     "method.target_modules",
 )

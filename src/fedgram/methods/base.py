@@ -11,6 +11,7 @@ replace; here it stands in the order in which it happens:
 `read_descriptions`  server: what it remembers of what all clients told
 `payload_down`       server: what it sends to one client, in any round but the first
 `start`              client: the model that it trains, of what it holds and what it was sent
+`origin`             client: where weight decay draws it to, if that is the start of the run
 `phases`             client: which fields it trains, one set after the other
 `penalty`            client: what it adds to its loss
 `payload_up`         client: what it sends back
@@ -365,6 +366,22 @@ class Method(ABC):
         own = merge(held, self.without_shared(payload))
         rank = self.rank_of(server, client, info)
         return {**own, "adapter": fill_up(cut(own["adapter"], self.fields, rank), self.fields, self.rank)}
+
+    def origin(self, server: State, initial: State) -> State:
+        """Return the server's state with what clients train as it was at the start of the run.
+
+        Weight decay towards the start draws each client to what it would start from by this state. A method that turns
+        its factors from round to round turns those of the start likewise.
+
+        Args:
+            server: the server's state.
+            initial: adapter and head that the run began with.
+        """
+        layers = {
+            name: {f: initial["adapter"][name][f] if f in self.trained_fields else t for f, t in layer.items()}
+            for name, layer in server["adapter"].items()
+        }
+        return {**server, "adapter": layers, "head": initial["head"]}
 
     def phases(self, info: RoundInfo) -> tuple[Phase, ...]:
         """Return the stretches of a client's local training; one by default, in which all that is trained is."""

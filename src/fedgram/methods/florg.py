@@ -18,7 +18,7 @@ from fedgram.adapters.gram import Basis
 from fedgram.errors import ConfigurationError, require_choice
 from fedgram.methods.base import Diagnostics, Method, Paper, RoundInfo
 from fedgram.methods.fields import Field
-from fedgram.state import Layers
+from fedgram.state import Layers, State
 from fedgram.uploads import Uploads
 
 __all__ = ["FLoRG", "Projection"]
@@ -91,6 +91,18 @@ class FLoRG(Method):
         A = torch.empty(self.rank, min(weight.shape)).normal_(0, self.init_std, generator=generator)
         bases = make_bases(self.basis, weight, generator)
         return GramAdapter(linear, self.rank, self.scale, bases, A, self.preserve_start)
+
+    def origin(self, server: State, initial: State) -> State:
+        """Return the factor of A₁ᵀA₁ that is nearest to the present A: all have the product that the run began with.
+
+        The step gives A other rows with every round, all of them where it does not align.
+        """
+        found = super().origin(server, initial)
+        layers = {
+            name: {"A": linalg.align(server["adapter"][name]["A"], layer["A"]).to(layer["A"])}
+            for name, layer in found["adapter"].items()
+        }
+        return {**found, "adapter": layers}
 
     def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
         return {name: {"A": self._next(name, layer["A"], uploads).to(layer["A"])} for name, layer in layers.items()}
