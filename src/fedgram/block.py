@@ -116,21 +116,25 @@ def _remember(fresh: Memory, memories: Sequence[Memory | None]) -> Memory:
 
 def _mean_losses(network: ClientNetwork, table: TokenTable, rows: Sequence[np.ndarray]) -> Float[Tensor, " C"]:
     """Return each client's mean loss over its batch, with the model that is loaded for it."""
-    samples, weights = _rectangle(rows)
+    samples, weights = _rectangle(rows, table)
     losses = network.task.sample_losses(*network.run(table, samples))
     return (losses.reshape(len(rows), -1) * send(weights, losses.device).to(losses.dtype)).sum(dim=1)
 
 
-def _rectangle(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, Float[Tensor, "C b"]]:
-    """Fill the batches of all clients up to the size of the largest, with filler rows (-1) of weight zero.
+def _rectangle(rows: Sequence[np.ndarray], table: TokenTable) -> tuple[np.ndarray, Float[Tensor, "C b"]]:
+    """Fill the batches of all clients up to the size of the largest, with filler rows of weight zero.
+
+    They repeat the client's own shortest sample: a row that the model takes as it takes all others, such as BART, whose
+    head wants as many end tokens in every row.
 
     Returns:
         The sample indices, client after client, and the weight of each in its client's mean.
     """
     width = max(len(own) for own in rows)
-    padded = np.full((len(rows), width), -1, dtype=np.int64)
+    padded = np.empty((len(rows), width), np.int64)
     weights = np.zeros((len(rows), width))
     for client, own in enumerate(rows):
+        padded[client] = own[np.argmin(table.lengths_of(own))]
         padded[client, : len(own)] = own
         weights[client, : len(own)] = 1 / len(own)
     return padded.reshape(-1), torch.from_numpy(weights)

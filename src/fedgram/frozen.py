@@ -27,8 +27,8 @@ def linear(
 ) -> Float[Tensor, "... d_out"]:
     """Return ``x Wᵀ + b`` for a weight and a bias that take no gradient."""
     if x.dtype == weight.dtype and _has_onednn(x.dtype, x.device):
-        product: Tensor = _OneDNN.apply(x, weight, bias)
-        return product
+        product: Tensor = _OneDNN.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+        return product.view(*x.shape[:-1], product.shape[-1])  # made out here, it may be changed in place: Falcon does
     return functional.linear(x, weight, bias)
 
 
@@ -40,7 +40,7 @@ def _has_onednn(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 class _OneDNN(torch.autograd.Function):
-    """``y = x Wᵀ + b`` and ``∂x = ∂y W``."""
+    """``y = x Wᵀ + b`` and ``∂x = ∂y W``, with ``x: (n, d_in)``: of more axes the product would be a view."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from lightning.fabric.loggers.logger import Logger
 
 from fedgram import frozen, tracking
 from fedgram.adapters.inject import linear_layers
+from fedgram.block_trial import BlockTrial, try_blocks
 from fedgram.checkpoint import Checkpoint, compare_settings, load_first
 from fedgram.clients import ClientStore, Models
 from fedgram.cohort import cohort_size, local_step_count
@@ -158,7 +159,8 @@ def begin(
         if ranks.rank == 0:  # or every process would warn
             check_steps(trainer, method, data, shards)
         path, checkpoint = _checkpoint_to_go_on_from(trainer, ckpt_path)
-        clients_per_block = _clients_per_block(trainer, network, start, data, checkpoint)
+        trial = try_blocks(network, data.split("train"))
+        clients_per_block = _clients_per_block(trainer, network, start, data, checkpoint, trial)
         cohort, longest = cohort_size(trainer.participation, trainer.clients), int(data.split("train").lengths.max())
         # Told by one rank to all: to find them takes some tenths of a second of every core that does.
         prices = None
@@ -170,6 +172,8 @@ def begin(
     plan = Plan(**{key: chosen.get(key, getattr(trainer, key)) for key in Plan.__dataclass_fields__})
     settings = _settings(trainer, plan, model, data, method, optimizer)
     with ranks.apart():
+        if ranks.rank == 0:
+            trial.report()
         if path is not None and checkpoint is not None:
             compare_settings(path, checkpoint.settings, settings)
         own = _folder(trainer, ranks, path)
@@ -269,8 +273,20 @@ def _clients_per_block(
     state: State,
     data: FederatedData,
     checkpoint: Checkpoint | None,
+    trial: BlockTrial,
 ) -> int:
-    """Return the size of the blocks: as set, as the run that goes on had it, or as memory allows."""
+    """Return the size of the blocks: as set, as the run that goes on had it, or as memory and the backbone allow.
+
+    Raises:
+        ConfigurationError: more clients at a time are asked for than the backbone can train.
+    """
+    if trial.alone is not None:
+        if trainer.clients_per_block not in ("auto", 1):
+            raise ConfigurationError(
+                f"trainer.clients_per_block is {trainer.clients_per_block}, but clients of {network.task.backbone!r} "
+                f"can only be trained one at a time: {trial.alone}; set it to 1"
+            )
+        return 1
     if isinstance(trainer.clients_per_block, int):
         return trainer.clients_per_block
     if checkpoint is not None:

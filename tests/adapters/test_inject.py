@@ -5,7 +5,7 @@ from torch import nn
 from fedgram.adapters import HeadLinear, LoraAdapter, find_targets, head_linears, lora_start, swap, swap_heads
 from fedgram.adapters.inject import base_name, linear_layers
 from fedgram.errors import ConfigurationError
-from fedgram.methods import FLoRG
+from fedgram.methods import RAVAN, FedIT, FLoRG
 from fedgram.seeding import isolated, torch_generator
 
 SMALL = {"vocab_size": 30, "num_labels": 3, "pad_token_id": 1}
@@ -23,6 +23,12 @@ CONFIGS = {
     "deberta-v2": {**BERT, "pos_att_type": ["c2p", "p2c"], "relative_attention": True, "share_att_key": True,
                    "position_buckets": 4},
     "modernbert": BERT,
+    "deberta": {**BERT, "pos_att_type": ["c2p"], "relative_attention": True},
+    "phi3": LLAMA,
+    "funnel": {"d_model": 12, "n_head": 2, "d_head": 6, "d_inner": 20, "block_sizes": [1, 1]},
+    "ctrl": {"n_embd": 12, "dff": 20, "n_layer": 2, "n_head": 2},
+    "minicpm3": {**LLAMA, "num_key_value_heads": 2, "q_lora_rank": 4, "kv_lora_rank": 4, "qk_nope_head_dim": 4,
+                 "qk_rope_head_dim": 4, "v_head_dim": 6},
 }  # fmt: skip
 TARGETS = {
     "bert": ("query", "value"),
@@ -34,6 +40,11 @@ TARGETS = {
     "gpt2": ("c_attn",),
     "deberta-v2": ("query_proj", "value_proj"),
     "modernbert": ("Wqkv",),
+    "deberta": ("in_proj",),
+    "phi3": ("qkv_proj",),
+    "funnel": ("q_head", "v_head"),
+    "ctrl": ("Wq", "Wv"),
+    "minicpm3": ("q_b_proj", "kv_b_proj"),
 }
 HEADS = {
     "bert": ["classifier"],
@@ -50,7 +61,7 @@ HEADS = {
 def make(kind):
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    config = AutoConfig.for_model(kind, **SMALL, **CONFIGS[kind])
+    config = AutoConfig.for_model(kind, **SMALL | CONFIGS[kind])
     with isolated(0, "test"):
         return AutoModelForSequenceClassification.from_config(config).eval().requires_grad_(False).double()
 
@@ -60,7 +71,7 @@ def test_default_targets_are_the_query_and_value_projections_of_every_layer(kind
     found = find_targets(make(kind), None)
     assert len(found) == 2 * len(TARGETS[kind])
     assert {name.rsplit(".", 1)[-1] for name in found} == set(TARGETS[kind])
-    assert all(any(f".{layer}." in name for name in found) for layer in (0, 1))
+    assert all(any(f".{layer}." in f"{name}." for name in found) for layer in (0, 1))
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -80,7 +91,9 @@ def test_a_head_with_other_parameters_is_an_error_with_a_remedy():
 
 def test_suffixes_match_whole_names_at_the_end():
     network = make("bert")
-    assert len(find_targets(network, ["dense"])) == 3 * 2 + 1  # with the pooler of the base model
+    assert len(find_targets(network, ["dense"])) == 3 * 2  # without the pooler, which stands behind the layers
+    assert list(find_targets(network, ["pooler.dense"])) == ["bert.pooler.dense"]
+    assert list(find_targets(network, ["dense", "pooler.dense"]))[-1] == "bert.pooler.dense"
     assert list(find_targets(network, ["attention.output.dense"])) == [
         f"bert.encoder.layer.{i}.attention.output.dense" for i in range(2)
     ]
@@ -93,7 +106,7 @@ def test_suffixes_match_whole_names_at_the_end():
 @pytest.mark.parametrize("suffix", ["uery", "classifier", "self", "output.LayerNorm"])
 def test_a_suffix_without_a_linear_layer_is_an_error_that_lists_the_candidates(suffix):
     with pytest.raises(ConfigurationError, match=rf"'{suffix}' matches no linear layer: choose among dense, key, "
-                       "query, value"):  # fmt: skip
+                       "pooler.dense, query, value"):  # fmt: skip
         find_targets(make("bert"), ["query", suffix])
 
 
@@ -172,3 +185,58 @@ def test_deberta_trains_one_client_at_a_time():
         logits(network, layers, tensors, ids, mask)
     one = {name: {f: t[:1] for f, t in fields.items()} for name, fields in tensors.items()}
     assert logits(network, layers, one, ids, mask).shape == (6, 3)
+
+
+class Scaled(nn.Linear):
+    """Computes what ``nn.Linear`` computes, in its own words, as Falcon's layers do."""
+
+    def forward(self, x):
+        product = x @ self.weight.T
+        return product if self.bias is None else product + self.bias
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Router(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class Gated(nn.Linear):
+    def forward(self, x, gate):
+        return super().forward(x) * gate
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_only_layers_that_compute_what_a_linear_layer_does_are_linear(bias):
+    base = nn.ModuleDict({kind.__name__: kind(6, 7, bias) for kind in (nn.Linear, Scaled, Doubled, Router, Gated)})
+    network = nn.ModuleDict({"core": base})
+    network.base_model_prefix = "core"
+    assert list(linear_layers(network)) == ["core.Linear", "core.Scaled"]
+
+
+def test_what_texts_do_not_go_through_is_left_alone():
+    core = nn.ModuleDict({name: nn.ModuleDict({"q": nn.Linear(3, 3)}) for name in ("vision_tower", "visual", "layers")})
+    network = nn.ModuleDict({"core": core})
+    network.base_model_prefix = "core"
+    assert list(find_targets(network, ["q"])) == ["core.layers.q"]
+
+
+def test_a_model_without_linear_layers_is_an_error_that_says_so():
+    network = nn.ModuleDict({"core": nn.ModuleDict({"quantised": nn.Embedding(3, 4)})})
+    network.base_model_prefix = "core"
+    with pytest.raises(ConfigurationError, match="it has no linear layers that can be adapted"):
+        find_targets(network, None)
+    with pytest.raises(ConfigurationError, match="'query' matches no linear layer: it has no linear layers"):
+        find_targets(network, ["query"])
+
+
+@pytest.mark.parametrize(("method", "largest"), [(FLoRG, 6), (FedIT, 6), (RAVAN, 1)])
+def test_the_largest_rank_that_is_named_fits_every_layer(method, largest):
+    """The values of Llama with grouped queries are narrower than its queries, which come first."""
+    with pytest.raises(ConfigurationError, match=r"= 6 of model\.layers\.0\.self_attn\.v_proj, the narrowest"):
+        method(rank=largest + 1).install(make("llama"), seed=0)
+    assert len(method(rank=largest).install(make("llama"), seed=0)) == 5

@@ -112,5 +112,5 @@ def test_what_cannot_be_is_an_error_that_says_why():
     with pytest.raises(ConfigurationError, match=r"method\.bases .*orthogonal.*normal.*svd"):
         RAVAN(bases="svd")
     with pytest.raises(ConfigurationError, match=r"at most min\(d_in, d_out\) = 7 .* got 4 \* 2; .*bases: normal"):
-        RAVAN(rank=2).adapter(nn.utils.skip_init(nn.Linear, 11, 7), torch_generator(0, "q"))
+        RAVAN(rank=2).check_sides("query", nn.utils.skip_init(nn.Linear, 11, 7))
     assert [RAVAN().name, RAVAN(bases="normal").name] == ["RAVAN", "RAVAN-normal"]

@@ -48,17 +48,24 @@ def tokens_per_client(x: Float[Tensor, "rows ... d_in"], clients: int) -> list[i
     """Return how many tokens of what a layer gets each client of a block has; they follow one another.
 
     Raises:
-        ConfigurationError: the rows can't be cut into as many parts as there are clients.
+        ConfigurationError: the rows can't be cut into as many parts as there are clients, or are not the packed tokens.
     """
-    packing = present()
-    if packing is not None:
+    packing, tokens = present(), math.prod(x.shape[:-1])
+    if packing is not None and clients > 1:
+        if tokens != sum(packing.per_client):
+            raise ConfigurationError(
+                f"an adapted layer got {tokens} tokens of a batch that has {sum(packing.per_client)} without padding; "
+                "set trainer.packing to false"
+            )
         return packing.per_client
+    if clients == 1:
+        return [tokens]
     if x.shape[0] % clients:
         raise ConfigurationError(
             f"an adapted layer got {x.shape[0]} rows for {clients} clients: the backbone computes something in it that "
             "samples share, as DeBERTa does with positions; set trainer.clients_per_block to 1, or other target_modules"
         )
-    return [math.prod(x.shape[:-1]) // clients] * clients
+    return [tokens // clients] * clients
 
 
 def tokens_of_clients(x: Float[Tensor, "rows ... d_in"], clients: int) -> Float[Tensor, "C n d_in"]:
@@ -85,10 +92,9 @@ def add_low_rank(
     Raises:
         ConfigurationError: the rows can't be cut into as many parts as there are clients.
     """
-    packing = present()
-    if packing is not None:
-        return _add_to_packed(y, x, down, up, scale, packing.per_client)
     clients = down.shape[0]
+    if present() is not None:
+        return _add_to_packed(y, x, down, up, scale, tokens_per_client(x, clients))
     tokens = tokens_of_clients(x, clients).to(down.dtype)
     hidden = torch.bmm(tokens, down.mT)
     if y.dtype != down.dtype:
@@ -98,16 +104,20 @@ def add_low_rank(
 
 
 def _add_to_packed(
-    y: Float[Tensor, "1 N d_out"],
-    x: Float[Tensor, "1 N d_in"],
+    y: Float[Tensor, "... d_out"],
+    x: Float[Tensor, "... d_in"],
     down: Float[Tensor, "C r d_in"],
     up: Float[Tensor, "C r d_out"],
     scale: float,
     sizes: Sequence[int],
-) -> Float[Tensor, "1 N d_out"]:
-    """Do the same where the tokens of clients, of which each has its own number, follow one another."""
-    added: Tensor = _PackedLowRank.apply(y[0], x[0], down, up, scale, list(sizes))
-    return added.unsqueeze(0)
+) -> Float[Tensor, "... d_out"]:
+    """Do the same where the tokens of clients, of which each has its own number, follow one another.
+
+    They come as (1, N, d), or as (N, d) where a model makes one axis of rows and positions, as OPT does.
+    """
+    rows = y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+    added: Tensor = _PackedLowRank.apply(*rows, down, up, scale, list(sizes))
+    return added.view(y.shape)
 
 
 class _PackedLowRank(torch.autograd.Function):
@@ -161,6 +171,9 @@ class ClientLayer(nn.Module, ABC):
         base: the layer of the pretrained model.
         clients: what `load` put there: tensors with a leading client axis, by field.
         shared: what `share` put there: tensors that all clients hold in common, without that axis.
+        rows_axis: which axis of what the layer gets has the rows of the batch, or rows and positions as one: the first
+            in most models, the second where a model has positions first, as Longformer and FSMT do.
+        stand_in: what `weight` returns in the place of the pretrained weight, if anything: to find out who uses it.
     """
 
     part: ClassVar[str]
@@ -171,6 +184,31 @@ class ClientLayer(nn.Module, ABC):
         self.d_in, self.d_out = layer_sizes(base)
         self.clients: Layer = {}
         self.shared: Layer = {}
+        self.rows_axis = 0
+        self.stand_in: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The pretrained weight, for models that ask a layer for its type or shape, as T5 does.
+
+        One that computes with it goes past the tensors of clients (see `fedgram.block_trial`).
+        """
+        return self.base.get_parameter("weight") if self.stand_in is None else self.stand_in
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The pretrained bias, likewise; None where there is none."""
+        return getattr(self.base, "bias", None)
+
+    @property
+    def in_features(self) -> int:
+        """What ``nn.Linear`` calls d_in."""
+        return self.d_in
+
+    @property
+    def out_features(self) -> int:
+        """What ``nn.Linear`` calls d_out."""
+        return self.d_out
 
     @abstractmethod
     def initial(self) -> Layer:
@@ -321,4 +359,6 @@ class Adapter(ClientLayer):
         y = self.frozen(x)
         # Not in autocast's half precision: what a step changes in FLoRG's A is less than its resolution.
         with torch.autocast(x.device.type, enabled=False):
+            if self.rows_axis:
+                return self.add(y.movedim(self.rows_axis, 0), x.movedim(self.rows_axis, 0)).movedim(0, self.rows_axis)
             return self.add(y, x)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedgram.adapters.base import tokens_of_clients
+from fedgram.adapters.base import tokens_of_clients, tokens_per_client
 from fedgram.adapters.lora import LoraAdapter
 from fedgram.packing import present
 from fedgram.state import Layer
@@ -48,10 +48,11 @@ class ExpertsAdapter(LoraAdapter):
 
     def _routed(self, x: Float[Tensor, "rows ... d_in"]) -> Tensor:
         """Return ΔW x of the tokens of all clients, in their order."""
-        packing, own = present(), _together(self.clients)
-        if packing is None:
+        own = _together(self.clients)
+        if present() is None:
             return self._mixture(tokens_of_clients(x, len(own["R"])), own)
-        parts = x.squeeze(0).split(packing.per_client)  # each client has its own number of tokens
+        sizes = tokens_per_client(x, len(own["R"]))  # each client has its own number of tokens
+        parts = x.reshape(-1, x.shape[-1]).split(list(sizes))
         ones = ({field: tensor[c : c + 1] for field, tensor in own.items()} for c in range(len(parts)))
         return torch.cat([self._mixture(part.unsqueeze(0), one) for part, one in zip(parts, ones, strict=True)], dim=1)
 

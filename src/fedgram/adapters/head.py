@@ -20,9 +20,10 @@ class HeadLinear(ClientLayer):
 
     def forward(self, x: Float[Tensor, "rows ... d_in"]) -> Float[Tensor, "rows ... d_out"]:
         weight = self.clients["weight"]
+        x = x.movedim(self.rows_axis, 0)
         with torch.autocast(x.device.type, enabled=False):  # not in half precision: it is trained in full
             tokens = x.reshape(weight.shape[0], -1, self.d_in).to(weight.dtype)
             y = torch.bmm(tokens, weight.mT)
             if "bias" in self.clients:
                 y = y + self.clients["bias"].unsqueeze(1)
-        return y.reshape(*x.shape[:-1], self.d_out)
+        return y.reshape(*x.shape[:-1], self.d_out).movedim(0, self.rows_axis)

@@ -238,17 +238,32 @@ class Method(ABC):
         """
 
         def make(name: str, linear: nn.Module) -> ClientLayer:
-            k = min(layer_sizes(linear))
-            if self.rank > k:
-                raise ConfigurationError(
-                    f"method.rank must be at most min(d_in, d_out) = {k} of {name}, got {self.rank}"
-                )
             return self.adapter(linear, generator_of(name, seed))
 
-        swap(backbone, find_targets(backbone, self.target_modules), make)
+        targets = find_targets(backbone, self.target_modules)
+        narrowest = min(targets, key=lambda name: min(layer_sizes(targets[name])))
+        self.check_sides(narrowest, targets[narrowest])
+        swap(backbone, targets, make)
         if self.head != "frozen":
             swap_heads(backbone)
         return {name: module for name, module in backbone.named_modules() if isinstance(module, ClientLayer)}
+
+    def check_sides(self, name: str, narrowest: nn.Module) -> None:
+        """Refuse a rank that exceeds the least side of the adapted layers.
+
+        Args:
+            name: of the layer that has the least side.
+            narrowest: that layer.
+
+        Raises:
+            ConfigurationError: it does.
+        """
+        k = min(layer_sizes(narrowest))
+        if self.rank > k:
+            raise ConfigurationError(
+                f"method.rank must be at most min(d_in, d_out) = {k} of {name}, the narrowest adapted layer; got "
+                f"{self.rank}"
+            )
 
     def check_clients(self, clients: int) -> None:
         """Refuse a number of clients that the settings do not fit, before anything is written.

@@ -56,14 +56,19 @@ class RAVAN(Method):
     def least_side(self) -> int:
         return self.heads * self.rank if self.bases == "orthogonal" else self.rank
 
+    def check_sides(self, name: str, narrowest: nn.Module) -> None:
+        super().check_sides(name, narrowest)
+        k = min(layer_sizes(narrowest))
+        if k < self.least_side:
+            raise ConfigurationError(
+                f"method.heads * method.rank must be at most min(d_in, d_out) = {k} of {name}, the narrowest adapted "
+                f"layer, for orthogonal bases; got {self.heads} * {self.rank}; take fewer heads, a lower rank, or "
+                "bases: normal"
+            )
+
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         d_in, d_out = layer_sizes(linear)
         rows = self.heads * self.rank
-        if min(d_in, d_out) < self.least_side:
-            raise ConfigurationError(
-                f"method.heads * method.rank must be at most min(d_in, d_out) = {min(d_in, d_out)} for orthogonal "
-                f"bases, got {self.heads} * {self.rank}; take fewer heads, a lower rank, or bases: normal"
-            )
         A, B = self._draw(rows, d_in, generator), self._draw(rows, d_out, generator)
         shape = self.heads, self.rank, -1
         return MultiHeadAdapter(linear, self.scale, A.reshape(shape), B.reshape(shape).mT)

@@ -132,8 +132,12 @@ def positions(network: nn.Module) -> int | None:
 def cast(network: nn.Module, dtype: torch.dtype) -> None:
     """Change the type of all weights in place; buffers are widened at most.
 
-    Rotary frequencies are such a buffer: rounded to half precision they would shift every position.
+    Rotary frequencies are such a buffer: rounded to half precision they would shift every position. Experts are
+    multiplied one after the other in float64, for which torch has no grouped product.
     """
+    choose: Any = getattr(network, "set_experts_implementation", None)  # Transformers since 5.0
+    if dtype == torch.float64 and choose is not None:
+        choose("eager")
     for parameter in network.parameters():
         parameter.data = parameter.data.to(dtype)
     for buffer in network.buffers():
