@@ -1,6 +1,7 @@
 """Hooks into a run, and the progress bar, which is one."""
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def status_line(row: Row, metrics: Row) -> str:
     'loss 0.5000  accuracy 0.7500  2.00 s/round'
     """
     figures = {"loss": row["train_loss"], **metrics} if "train_loss" in row else metrics
-    shown = [f"{name} {value:.4f}" for name, value in figures.items()]
+    shown = [f"{name} {'undefined' if math.isnan(value) else f'{value:.4f}'}" for name, value in figures.items()]
     if "seconds" in row:
         shown.append(f"{row['seconds']:.2f} s/round")
     return "  ".join(shown)

@@ -1,5 +1,7 @@
 """What a model says of a split, the same on any number of ranks."""
 
+import logging
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -13,11 +15,16 @@ from fedgram.clients import Models, PersonalEvaluation
 from fedgram.collectives import Ranks
 from fedgram.data import FederatedData
 from fedgram.data.tokens import TokenTable
+from fedgram.errors import located
+from fedgram.finite import remedy, spoilt_outputs
 from fedgram.models.base import Outputs
 from fedgram.network import ClientNetwork
+from fedgram.run_folder import is_loss
 from fedgram.state import State
 
-__all__ = ["evaluate", "infer"]
+__all__ = ["evaluate", "infer", "log_undefined"]
+
+log = logging.getLogger(__name__)
 
 
 def infer(
@@ -32,6 +39,9 @@ def infer(
     Each sample is answered by the model that it stands beside in ``answering``. The batches hold samples of like
     length and do not depend on the ranks, which take them in turn. No sample is padded on or counted twice, so that
     metrics are exact. Outputs that have a column for every token are filled up with -inf to the longest sample.
+
+    Raises:
+        TrainingError: on every rank, if an output is not finite.
     """
     batches = [
         (model, batch) for model, (_, rows) in enumerate(answering) for batch in _batches(table, rows, batch_size)
@@ -54,7 +64,10 @@ def infer(
         rows = torch.cat([_widened(piece[key], width) for piece in results])[: len(ids)]
         return ranks.gather(rows, range(len(table)), ids).cpu()
 
-    return {key: collect(key) for key in results[0]}
+    outputs = {key: collect(key) for key in results[0]}
+    problem = spoilt_outputs(outputs, table.lengths)
+    ranks.stop_on(None if problem is None else f"{problem}; {remedy(network.task)}")
+    return outputs
 
 
 def evaluate(
@@ -76,15 +89,31 @@ def evaluate(
         personal_evaluation: of models of clients: "own" has each answer its client's share of the split, dealt as the
             training data is, and scores the answers as one; "all" has each answer the whole split, and takes the mean
             of the scores over clients.
+
+    Returns:
+        The metrics; one that is undefined, such as a correlation with what is all alike, is nan.
+
+    Raises:
+        TrainingError: on every rank, if an output or a loss is not finite.
     """
     metrics: dict[str, float] = {}
     for suffix, part in data.parts(split).items():
-        if models.personal and personal_evaluation == "all":
-            found = _mean_scores(network, models, data, part, ranks)
-        else:
-            found = _scores(network, models.answering(data, part), data, part, ranks)
+        with located(f"{part} split"):
+            if models.personal and personal_evaluation == "all":
+                found = _mean_scores(network, models, data, part, ranks)
+            else:
+                found = _scores(network, models.answering(data, part), data, part, ranks)
         metrics |= {f"{name}{suffix}": value for name, value in found.items()}
     return metrics
+
+
+def log_undefined(names: Sequence[str], split: str) -> None:
+    """Warn of metrics that have no value."""
+    log.warning(
+        "%s of the %s split: undefined, given as nan, since all predictions or all labels are equal",
+        ", ".join(names),
+        split,
+    )
 
 
 def _mean_scores(
@@ -113,7 +142,11 @@ def _scores(
     table = data.split(split)
     outputs = infer(network, answering, table, data.eval_batch_size, ranks)
     losses = network.task.sample_losses(outputs, torch.tensor(table.labels))
-    return {"loss": float(losses.double().mean()), **network.task.evaluate(outputs, data, split)}
+    found = {"loss": float(losses.double().mean()), **network.task.evaluate(outputs, data, split)}
+    # A metric that is nan is undefined; a loss is always defined, and no measure is infinite.
+    bad = [name for name, value in found.items() if math.isinf(value) or (is_loss(name) and math.isnan(value))]
+    ranks.stop_on(f"{bad[0]} is {found[bad[0]]}; {remedy(network.task)}" if bad else None)
+    return found
 
 
 def _batches(table: TokenTable, rows: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 `fedgram.trainer.FederatedTrainer.fit` calls these steps in the order in which the design tells them.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
@@ -35,8 +36,9 @@ from fedgram.collectives import Ranks
 from fedgram.compute import Compute
 from fedgram.data import FederatedData, Shards
 from fedgram.errors import located
-from fedgram.evaluation import evaluate
+from fedgram.evaluation import evaluate, log_undefined
 from fedgram.features import features_of
+from fedgram.finite import remedy, spoilt_losses, spoilt_tensor, undefined
 from fedgram.flops import Work
 from fedgram.ledger import Ledger
 from fedgram.methods import Diagnostics, Method, Phase, RoundInfo
@@ -49,6 +51,10 @@ from fedgram.state import Layer, State, flatten, merge, send, to, without
 from fedgram.uploads import Uploads
 
 __all__ = ["Federation", "Plan", "Round"]
+
+_AFTER_FINITE_UPLOADS = (
+    "all uploads were finite, so the method's aggregate overflows or errs: a lower optimizer.lr or method.alpha helps"
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,8 @@ class Federation:
         seconds_training: of these, those of local training and of the server, without evaluation and figures.
         initial: the evaluation before training.
         metrics: the last evaluation.
-        best: the evaluation with the best monitored metric, with its round.
+        best: the evaluation with the best monitored metric, with its round; empty where that was never defined.
+        undefined: the metrics that the last evaluation had no value for.
         devices: the kinds of devices that the run has had so far, in the order of their first use.
     """
 
@@ -149,6 +156,7 @@ class Federation:
     initial: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
+    undefined: frozenset[str] = frozenset()
     devices: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -183,6 +191,8 @@ class Federation:
         with self.ranks.apart(where):
             memory = {} if self.ranks.rank else self.method.read_descriptions(self.state, everyone)
         self.state = to({**self.state, "server": self.ranks.broadcast(memory)}, self.network.device)
+        with located(where):
+            self._stop_on(spoilt_tensor(flatten(self.state)), remedy(self.network.task))
 
     def _description(self, current: Round, client: int) -> Layer:
         """Return what one client tells about its training data, by the model that training starts with."""
@@ -314,12 +324,17 @@ class Federation:
         sizes = [len(self.shards[client]) for client in current.cohort]
         weights = client_weights(self.plan.client_weights, current.cohort, sizes)
         with located(f"round {current.number}"):
+            helps = remedy(self.network.task)
             adapters, heads = (
-                Uploads({c: payload[part] for c, payload in current.uploads.items()}, weights, self.ranks)
+                Uploads({c: payload[part] for c, payload in current.uploads.items()}, weights, self.ranks, helps)
                 for part in ("adapter", "head")
             )
+            losses = self._everyones_losses(current)
+            self._stop_on(spoilt_losses(losses), helps)
             before = self.state["adapter"]
-            self.state = self.method.next_state(self.state, adapters, heads, current.info)
+            state = self.method.next_state(self.state, adapters, heads, current.info)
+            self._stop_on(spoilt_tensor(flatten(state)), _AFTER_FINITE_UPLOADS)
+            self.state = state
             self._answer(current)
             self.ranks.stop_on(divergence(current.kept))
         self.ranks.check_agreement(flatten(self.state), f"server state after round {current.number}")
@@ -327,12 +342,16 @@ class Federation:
         server_end = time.perf_counter()
         current.diagnostics = self.method.diagnose(before, self.state["adapter"], adapters)
         current.row |= {
-            "train_loss": mean_over_clients(self._everyones_losses(current), weights),
+            "train_loss": mean_over_clients(losses, weights),
             "seconds_local": local_end - current.started,
             "seconds_server": server_end - local_end,
             **_means(current.diagnostics),
             **self.method.figures(self.state),
         }
+
+    def _stop_on(self, what: str | None, helps: str) -> None:
+        """Stop all ranks if something is not finite: the round does not count."""
+        self.ranks.stop_on(None if what is None else f"{what}; {helps}")
 
     def _answer(self, current: Round) -> None:
         """Send this rank's clients what the server has for each of them at the end of the round."""
@@ -375,10 +394,19 @@ class Federation:
             return
         if "validation" in self.data.tables:
             how = self.plan.personal_evaluation
-            self.metrics = evaluate(self.network, self.models(), self.data, "validation", self.ranks, how)
+            with located(f"round {current.number}"):
+                self.metrics = evaluate(self.network, self.models(), self.data, "validation", self.ranks, how)
+            self._notice_undefined()
             current.row |= {column_of(key): value for key, value in self.metrics.items()}
         if current.number == 0:
             self.initial = self.metrics
+
+    def _notice_undefined(self) -> None:
+        """Log which metrics are undefined, where that is news."""
+        now = frozenset(undefined(self.metrics))
+        if now - self.undefined and self.ranks.rank == 0:
+            log_undefined(sorted(now - self.undefined), "validation")
+        self.undefined = now
 
     def models(self) -> Models:
         """Return the models as they are now."""
@@ -425,9 +453,9 @@ class Federation:
 
     def _is_best(self) -> bool:
         monitor, mode = self.network.task.monitor, self.network.task.monitor_mode
-        if monitor not in self.metrics or not self._due(self.finished):
+        if monitor not in self.metrics or not self._due(self.finished) or math.isnan(self.metrics[monitor]):
             return False
-        if not self.best:
+        if not self.best or math.isnan(self.best[monitor]):
             return True
         new, old = self.metrics[monitor], self.best[monitor]
         return new > old if mode == "max" else new < old

@@ -13,8 +13,19 @@ from typing import Any
 from fedgram.errors import CheckpointError, ConfigurationError
 from fedgram.files import append, atomic_write, remove_leftovers
 
-__all__ = ["RunFolder", "column_of", "find_checkpoints", "find_run_of", "is_loss", "versions"]
+__all__ = [
+    "UNTRAINED",
+    "RunFolder",
+    "column_of",
+    "find_checkpoints",
+    "find_run_of",
+    "is_loss",
+    "newest_checkpoints",
+    "versions",
+]
 
+UNTRAINED = "none"
+"""What ``--ckpt_path`` is for the model that training starts from."""
 _ALIASES = ("last", "best")
 _START = "slurm.json"
 
@@ -163,8 +174,8 @@ class RunFolder:
         self.write_json(_START, start)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file."""
-        atomic_write(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+        """Write a JSON file; a figure that is nan, which JSON does not know, is null in it."""
+        atomic_write(self.path / name, (json.dumps(_without_nan(content), indent=2) + "\n").encode())
 
     def read_json(self, name: str) -> Any:
         """Return what a JSON file says; None if there is none."""
@@ -174,6 +185,12 @@ class RunFolder:
     def write_text(self, name: str, content: str) -> None:
         """Write a text file."""
         atomic_write(self.path / name, content.encode())
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def find_checkpoints(ckpt_path: str, root: Path, name: str) -> list[Path]:
@@ -196,6 +213,16 @@ def find_checkpoints(ckpt_path: str, root: Path, name: str) -> list[Path]:
         f"--ckpt_path {ckpt_path}: no run in {root / name} has such a checkpoint; leave ckpt_path out to start anew, "
         "or set trainer.name and trainer.default_root_dir to the run's"
     )
+
+
+def newest_checkpoints(root: Path, name: str) -> list[Path]:
+    """Return the files of the newest run of a name that has any: ``best`` if it is there, and the last ones."""
+    for number in sorted(versions(root / name), reverse=True):
+        folder = RunFolder(root / name / f"version_{number}")
+        best = folder.checkpoint("best")
+        if found := [*([best] if best.exists() else []), *folder.round_checkpoints()]:
+            return found
+    return []
 
 
 def find_run_of(start: Mapping[str, Any], root: Path, name: str) -> "RunFolder | None":

@@ -6,6 +6,7 @@ path says the method. Rounds are steps, but for what is told against bytes sent:
 bytes are whole however little a round sends; it writes them on the axis as k, M and G.
 """
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -95,6 +96,8 @@ class Tracker:
     def log_round(self, row: Mapping[str, float], evaluated: Collection[str], diagnostics: Diagnostics) -> None:
         """Tell of a round: its figures, the task's metrics against bytes sent as well, and each layer's aggregation.
 
+        A figure that is undefined, and so nan, is left out: curves have a gap there.
+
         Args:
             row: the round's row of metrics.csv.
             evaluated: the keys of the task's metrics in it.
@@ -106,9 +109,9 @@ class Tracker:
         figures = {key: value for key, value in row.items() if key != "round"}
         by_layer = {f"{key}/{name}": v for name, layer in diagnostics.items() for key, v in layer.items()}
         for logger in self._loggers:
-            logger.log_metrics(figures | by_layer, step=step)
+            logger.log_metrics(_defined(figures | by_layer), step=step)
         for board in self._boards:
-            board.log_metrics({f"{_BY_BYTES}{key}": row[key] for key in evaluated}, step=sent)
+            board.log_metrics(_defined({f"{_BY_BYTES}{key}": row[key] for key in evaluated}), step=sent)
             board.experiment.flush()  # before the checkpoint, so that a round that counts is there after a kill
 
     def finish(self, round_number: int, final: Mapping[str, float]) -> None:
@@ -120,7 +123,7 @@ class Tracker:
         """
         self._introduce(())
         for board in self._boards:
-            board.log_metrics({f"{_FINAL}{key}": value for key, value in final.items()}, step=round_number)
+            board.log_metrics(_defined({f"{_FINAL}{key}": value for key, value in final.items()}), step=round_number)
             board.experiment.file_writer.add_summary(hparams.end())
         for logger in self._loggers:
             logger.finalize("success")
@@ -136,6 +139,10 @@ class Tracker:
             writer.file_writer.add_summary(hparams.table(self._settings, {f"{_FINAL}{key}": key for key in columns}))
             writer.file_writer.add_summary(hparams.start(self._settings))
             writer.add_custom_scalars({_LAYOUT: _charts(evaluated)})
+
+
+def _defined(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
 def _charts(evaluated: Collection[str]) -> dict[str, tuple[str, list[str]]]:

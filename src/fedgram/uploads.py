@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedgram.collectives import Ranks, grouped
+from fedgram.finite import LOWER
 from fedgram.state import Layer, Layers, all_finite, send, tensors_of
 
 __all__ = ["Uploads", "average"]
@@ -24,6 +25,7 @@ class Uploads:
         payloads: what this rank's clients sent, by client.
         weights: the weight of every client of the cohort, on all ranks; they sum to 1.
         ranks: the processes that hold the rest.
+        helps: what to do about a payload that is not finite.
 
     Attributes:
         clients: the cohort in ascending order, which is the order of every stack.
@@ -33,7 +35,9 @@ class Uploads:
         TrainingError: on every rank, if a payload on one of them is not finite.
     """
 
-    def __init__(self, payloads: Mapping[int, Layers], weights: Mapping[int, float], ranks: Ranks) -> None:
+    def __init__(
+        self, payloads: Mapping[int, Layers], weights: Mapping[int, float], ranks: Ranks, helps: str = LOWER
+    ) -> None:
         self.clients = sorted(weights)
         self.weights: Float[Tensor, " N"] = torch.tensor([weights[c] for c in self.clients], dtype=torch.float64)
         self._own = sorted(payloads)
@@ -43,7 +47,7 @@ class Uploads:
         self._ranks = ranks
         self._stacks: dict[tuple[str, str], Tensor] = {}
         self._fields: dict[str, list[str]] | None = None
-        ranks.stop_on(_divergence(payloads))
+        ranks.stop_on(_divergence(payloads, helps))
 
     def mean(self, layer: str, of: Callable[[Layer], Tensor], like: Tensor) -> Tensor:
         """Return Σₙ wₙ f(payloadₙ) for one layer, exactly summed: an all_reduce.
@@ -110,12 +114,12 @@ def average(layers: Layers, uploads: Uploads, fields: Collection[str] | None = N
     }
 
 
-def _divergence(payloads: Mapping[int, Layers]) -> str | None:
+def _divergence(payloads: Mapping[int, Layers], helps: str) -> str | None:
     """Return what the first client that sent something that is not finite sent, if one did."""
     if all_finite(tensors_of(layers) for layers in payloads.values()):
         return None
     found = (
-        f"client {client} diverged: {field} of {name} holds nan or inf; a lower optimizer.lr or a max_grad_norm helps"
+        f"client {client} diverged: {field} of {name} holds nan or inf; {helps}"
         for client in sorted(payloads)
         for name, layer in payloads[client].items()
         for field, tensor in layer.items()

@@ -1,3 +1,4 @@
+import math
 import warnings
 
 import numpy as np
@@ -105,7 +106,7 @@ CONSTANTS = [
 
 
 @pytest.mark.parametrize(("logits", "labels"), CONSTANTS)
-def test_matthews_correlation_of_constants_is_zero(logits, labels):
+def test_matthews_correlation_of_constants_is_zero_as_scikit_learns(logits, labels):
     assert of("matthews_correlation", logits, labels) == 0.0
 
 
@@ -119,15 +120,15 @@ def test_matthews_correlation_of_constants_is_zero(logits, labels):
         ([1.0], [1.0]),
     ],
 )
-def test_undefined_correlation_is_zero(name, predicted, labels):
-    assert of(name, torch.tensor(predicted)[:, None], labels) == 0.0
+def test_an_undefined_correlation_is_nan(name, predicted, labels):
+    assert math.isnan(of(name, torch.tensor(predicted)[:, None], labels))
 
 
-def test_pearson_of_infinite_predictions_is_zero():
-    assert of("pearson", torch.tensor([[0.0], [1.0], [float("inf")]]), [1.0, 2.0, 3.0]) == 0.0
+def test_pearson_of_infinite_predictions_is_nan():
+    assert math.isnan(of("pearson", torch.tensor([[0.0], [1.0], [float("inf")]]), [1.0, 2.0, 3.0]))
 
 
-def test_f1_without_positives_is_zero():
+def test_f1_without_positives_is_zero_as_scikit_learns():
     assert of("f1", logits_of([0, 0, 0], 2), [0, 0, 0]) == 0.0
 
 

@@ -69,9 +69,11 @@ def _other_seeds(groups: Sequence[Group]) -> Iterable[str]:
 
 
 def _not_evaluated(groups: Sequence[Group], metric: str) -> Iterable[str]:
-    missing = [str(run.folder) for group in groups for run in group.runs if np.isnan(run.final(metric))]
-    if missing:
+    without = [run for group in groups for run in group.runs if np.isnan(run.final(metric))]
+    if missing := [str(run.folder) for run in without if not run.is_undefined(metric)]:
         yield f"no {metric} after the last round: {', '.join(missing)}"
+    if unknown := [str(run.folder) for run in without if run.is_undefined(metric)]:
+        yield f"{metric} is undefined after the last round, and in no mean: {', '.join(unknown)}"
 
 
 def _coarse(groups: Sequence[Group], metric: str, view: View) -> Iterable[str]:

@@ -237,7 +237,10 @@ def _seeds(entry: _Entry) -> Cell:
 def _final(how: Interval, entry: _Entry) -> Cell:
     final = entry.final
     values = {"metric": entry.metric, "mean": final.mean, "low": final.low, "high": final.high, "interval": how}
-    return Cell(estimate_text(final, entry.metric, how), "final" in entry.leads, values)
+    text = estimate_text(final, entry.metric, how)
+    if np.isnan(final.mean) and any(run.is_undefined(entry.metric) for run in entry.group.runs):
+        text = "undefined"
+    return Cell(text, "final" in entry.leads, values)
 
 
 def _before(metric: str, rank: int) -> _Made:

@@ -86,23 +86,32 @@ class Run:
         return self.summary.get("settings", {})
 
     def final(self, metric: str | None = None) -> float:
-        """Return a metric, by default the one that counts, after the last round; nan where it was not evaluated."""
-        return float(self.summary["final"].get(metric or self.metric, np.nan))
+        """Return a metric, by default the one that counts, after the last round; nan where it has no value."""
+        return _figure(self.summary["final"].get(metric or self.metric))
+
+    def is_undefined(self, metric: str | None = None) -> bool:
+        """Return whether a metric was evaluated after the last round and had no value."""
+        final, name = self.summary["final"], metric or self.metric
+        return name in final and bool(np.isnan(_figure(final[name])))
 
     def initial(self, metric: str | None = None) -> float:
-        """Return a metric before training, by default the one that counts; nan where it was not evaluated."""
-        return float(self.summary.get("initial", {}).get(metric or self.metric, np.nan))
+        """Return a metric before training, by default the one that counts; nan where it has no value."""
+        return _figure(self.summary.get("initial", {}).get(metric or self.metric))
 
     def figure(self, key: str) -> float:
         """Return a figure of summary.json, such as seconds; nan where it does not tell."""
-        value = self.summary.get(key)
-        return np.nan if value is None else float(value)
+        return _figure(self.summary.get(key))
 
     def history(self, metric: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return where in the columns of `rounds` it was evaluated, int64 ``(n,)``, and a metric there, ``(n,)``."""
         values = self.rounds.get(column_of(metric or self.metric), np.zeros(0))
         rows = np.flatnonzero(~np.isnan(values))
         return rows, values[rows]
+
+
+def _figure(value: Any) -> float:
+    """Return a figure of summary.json; nan for one that is not there, and for null, which stands for nan."""
+    return np.nan if value is None else float(value)
 
 
 @dataclass(frozen=True, eq=False)

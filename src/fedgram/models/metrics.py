@@ -1,7 +1,9 @@
 """The metrics of classifications and of regressions, by name.
 
-Each is a pure function of logits ``(n, C)`` and labels ``(n,)``, and is finite whatever the model says: a correlation
-that is undefined, because the predictions or the labels are all alike, is 0.
+Each is a pure function of logits ``(n, C)`` and labels ``(n,)``, with the value that GLUE's official scores have, which
+are those of SciPy and scikit-learn. Where the predictions or the labels are all alike, Pearson's and Spearman's
+correlation are undefined, and nan; Matthews' is 0 by scikit-learn's convention, as is the F1 score where class 1 occurs
+neither in the predictions nor in the labels.
 """
 
 import math
@@ -34,7 +36,7 @@ def accuracy(logits: Logits, labels: Classes) -> Tensor:
 
 
 def f1(logits: Logits, labels: Classes) -> Tensor:
-    """Return the F1 score of class 1 of two, as GLUE scores MRPC and QQP."""
+    """Return the F1 score of class 1 of two, as GLUE scores MRPC and QQP; 0 where that class occurs nowhere."""
     return binary_f1_score(logits.argmax(dim=1), labels)
 
 
@@ -44,7 +46,7 @@ def macro_f1(logits: Logits, labels: Classes) -> Tensor:
 
 
 def matthews_correlation(logits: Logits, labels: Classes) -> Tensor:
-    """Return Matthews' correlation of predicted and true classes, also of more than two."""
+    """Return Matthews' correlation of predicted and true classes, also of more than two; 0 where either are alike."""
     predicted = logits.argmax(dim=1)
     if not (_vary(predicted) and _vary(labels)):  # torchmetrics has values of its own for that: 1, -1 or about 0
         return torch.zeros(())
@@ -52,18 +54,18 @@ def matthews_correlation(logits: Logits, labels: Classes) -> Tensor:
 
 
 def pearson(logits: Float[Tensor, "n 1"], labels: Scores) -> Tensor:
-    """Return Pearson's correlation of predicted and true scores."""
+    """Return Pearson's correlation of predicted and true scores; nan where either are all equal."""
     return _correlation(logits[:, 0].double(), labels.double())
 
 
 def spearman(logits: Float[Tensor, "n 1"], labels: Scores) -> Tensor:
-    """Return Spearman's correlation: Pearson's of the ranks."""
+    """Return Spearman's correlation: Pearson's of the ranks; nan where either scores are all equal."""
     return _correlation(_ranks(logits[:, 0]), _ranks(labels))
 
 
 def _correlation(x: Scores, y: Scores) -> Tensor:
     if not (_vary(x) and _vary(y)):
-        return torch.zeros(())
+        return torch.full((), torch.nan)
     # On a scale of their own range: torchmetrics warns of scores that differ little, as those of a new head do.
     return pearson_corrcoef(*((values - values.min()) / (values.max() - values.min()) for values in (x, y)))
 
