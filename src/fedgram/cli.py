@@ -48,7 +48,8 @@ examples:
   fedgram prepare --config configs/roberta_qnli.yaml                on the login node of a cluster
   fedgram methods --config configs/quickstart.yaml
   fedgram cost --config configs/roberta_qnli.yaml --method all      in seconds, without weights or data
-  fedgram test --config configs/quickstart.yaml --ckpt_path best
+  fedgram test --config configs/quickstart.yaml                     the newest run's best checkpoint
+  fedgram predict --config configs/quickstart.yaml --ckpt_path none the untrained model
   fedgram sweep configs/sweeps/quickstart.yaml
   fedgram compare runs
   tensorboard --logdir runs

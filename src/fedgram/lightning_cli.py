@@ -1,6 +1,7 @@
 """fedgram's commands, as a LightningCLI over `FederatedTrainer`: configs, overrides, --print_config, class help."""
 
 import json
+import math
 import re
 import shlex
 import sys
@@ -156,7 +157,8 @@ class FedgramCLI(LightningCLI):
     def _print_metrics(self, metrics: dict[str, float]) -> None:
         if self.trainer.fabric.global_rank == 0:
             width = max(map(len, metrics))
-            Console().print("\n".join(f"{name:<{width}}  {value:.6g}" for name, value in metrics.items()))
+            shown = {name: "undefined" if math.isnan(value) else f"{value:.6g}" for name, value in metrics.items()}
+            Console().print("\n".join(f"{name:<{width}}  {value}" for name, value in shown.items()))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

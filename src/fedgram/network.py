@@ -37,6 +37,7 @@ class ClientNetwork:
         masks_all: whether a batch without padding is masked too: the model would find padding in it by itself.
         one_by_one: whether it computes one row at a time: what it answers to a row depends on padding, or on the others
             in a batch (see `fedgram.trial`).
+        weights: the digest of the weights that the backbone was loaded with.
     """
 
     task: FederatedTask
@@ -49,6 +50,7 @@ class ClientNetwork:
     packs: bool = False
     masks_all: bool = False
     one_by_one: bool = False
+    weights: str = ""
 
     def initial_state(self) -> State:
         """Return what the server starts with, without client axis, on the device."""

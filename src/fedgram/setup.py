@@ -16,7 +16,7 @@ from lightning.fabric.loggers.logger import Logger
 from fedgram import frozen, tracking
 from fedgram.adapters.inject import linear_layers
 from fedgram.block_trial import BlockTrial, try_blocks
-from fedgram.checkpoint import Checkpoint, compare_settings, load_first
+from fedgram.checkpoint import WEIGHTS_SETTING, Checkpoint, compare_settings, load_first
 from fedgram.clients import ClientStore, Models
 from fedgram.cohort import cohort_size, local_step_count
 from fedgram.collectives import Ranks
@@ -34,7 +34,7 @@ from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.phases import check_phases
 from fedgram.reporting import describe, write_partition
-from fedgram.run_folder import RunFolder, find_checkpoints, find_run_of
+from fedgram.run_folder import UNTRAINED, RunFolder, find_checkpoints, find_run_of, newest_checkpoints
 from fedgram.shortcuts import shorten
 from fedgram.slurm import Job, current_job
 from fedgram.state import State, flatten, to
@@ -52,25 +52,35 @@ WEIGHTS = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
 
 
 def trained_models(
-    trainer: "FederatedTrainer", network: ClientNetwork, data: FederatedData, method: Method, ckpt_path: str | None
+    trainer: "FederatedTrainer",
+    network: ClientNetwork,
+    data: FederatedData,
+    method: Method,
+    ckpt_path: str | None,
+    ranks: Ranks,
 ) -> Models:
-    """Return the models of a checkpoint, or those that training would start from."""
+    """Return the models of a checkpoint, or those that training would start from, and log which they are."""
     initial = network.initial_state()
     # Only the models of clients ask whose samples are whose.
     everything = np.zeros(len(data.split("train")), np.int64)
     shards = data.shards(trainer.clients, trainer.seed) if method.personal else Shards.of(everything, 1)
-    if ckpt_path is None:
+    paths, level = _checkpoints_to_judge(trainer, ckpt_path, ranks), logging.DEBUG if ranks.rank else logging.INFO
+    if not paths:
+        log.log(level, "the untrained model: the backbone, with the adapters and the head that training starts from")
         start = method.model({**initial, "server": method.server_start(initial, trainer.clients)})
         return Models(start, ClientStore(), shards, trainer.seed)
-    path, checkpoint = load_first(find_checkpoints(ckpt_path, trainer.default_root_dir, trainer.run_name))
+    path, checkpoint = load_first(paths)
     present = {
         **describe(method, "method"),
         **describe(network.task, "model"),
+        WEIGHTS_SETTING: network.weights,
         "trainer.seed": trainer.seed,
     }
     if method.personal:  # whose samples are whose
         present |= {"trainer.clients": trainer.clients, **_dealing(data)}
-    compare_settings(path, {key: checkpoint.settings.get(key) for key in present}, present)
+    saved = {key: checkpoint.settings[key] for key in present if key in checkpoint.settings}
+    compare_settings(path, saved, present, "use the settings it has, another run's --ckpt_path, or --ckpt_path none")
+    log.log(level, "%s, after round %d", path, checkpoint.round)
     model = method.model({"server": {}, **checkpoint.state})
     own = [flatten(method.without_shared(state)) for state in (initial, model)]
     shapes = [{key: tuple(tensor.shape) for key, tensor in flat.items()} for flat in own]
@@ -79,6 +89,22 @@ def trained_models(
             f"the model of {path} has other shapes than this data and backbone ask for: as many labels?"
         )
     return Models(model, ClientStore(checkpoint.clients), shards, trainer.seed)
+
+
+def _checkpoints_to_judge(trainer: "FederatedTrainer", ckpt_path: str | None, ranks: Ranks) -> list[Path]:
+    """Return the files that may hold the model that is asked for; none where that is the untrained one."""
+    if ckpt_path == UNTRAINED:
+        return []
+    if ckpt_path is not None:
+        return find_checkpoints(ckpt_path, trainer.default_root_dir, trainer.run_name)
+    found = newest_checkpoints(trainer.default_root_dir, trainer.run_name)
+    if not found and ranks.rank == 0:
+        log.warning(
+            "WARNING: no run in %s has a checkpoint, so the model that answers is UNTRAINED; fedgram fit trains one, "
+            "--ckpt_path takes another run's, and --ckpt_path none asks for the untrained one",
+            trainer.default_root_dir / trainer.run_name,
+        )
+    return found
 
 
 def assemble(
@@ -116,8 +142,10 @@ def build(
         data.setup()
         check_unknown(data.tokenizer, data.split("train").ids)
         model.configure_for(data.tokenizer, data, trainer.seed)
+        digest = ""
         if ranks.rank == 0:
             model.head_start.report(model.backbone, frozen=method.head == "frozen")
+            digest = model.weights_digest()  # by one rank: it reads all weights
         if trainer.precision in WEIGHTS:
             model.cast(WEIGHTS[trainer.precision])
         _check_lengths(model, data)
@@ -129,6 +157,7 @@ def build(
         dtype = torch.float64 if trainer.precision == "64-true" else torch.float32
         network = ClientNetwork(model, layers, ranks.device, dtype, autocast, model.pad_id, method.shared_fields)
         try_adapted(network, trial, keeps_start=getattr(method, "preserve_start", True))
+    network.weights = ranks.broadcast(digest)
     return network
 
 
@@ -170,7 +199,7 @@ def begin(
     _check_start(ranks, network, start)
     chosen = {"clients_per_block": ranks.broadcast(clients_per_block), "threads": _threads(trainer, checkpoint)}
     plan = Plan(**{key: chosen.get(key, getattr(trainer, key)) for key in Plan.__dataclass_fields__})
-    settings = _settings(trainer, plan, model, data, method, optimizer)
+    settings = _settings(trainer, plan, network, data, method, optimizer)
     with ranks.apart():
         if ranks.rank == 0:
             trial.report()
@@ -211,6 +240,8 @@ def _checkpoint_to_go_on_from(
     trainer: "FederatedTrainer", ckpt_path: str | None
 ) -> tuple[Path, Checkpoint] | tuple[None, None]:
     """Return the checkpoint that a run goes on from, with its path; nothing for a new run."""
+    if ckpt_path == UNTRAINED:
+        return None, None
     if ckpt_path is None:
         begun = _run_of_requeued_job(trainer)
         if begun is None or not begun.round_checkpoints():
@@ -305,13 +336,13 @@ def _threads(trainer: "FederatedTrainer", checkpoint: Checkpoint | None) -> int:
 def _settings(
     trainer: "FederatedTrainer",
     plan: Plan,
-    model: FederatedTask,
+    network: ClientNetwork,
     data: FederatedData,
     method: Method,
     optimizer: ClientOptimizer,
 ) -> dict[str, Any]:
     """Return what makes a run this run: a checkpoint is refused where one of these differs."""
-    free = ("rounds", "evaluate_every", "evaluate_at_start", "personal_evaluation", "keep_last")
+    model, free = network.task, ("rounds", "evaluate_every", "evaluate_at_start", "personal_evaluation", "keep_last")
     kept = {f"trainer.{key}": value for key, value in asdict(plan).items() if key not in free}
     if optimizer.span == "run":
         kept["trainer.rounds"] = plan.rounds
@@ -321,6 +352,7 @@ def _settings(
         **describe(model, "model"),
         "model.dtype": str(model.weights_dtype),
         "model.monitor": model.monitor,
+        WEIGHTS_SETTING: network.weights,
         "data.batch_size": data.batch_size,
         "data.fingerprint": data.fingerprint(),
         **_dealing(data),

@@ -20,9 +20,10 @@ from fedgram.cohort import ClientWeights, cohort_size
 from fedgram.cost import Estimate, estimate
 from fedgram.cost import every_method as all_methods
 from fedgram.data import FederatedData
-from fedgram.errors import ConfigurationError, Preempted, require_choice
-from fedgram.evaluation import evaluate, infer
+from fedgram.errors import ConfigurationError, Preempted, located, require_choice
+from fedgram.evaluation import evaluate, infer, log_undefined
 from fedgram.federation import Federation, Plan
+from fedgram.finite import undefined
 from fedgram.launch import devices_per_node, follow_srun, nodes
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
@@ -221,6 +222,7 @@ class FederatedTrainer:
             method: the federated method.
             optimizer: the clients' optimizer, AdamW by default; its memory is fresh in every round unless keep_state.
             ckpt_path: go on with a run: "last" for the newest of this name, or the path of its folder or checkpoint.
+                Without it, or with "none", a new run begins.
 
         Returns:
             What summary.json says.
@@ -312,28 +314,30 @@ class FederatedTrainer:
     def validate(
         self, model: FederatedTask, datamodule: FederatedData, method: Method, ckpt_path: str | None = None
     ) -> dict[str, float]:
-        """Evaluate a run's model, or the pretrained one, on the validation split.
+        """Evaluate a run's model, or the untrained one, on the validation split.
 
         Args:
             model: the task.
             datamodule: the data.
             method: the method of the run.
-            ckpt_path: "last" or "best" of the newest run of this name, or the path of a checkpoint; without it, the
-                model that training would start from.
+            ckpt_path: "last" or "best" of the newest run of this name, or the path of a run's folder or checkpoint.
+                Without it, the best one of the newest run, or else its last; where there is no run, a warning says that
+                the model is the one that training starts from. "none" asks for that.
         """
         return self._evaluate_split("validation", model, datamodule, method, ckpt_path)
 
     def test(
         self, model: FederatedTask, datamodule: FederatedData, method: Method, ckpt_path: str | None = None
     ) -> dict[str, float]:
-        """Evaluate a run's model, or the pretrained one, on the test split.
+        """Evaluate a run's model, or the untrained one, on the test split.
 
         Args:
             model: the task.
             datamodule: the data.
             method: the method of the run.
-            ckpt_path: "last" or "best" of the newest run of this name, or the path of a checkpoint; without it, the
-                model that training would start from.
+            ckpt_path: "last" or "best" of the newest run of this name, or the path of a run's folder or checkpoint.
+                Without it, the best one of the newest run, or else its last; where there is no run, a warning says that
+                the model is the one that training starts from. "none" asks for that.
         """
         return self._evaluate_split("test", model, datamodule, method, ckpt_path)
 
@@ -353,8 +357,9 @@ class FederatedTrainer:
             model: the task.
             datamodule: the data.
             method: the method of the run.
-            ckpt_path: "last" or "best" of the newest run of this name, or the path of a checkpoint; without it, the
-                model that training would start from.
+            ckpt_path: "last" or "best" of the newest run of this name, or the path of a run's folder or checkpoint.
+                Without it, the best one of the newest run, or else its last; where there is no run, a warning says that
+                the model is the one that training starts from. "none" asks for that.
             split: which split to predict.
             output: the file to write.
             client: whose model, where a method has each client keep a part of its own.
@@ -363,9 +368,11 @@ class FederatedTrainer:
             The file's path.
         """
         network, ranks = assemble(self, model, datamodule, method)
-        table = datamodule.split(split)
-        state = _model_of(client, trained_models(self, network, datamodule, method, ckpt_path))
-        outputs = infer(network, [(state, np.arange(len(table)))], table, datamodule.eval_batch_size, ranks)
+        with ranks.apart():
+            table = datamodule.split(split)
+            state = _model_of(client, trained_models(self, network, datamodule, method, ckpt_path, ranks))
+        with located(f"{split} split"):
+            outputs = infer(network, [(state, np.arange(len(table)))], table, datamodule.eval_batch_size, ranks)
         if ranks.rank == 0:
             write_predictions(Path(output).expanduser(), model.predictions(outputs, datamodule, split))
         return Path(output).expanduser()
@@ -379,10 +386,14 @@ class FederatedTrainer:
         ckpt_path: str | None,
     ) -> dict[str, float]:
         network, ranks = assemble(self, model, datamodule, method)
-        if not all(datamodule.is_labelled(part) for part in datamodule.parts(split).values()):
-            raise ConfigurationError(f"the {split} split has no labels to compare with; use fedgram predict")
-        models = trained_models(self, network, datamodule, method, ckpt_path)
-        return evaluate(network, models, datamodule, split, ranks, self.personal_evaluation)
+        with ranks.apart():
+            if not all(datamodule.is_labelled(part) for part in datamodule.parts(split).values()):
+                raise ConfigurationError(f"the {split} split has no labels to compare with; use fedgram predict")
+            models = trained_models(self, network, datamodule, method, ckpt_path, ranks)
+        metrics = evaluate(network, models, datamodule, split, ranks, self.personal_evaluation)
+        if (names := undefined(metrics)) and ranks.rank == 0:
+            log_undefined(names, split)
+        return metrics
 
     @contextmanager
     def _ending_together(self, federation: Federation) -> Iterator[None]:

@@ -163,7 +163,8 @@ def test_what_is_validated_before_training_is_what_round_0_judges(fit, tiny_back
     summary, _ = fit(method=method, rounds=1)
     trainer = FederatedTrainer(accelerator="cpu", progress_bar=False, clients=5, loggers=False)
     data = TextClassificationData(str(tiny_data), batch_size=3, cache_dir=str(tmp_path / "cache"))
-    assert trainer.validate(TextClassification(tiny_backbone), data, method) == pytest.approx(summary["initial"])
+    found = trainer.validate(TextClassification(tiny_backbone), data, method, "none")
+    assert found == pytest.approx(summary["initial"])
 
 
 def test_with_all_numbers_it_is_plain_averaging(fit):  # noqa: F811

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedgram.errors import ConfigurationError, FedgramError
 from fedgram.hub import is_hub_name, remedy
+from fedgram.models.digest import weights_digest
 from fedgram.models.loading import cast, draw_network, load_network, quiet
 from fedgram.models.padding import NO_TOKEN, pad_id_of
 from fedgram.models.sources import Source, find_source, is_shape
@@ -159,6 +160,11 @@ class FederatedTask(pl.LightningModule, ABC):
     def head_settings(self, labels: int) -> dict[str, Any]:
         """Return what the head wants in the model's configuration for so many labels."""
         return {"num_labels": labels}
+
+    def weights_digest(self) -> str:
+        """Return a digest of the weights that the backbone was loaded with, before anything changes them."""
+        network = self.loaded()
+        return weights_digest(network, self.head_start.drawn if self.pretrained else list(network.state_dict()))
 
     def cast(self, dtype: torch.dtype) -> None:
         """Change the type of the network's weights."""
