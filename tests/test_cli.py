@@ -188,7 +188,7 @@ BAD = [
     (["--model", "NoSuchTask"], "model: there is no class 'NoSuchTask'"),
     (["--data", "NoSuchData"], "data: there is no class 'NoSuchData'"),
     (["--method.projection", "foo"], "method.projection: expected one of ['procrustes', 'top_r', "),
-    (["--data.partition.rho", "3"], "data.partition: name a class before its options"),
+    (["--data.partition.rho", "3"], "this data.partition has no option 'rho', Dirichlet has: choose that"),
     (["--trainer.rounds", "x"], "trainer.rounds: expected int, got 'x'"),
     (["--trainer.participation", "0"], "trainer.participation must be a share of the clients in (0, 1]"),
     (["--trainer.clients_per_block", "9"], "trainer.clients_per_block must be at most the 4 clients"),
