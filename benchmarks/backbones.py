@@ -11,7 +11,7 @@ import argparse
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import families
 from families import LABELS, PAD, VOCABULARY
 from fedgram import IID, SGD, FederatedTrainer, FedExLoRA, FedIT, FLoRG, TextClassification
 from fedgram.block import train_block
+from fedgram.block_trial import try_blocks
 from fedgram.data.base import FederatedData
 from fedgram.data.tokens import TokenTable
 from fedgram.errors import FedgramError
@@ -133,7 +134,9 @@ def judge(family: str, folder: Path, whole: bool = False) -> Verdict:
     try:
         verdict = _predict(family, model, rows, folder, FedIT(**options))
         for method in METHODS:
-            _train(family, model, rows, folder, method(**options))
+            alone = _train(family, model, rows, folder, method(**options))
+            if alone is not None:
+                verdict = replace(verdict, reason=f"clients are trained one at a time: {alone}")
             if whole:
                 _trainer(folder).fit(Ids(model), Rows(*rows, 8), method(**options))
     except FedgramError as error:
@@ -166,7 +169,6 @@ def _trainer(folder: Path) -> FederatedTrainer:
         rounds=1,
         clients=4,
         local_steps=2,
-        clients_per_block=4,
         accelerator="cpu",
         devices=1,
         loggers=False,
@@ -175,10 +177,17 @@ def _trainer(folder: Path) -> FederatedTrainer:
     )
 
 
-def _train(family: str, model: str, rows: list[Any], folder: Path, method: Method) -> None:
-    """Train clients of unequal batches in a block and by themselves, which must give the same."""
+def _train(family: str, model: str, rows: list[Any], folder: Path, method: Method) -> str | None:
+    """Train clients of unequal batches in a block and by themselves, which must give the same.
+
+    Returns:
+        Why clients are trained one at a time instead, if they are.
+    """
     data = Rows(*rows, 8)
     network, _ = assemble(_trainer(folder), Ids(model), data, method)
+    trial = try_blocks(network, data.split("train"))
+    if trial.alone is not None:
+        return trial.alone
     state, optimizer, table = network.initial_state(), SGD(lr=0.05), data.split("train")
     start = client_start(method, {**state, "server": method.server_start(state, 4)}, 4)
     network.share(state)
@@ -192,6 +201,7 @@ def _train(family: str, model: str, rows: list[Any], folder: Path, method: Metho
             raise WrongError(f"{family}: {method.name} has trained nothing")
         if not apart < SAME_TRAINING * change:
             raise WrongError(f"{family}: {method.name} trains clients of a block {apart / change:.1e} apart from alone")
+    return None
 
 
 def report(verdicts: Sequence[Verdict]) -> list[str]:

@@ -94,7 +94,8 @@ def try_blocks(network: ClientNetwork, table: TokenTable) -> BlockTrial:
             network.run(table, np.tile(rows, 2))
     _check_passed(network, alone.passed)
     trial.notes += _idle(network, alone)
-    trial.alone = _find_axes(network, alone.shapes, twice)
+    if not network.one_by_one:  # or a layer never gets rows of several clients
+        trial.alone = _find_axes(network, alone.shapes, twice)
     if not alone.losses.isfinite().all():
         trial.alone = "losses of two samples that were tried are not finite"
     trial.alone = trial.alone or _trouble(network, table, rows, clients, alone)
@@ -211,8 +212,8 @@ def _idle(network: ClientNetwork, answer: _Answer) -> list[str]:
         return []
     if idle == adapters:
         raise ConfigurationError(
-            f"no gradient comes through {network.task.backbone!r} to the adapters on {_some(idle)}, so that nothing "
-            "would be trained; name other layers in method.target_modules"
+            f"{network.task.backbone!r} gives the adapters on {_some(idle)} no gradient: nothing would be trained; "
+            "name other layers in method.target_modules"
         )
     return [f"adapters on {_some(idle)} got no gradient from two samples that were tried, but are counted and sent"]
 
@@ -226,8 +227,6 @@ def _find_axes(network: ClientNetwork, once: _Shapes, twice: _Shapes) -> str | N
     for name, layer in network.layers.items():
         if not once[name]:
             return f"{name} was not used by two samples that were tried"
-        if twice[name] == 2 * once[name] and {shape[:1] for shape in once[name]} == {(1,)}:
-            continue  # one row at a time, and so one client
         axes = {_doubled(*shapes) for shapes in zip_longest(once[name], twice[name], fillvalue=())}
         if len(axes) > 1 or None in axes:
             return f"{name} gets tokens in which the rows of a batch are not kept apart"

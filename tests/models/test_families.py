@@ -11,17 +11,12 @@ QUICK = (
     *("fnet", "big_bird", "longformer", "xlnet", "convbert", "falcon"),
 )
 """One family of each kind, which every run of the tests tries."""
-KNOWN_WRONG = frozenset(
-    ("bart", "bigbird_pegasus", "falcon", "mbart", "modernvbert", "mt5", "mvp", "plbart", "t5", "umt5")
-)
-"""Families that are not right yet: the list is to shrink to nothing."""
 
 
 def cases():
     for family in families.families():
         slow = () if family in QUICK else (pytest.mark.slow,)
-        wrong = (pytest.mark.xfail(strict=True),) if family in KNOWN_WRONG else ()
-        yield pytest.param(family, marks=(*slow, *wrong))
+        yield pytest.param(family, marks=slow)
 
 
 @pytest.mark.filterwarnings("ignore")
