@@ -63,3 +63,28 @@ def test_a_case_that_raises_dies_or_hangs_takes_nothing_with_it():
     late = WarmParent(["math"], seconds=0.2)
     assert late.call(time.sleep, 30).kind == "hung"
     assert parent.call(math.sqrt, 9.0).value == 3.0
+
+
+FOUND = {"texts": [["a", "b"]], "rows": [1], "labels": ["no"], "classes": ["no", "yes"]}
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "complaint"),
+    [
+        ("", Outcome("returned", FOUND), ""),
+        ("", Outcome("returned", FOUND | {"texts": [["a", "c"]]}), "the texts are others"),
+        ("", Outcome("returned", FOUND | {"labels": ["yes"]}), "the labels are others"),
+        ("", Outcome("returned", FOUND | {"classes": ["no", "yes", "0"]}), "the classes are"),
+        ("", Outcome("raised", errors=("DataError", "FedgramError"), message="no"), "refused: no"),
+        ("a NUL", Outcome("raised", errors=("DataError", "FedgramError"), message="no"), ""),
+        ("a NUL", Outcome("raised", errors=("DataError", "FedgramError"), message="no\nno"), "no single line"),
+        ("a NUL", Outcome("raised", errors=("KeyError",), message="no"), "no error of fedgram's own"),
+        ("a NUL", Outcome("returned", FOUND), "was read, though a NUL"),
+        ("a NUL", Outcome("hung"), "hung"),
+        ("", Outcome("died"), "died"),
+    ],
+)
+def test_what_is_wrong_is_seen(tmp_path, fault, outcome, complaint):
+    file = DataFile(tmp_path, {}, [["a", "b"]], ["yes", "no"], {"yes", "no"}, fault)
+    assert verdict(file, outcome).startswith(complaint)
+    assert bool(verdict(file, outcome)) == bool(complaint)
