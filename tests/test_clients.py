@@ -11,12 +11,8 @@ from fedgram import (
     Dirichlet,
     FederatedTrainer,
     FedIT,
-    FedLoRU,
     FedSALoRA,
     FLoRG,
-    FRLoRA,
-    MFedLoRU,
-    PFedLoRU,
     TextClassification,
 )
 from fedgram.checkpoint import load
@@ -100,29 +96,6 @@ def test_a_head_that_is_frozen_is_in_no_state(fit):  # noqa: F811
 
 def _state(trainer):
     return load(trainer.folder.checkpoint("last")).state
-
-
-@pytest.mark.parametrize(
-    ("method", "keep"),
-    [
-        (FedSALoRA(rank=2), False),
-        (FedSALoRA(rank=2), True),
-        (FLoRG(rank=2), True),
-        (FRLoRA(rank=2), False),
-        (FedLoRU(rank=2, merge_every=2), False),
-        (FedLoRU(rank=2, merge_every=1, mode="keep"), False),
-        (PFedLoRU(rank=2, merge_every=3), True),
-        (MFedLoRU(rank=2, merge_every=1), False),
-    ],
-)
-def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit, method, keep):  # noqa: F811
-    optimizer = AdamW(lr=0.02, keep_state=keep)
-    keys = {"method": method, "optimizer": optimizer, "participation": 3, "clients_per_block": 2}
-    whole, _ = fit(rounds=4, name="whole", **keys)
-    fit(rounds=2, name="parts", **keys)
-    parts, _ = fit(rounds=4, name="parts", ckpt_path="last", **keys)
-    assert parts["state_hash"] == whole["state_hash"]
-    assert parts["final"] == whole["final"]
 
 
 def test_moments_that_are_kept_change_the_run_and_count_the_steps_of_all_rounds(fit):  # noqa: F811

@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+import fedgram.comparison.report
 from fedgram.comparison import group_runs, read_runs
 from fedgram.comparison.pictures import all_pictures
 from fedgram.comparison.report import write_report
@@ -70,6 +71,13 @@ def report(folder, tables=(), metric=None, by=(), warnings=()):
     return (folder / "out" / "report.html").read_text()
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Leaves out of a report what takes long to draw."""
+    monkeypatch.setattr(fedgram.comparison.report, "all_pictures", lambda *_: [])
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_it_has_a_title_the_facts_the_tables_and_the_warnings(tmp_path):
     for method in ("FLoRG", "FedIT"):
         for seed in (0, 1):
@@ -86,6 +94,7 @@ def test_it_has_a_title_the_facts_the_tables_and_the_warnings(tmp_path):
     assert "few seeds small test set" in page.text
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_many_methods_are_counted_in_the_title(tmp_path):
     for method in ("FLoRG", "FedIT", "FeDeRA", "FFALoRA", "FedSALoRA"):
         write_run(tmp_path, method)
@@ -162,6 +171,7 @@ def test_whatever_runs_say_is_escaped(tmp_path):
     assert "onclick" in page.text
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_settings_that_differ_stand_apart_from_those_that_all_share(tmp_path):
     write_run(tmp_path, "FLoRG", 0, settings={"optimizer.lr": 0.1, "method.projection": "none"})
     write_run(tmp_path, "FLoRG", 1, settings={"optimizer.lr": 0.1, "method.projection": "none"})
@@ -179,6 +189,7 @@ def test_settings_that_differ_stand_apart_from_those_that_all_share(tmp_path):
     assert f"{len(shared)} settings that all share" in page.text
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_slices_are_named_with_their_settings(tmp_path):
     for rank in (2, 4):
         write_run(tmp_path, settings={"method.rank": rank})
@@ -186,6 +197,7 @@ def test_slices_are_named_with_their_settings(tmp_path):
     assert page.tables["differences"] == [["method", "method.rank"], ["FLoRG, rank 2", "2"], ["FLoRG, rank 4", "4"]]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_methods_without_a_difference_are_said_to_have_none(tmp_path):
     write_run(tmp_path, "FLoRG")
     write_run(tmp_path, "FedIT")
@@ -194,6 +206,7 @@ def test_methods_without_a_difference_are_said_to_have_none(tmp_path):
     assert "The methods had all settings in common" in page.text
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_every_run_has_the_command_that_repeats_it(tmp_path):
     folder = write_run(tmp_path / "my runs", seed=3)
     (folder / "config.yaml").touch()
@@ -206,6 +219,7 @@ def test_every_run_has_the_command_that_repeats_it(tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_commits_and_versions_stand_beside_each_run_where_they_differ(tmp_path):
     write_run(tmp_path, seed=0, git_commit="0123456789" * 4, versions={"torch": "2.6"})
     write_run(tmp_path, seed=1, git_commit=None, versions={"torch": "2.13"})
@@ -218,6 +232,7 @@ def test_commits_and_versions_stand_beside_each_run_where_they_differ(tmp_path):
     assert "versions torch 2.6, torch 2.13" in page.text
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_runs_of_older_versions_are_reported_too(tmp_path):
     folder = write_run(tmp_path, flops=False)
     summary = json.loads((folder / "summary.json").read_text())

@@ -23,7 +23,7 @@ from pathlib import Path
 
 PATIENCE = 60
 """Seconds that ranks may outlive one that was killed, as fedgram promises."""
-LIMIT = 400
+LIMIT = 600
 """Seconds that a job may take: far more than any does, but ranks that wait for each other must not hang the tests."""
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _PRELOADED = (

@@ -1,4 +1,4 @@
-"""Every method on one rank and on several over gloo: the same bits."""
+"""Every method on one process and on several over gloo, in one go and in parts: the same bits."""
 
 import inspect
 import json
@@ -11,7 +11,27 @@ from distributed.fits import CASES
 from fedgram.checkpoint import load
 from fedgram.cohort import cut_blocks, deal_blocks
 from fedgram.methods import Method
+from fedgram.state import tensor_hash
 from tables import rows, without_ranks
+
+OTHER_SIZES = [
+    "FLoRG-polar",
+    "FLoRG-polar-by-Gram-matrices",
+    "FLoRG-eigh",
+    "FedIT-keep_state",
+    "FedIT-questions",
+    "FFALoRA-local",
+    "FedSALoRA-keep_state",
+    "FedExLoRA-factored",
+    "FLoRA-client_ranks",
+    "FLoRANA-model",
+    "FedLEASE-weighted",
+    "CELoRA-data-questions",
+    "FLTAC-all",
+    "FLASC-head-adam",
+]
+"""Of each kind of exchange one: sums in each precision, stacks of equal and unequal ranks, Gram matrices, what clients
+keep, answers, clusters, descriptions of data, sparse payloads, evaluation by client and of windows."""
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +41,7 @@ def fits(nursery, material, once):
     def run(size):
         with once(f"fits-on-{size}") as (folder, is_there):
             if not is_there:
-                arguments = {"names": names_on(size), "root": str(folder), "material": material}
+                arguments = {"names": names_on(size), "root": str(folder), "material": material, "in_parts": size == 3}
                 nursery.run(size, "distributed.fits:fit_all", **arguments)
         return folder
 
@@ -38,8 +58,8 @@ def summaries(folder, size):
 
 
 def names_on(size):
-    """Every case runs on three ranks, every other one on two, and the rest on four, of which one has no work."""
-    return list(CASES) if size in (1, 3) else list(CASES)[size // 4 :: 2]
+    """Every case runs on one process, and in two parts on three; some on two too, and on four, of which one is idle."""
+    return list(CASES) if size in (1, 3) else OTHER_SIZES
 
 
 @pytest.mark.parametrize(("size", "name"), [(size, name) for size in (2, 3, 4) for name in names_on(size)])
@@ -55,9 +75,14 @@ def test_every_rank_ends_with_the_bits_of_one_process(alone, fits, size, name):
             assert summary[key] == expected[key], key
         assert summary["client_flops"] == expected["client_flops"] > 0
         assert summary["server_flops"] == expected["server_flops"] > 0
+        assert ("stopped_after" in summary) == (size == 3)
+    runs = [root / name / "run" / "version_0" for root in (alone, folder)]
     for table in ("metrics.csv", "communication.csv", "diagnostics.csv", "partition.csv"):
-        runs = [without_ranks(rows(root / name / "run" / "version_0", table)) for root in (alone, folder)]
-        assert runs[0] == runs[1], table
+        found = [without_ranks(rows(run, table)) for run in runs]
+        assert found[0] == found[1], table
+    for file in (runs[0] / "checkpoints").iterdir():  # with all that clients keep and the server remembers
+        found = [tensor_hash(load(run / "checkpoints" / file.name).tensors()) for run in runs]
+        assert found[0] == found[1], file.name
 
 
 def methods():
@@ -74,6 +99,16 @@ def test_every_method_and_every_choice_of_its_own_is_among_the_cases(method):
     hints = get_type_hints(vars(method)["__init__"]) if "__init__" in vars(method) else {}
     for setting in (name for name, hint in hints.items() if get_origin(hint) is Literal):
         assert {one[setting] for one in own} == set(get_args(hints[setting])), setting
+
+
+def test_the_cases_remember_what_a_run_that_goes_on_must_know(alone):
+    def memory(name):
+        return load(alone / name / "run" / "version_0" / "checkpoints" / "best.safetensors").state["server"]
+
+    assert memory("HetLoRA-layer")[""]["pruned"].any()
+    assert any(layer["A.exp_avg_sq"].any() for layer in memory("FSLoRA-adam").values() if "A.exp_avg_sq" in layer)
+    assert memory("CELoRA")[""]["distance"].any()
+    assert memory("FLTAC")[""]["cluster"].any()
 
 
 def test_the_cases_are_such_that_ranks_could_differ(alone):

@@ -14,7 +14,8 @@ from fedgram.state import tensor_hash
 from tables import rows, without_ranks
 
 SEED = 0
-TRIALS = 20
+TRIALS, QUICK = 20, 6
+"""How many trials there are, and how many of them make test has: each name twice, and one in two killed again."""
 NAMES = ("FedSALoRA-keep_state", "FLoRG-polar", "FedExLoRA-factored")
 ROUNDS = 6
 ATTEMPTS = 5
@@ -103,7 +104,9 @@ def check_same_end(run, whole):
         assert tensor_hash(load(file).tensors()) == tensor_hash(load(whole / "checkpoints" / file.name).tensors())
 
 
-@pytest.mark.parametrize("trial", range(TRIALS))
+@pytest.mark.parametrize(
+    "trial", [pytest.param(trial, marks=[] if trial < QUICK else pytest.mark.slow) for trial in range(TRIALS)]
+)
 def test_a_killed_run_goes_on_to_the_same_end(stage, trial):
     """One trial in two kills the run that goes on as well."""
     random, name, root = Random(f"{SEED}-{trial}"), NAMES[trial % 3], stage.root()

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from adapters.plain import B, C, R, T, dense_forward, draw, make_linear
-from fedgram import AdamW
 from fedgram.adapters import LoraPairAdapter
 from fedgram.checkpoint import load
 from fedgram.errors import ConfigurationError
@@ -95,19 +94,6 @@ def test_a_client_that_comes_late_starts_its_local_pair_from_the_final_global_on
     start = method.start(server, own, method.payload_down(server, 1, info), 1, info)["adapter"]["q"]
     assert (start["L"] == 1).all()
     assert (start["U"] == 1).all()
-
-
-@pytest.mark.parametrize("settings", [{}, {"schedule": "sequential", "local_from": 2}])
-@pytest.mark.parametrize("keep", [False, True])
-def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit, settings, keep):  # noqa: F811
-    keys = {"method": FedDPA(rank=2, **settings), "optimizer": AdamW(lr=0.02, keep_state=keep), "participation": 3}
-    whole, first = fit(rounds=4, name="whole", clients_per_block=2, **keys)
-    fit(rounds=2, name="parts", clients_per_block=2, **keys)
-    parts, second = fit(rounds=4, name="parts", clients_per_block=2, ckpt_path="last", **keys)
-    assert parts["state_hash"] == whole["state_hash"]
-    assert parts["final"] == whole["final"]
-    for client, kept in stands(first).clients.items():
-        assert all(torch.equal(stands(second).clients[client][key], tensor) for key, tensor in kept.items())
 
 
 def test_settings_that_make_no_sense_are_errors():

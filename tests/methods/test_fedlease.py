@@ -262,15 +262,17 @@ def test_the_ledger_has_what_a_run_sends(fit):  # noqa: F811
     assert {key.split("|")[2] for key in stands.clients[0]} == {"A", "B", "As", "Bs", "R", "weight", "bias"}
 
 
-@pytest.mark.parametrize("settings", [{"experts": 2, "renormalise": True}, {"warmup_rounds": 2, "head": "averaged"}])
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "keep"),
+    [({"experts": 2, "renormalise": True}, True), ({"warmup_rounds": 2, "head": "averaged"}, False)],
+)
 def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go_across_the_clustering(fit, settings, keep):  # noqa: F811
-    """Cut before it, at it, and after it; three of five clients a round."""
+    """Cut before it, and at it or after it; three of five clients a round."""
     keys = {"method": FedLEASE(rank=2, **settings), "optimizer": AdamW(lr=0.02, keep_state=keep)}
     keys |= {"participation": 3, "clients_per_block": 2}
     whole, _ = fit(rounds=5, name="whole", **keys)
     fit(rounds=1, name="parts", **keys)
-    for rounds in (2, 3, 5):
+    for rounds in (2, 5):
         parts, _ = fit(rounds=rounds, name="parts", ckpt_path="last", **keys)
     assert parts["state_hash"] == whole["state_hash"]
     assert parts["final"] == whole["final"]

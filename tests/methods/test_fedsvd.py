@@ -129,15 +129,6 @@ def test_what_travels_by_hand(fit):  # noqa: F811
     assert traffic(trainer) == down | {(number, "up"): B for number in range(1, 5)}
 
 
-@pytest.mark.parametrize("every", [1, 3])
-def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit, every):  # noqa: F811
-    keys = {"method": FedSVD(rank=2, every=every), "participation": 3, "clients_per_block": 2}
-    whole, _ = fit(rounds=5, name="whole", **keys)
-    fit(rounds=2, name="parts", **keys)
-    parts, _ = fit(rounds=5, name="parts", ckpt_path="last", **keys)
-    assert parts["state_hash"] == whole["state_hash"]
-
-
 def test_its_name_says_what_is_unusual():
     assert [FedSVD().name, FedSVD(every=5).name] == ["FedSVD", "FedSVD-5"]
 

@@ -212,15 +212,6 @@ def test_a_client_that_is_absent_keeps_what_it_has(fit):  # noqa: F811
         assert all(torch.equal(after[client][key], tensor) for key, tensor in before[client].items())
 
 
-def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit):  # noqa: F811
-    keys = {"method": FLTAC(rank=2, clusters=2, cluster_on="B"), "participation": 3, "clients_per_block": 2}
-    whole, _ = fit(rounds=4, name="whole", **keys)
-    fit(rounds=2, name="parts", **keys)
-    parts, _ = fit(rounds=4, name="parts", ckpt_path="last", **keys)
-    for key in ("state_hash", "final", "bytes_up", "bytes_down"):
-        assert parts[key] == whole[key]
-
-
 def test_models_of_clients_answer(fit, tiny_backbone, tiny_data, tmp_path):  # noqa: F811
     method = FLTAC(rank=2, clusters=2)
     summary, trainer = fit(method=method, rounds=2)

@@ -185,17 +185,6 @@ def test_the_ledger_counts_values_and_bitmap(fit):  # noqa: F811
     assert found == [(5 * 64, 5 * (4 * 64 + 32))] * 3  # in round 1 up alone
 
 
-@pytest.mark.parametrize("settings", [{}, {"decay": 0.7, "server_optimizer": "adam", "mask_head": True}])
-def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit, settings):  # noqa: F811
-    method = FLASC(rank=2, **settings)
-    whole, _ = fit(rounds=4, name="whole", method=method, participation=3)
-    fit(rounds=2, name="parts", method=method, participation=3)
-    parts, _ = fit(rounds=4, name="parts", method=method, participation=3, ckpt_path="last")
-    assert parts["state_hash"] == whole["state_hash"]
-    assert parts["final"] == whole["final"]
-    assert parts["bytes_down"] == whole["bytes_down"]
-
-
 @pytest.mark.parametrize("setting", ["density_down", "density_up", "decay"])
 @pytest.mark.parametrize("share", [0.0, 1.5, math.nan])
 def test_shares_are_shares(setting, share):

@@ -119,12 +119,3 @@ def test_of_a_mean_of_lower_rank_nothing_is_lost_and_no_pair_of_rows_is_dead(fou
 def test_a_scaling_that_there_is_not_is_an_error():
     with pytest.raises(Exception, match=r"method\.scaling .*own.*global.*mean"):
         FlexLoRA(scaling="mean")
-
-
-def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit):  # noqa: F811
-    keys = {"method": FlexLoRA(rank=4, client_ranks="uniform"), "participation": 3, "clients_per_block": 2}
-    whole, _ = fit(rounds=4, name="whole", **keys)
-    fit(rounds=2, name="parts", **keys)
-    parts, _ = fit(rounds=4, name="parts", ckpt_path="last", **keys)
-    assert parts["state_hash"] == whole["state_hash"]
-    assert parts["final"] == whole["final"]

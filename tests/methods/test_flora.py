@@ -146,13 +146,3 @@ def test_nothing_stays_with_a_client():
     method = FLoRA(rank=2)
     assert not method.personal
     assert not any(field.kept for field in method.fields)
-
-
-def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit):  # noqa: F811
-    keys = {"method": FLoRA(rank=2), "participation": 3, "clients_per_block": 2}
-    whole, _ = fit(rounds=4, name="whole", **keys)
-    fit(rounds=2, name="parts", **keys)
-    parts, _ = fit(rounds=4, name="parts", ckpt_path="last", **keys)
-    assert parts["state_hash"] == whole["state_hash"]
-    assert parts["final"] == whole["final"]
-    assert whole["final"]["loss"] != whole["initial"]["loss"]

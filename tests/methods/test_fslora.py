@@ -137,18 +137,6 @@ def test_the_whole_rank_is_plain_averaging(fit):  # noqa: F811
         torch.testing.assert_close(tensor, other[key], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("optimizer", ["none", "adam"])
-def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit, optimizer):  # noqa: F811
-    method = FSLoRA(rank=4, server_optimizer=optimizer, client_ranks={1: 0.6, 3: 0.4})
-    whole, trainer = fit(rounds=4, name="whole", method=method, participation=3)
-    fit(rounds=2, name="parts", method=method, participation=3)
-    parts, _ = fit(rounds=4, name="parts", method=method, participation=3, ckpt_path="last")
-    assert parts["state_hash"] == whole["state_hash"]
-    remembered = load(trainer.folder.checkpoint("last")).state["server"] if optimizer == "adam" else {}
-    assert bool(remembered) == (optimizer == "adam")
-    assert all(layer["A.exp_avg_sq"].any() for name, layer in remembered.items() if "classifier" not in name)
-
-
 @pytest.mark.parametrize("sketch", [0.0, -0.5, 1.5])
 def test_the_sketch_is_a_share(sketch):
     with pytest.raises(ConfigurationError, match=r"method\.sketch must be a share of the rank in \(0, 1\], got"):

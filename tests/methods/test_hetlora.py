@@ -264,14 +264,3 @@ def test_moments_kept_from_ranks_that_are_gone_have_no_effect(tiny_backbone, tin
 def test_settings_out_of_range_are_errors(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         HetLoRA(rank=4, **settings)
-
-
-def test_a_resumed_run_remembers_who_has_pruned(fit):  # noqa: F811
-    method = HetLoRA(rank=4, gamma=0.6, lam=5.0, client_ranks="uniform")
-    keys = {"method": method, "participation": 3, "clients_per_block": 2}
-    whole, trainer = fit(rounds=6, name="whole", **keys)
-    fit(rounds=3, name="parts", **keys)
-    parts, _ = fit(rounds=6, name="parts", ckpt_path="last", **keys)
-    assert parts["state_hash"] == whole["state_hash"]
-    assert parts["final"] == whole["final"]
-    assert load(trainer.folder.checkpoint("last")).state["server"][""]["pruned"].any()

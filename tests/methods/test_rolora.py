@@ -92,16 +92,6 @@ def test_each_factor_has_an_optimizer_memory_of_its_own(fit):  # noqa: F811
         assert all(kept[f"optimizer:{field}|exp_avg"].numel() == 4 * SIZES[field] for field in "AB")
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit, keep):  # noqa: F811
-    keys = {"method": RoLoRA(rank=R), "optimizer": AdamW(lr=0.02, keep_state=keep), "participation": 3}
-    whole, _ = fit(rounds=5, name="whole", **keys)
-    fit(rounds=2, name="parts", **keys)
-    parts, _ = fit(rounds=5, name="parts", ckpt_path="last", **keys)
-    assert parts["state_hash"] == whole["state_hash"]
-    assert parts["bytes_down"] == whole["bytes_down"]
-
-
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_every_rank_knows_what_clients_sent(size):
     """The last of three ranks holds no client."""
