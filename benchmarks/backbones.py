@@ -218,6 +218,7 @@ def main() -> None:
     """Try all families, and write the table."""
     parser = argparse.ArgumentParser(description="every family of sequence classification", allow_abbrev=False)
     parser.add_argument("--only", nargs="+", default=families.families())
+    parser.add_argument("--fit", action="store_true", help="have fit run a round with each method too: an hour in all")
     add_options(parser)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -225,7 +226,7 @@ def main() -> None:
     verdicts = []
     for family in arguments.only:
         with tempfile.TemporaryDirectory() as folder:
-            verdicts.append(judge(family, Path(folder), whole=True))
+            verdicts.append(judge(family, Path(folder), arguments.fit))
     publish(arguments, "backbones", report(verdicts), [asdict(verdict) for verdict in verdicts])
 
 

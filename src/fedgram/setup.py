@@ -122,7 +122,20 @@ def assemble(
             reason = shorten(network, rows_to_try(data.tables.values(), 7), trainer.precision)
             if reason is not None and ranks.rank == 0:
                 log.info("batches of %r are padded: %s", model.backbone, reason)
+    _check_ways(ranks, network)
     return network, ranks
+
+
+def _check_ways(ranks: Ranks, network: ClientNetwork) -> None:
+    """Stop if processes compute rows in different ways, as trials on unlike machines may have it: bits would differ."""
+    own = (network.packs, network.one_by_one, network.masks_all)
+    first = ranks.broadcast(own)
+    ranks.stop_on(
+        f"process {ranks.rank} computes rows (padding-free, one by one, all masked: {own}) otherwise than process 0 "
+        f"({first}); are hardware and versions of all processes equal? trainer.packing false leaves padding in on all"
+        if own != first
+        else None
+    )
 
 
 def build(
