@@ -134,14 +134,12 @@ def judge(family: str, folder: Path, whole: bool = False) -> Verdict:
     try:
         verdict = _predict(family, model, rows, folder, FedIT(**options))
         for method in METHODS:
-            alone = _train(family, model, rows, folder, method(**options))
-            if alone is not None:
-                verdict = replace(verdict, reason=f"clients are trained one at a time: {alone}")
+            note = _train(family, model, rows, folder, method(**options))
             if whole:
                 _trainer(folder).fit(Ids(model), Rows(*rows, 8), method(**options))
     except FedgramError as error:
-        return Verdict(family, False, reason=str(error))
-    return verdict
+        return Verdict(family, False, reason=str(error).replace(str(folder / "model"), family))
+    return replace(verdict, reason=note)
 
 
 def _predict(family: str, model: str, rows: list[Any], folder: Path, method: Method) -> Verdict:
@@ -169,6 +167,7 @@ def _trainer(folder: Path) -> FederatedTrainer:
         rounds=1,
         clients=4,
         local_steps=2,
+        clients_per_block=4,
         accelerator="cpu",
         devices=1,
         loggers=False,
@@ -177,31 +176,31 @@ def _trainer(folder: Path) -> FederatedTrainer:
     )
 
 
-def _train(family: str, model: str, rows: list[Any], folder: Path, method: Method) -> str | None:
+def _train(family: str, model: str, rows: list[Any], folder: Path, method: Method) -> str:
     """Train clients of unequal batches in a block and by themselves, which must give the same.
 
     Returns:
-        Why clients are trained one at a time instead, if they are.
+        Why clients are trained one at a time; empty where they are not.
     """
     data = Rows(*rows, 8)
     network, _ = assemble(_trainer(folder), Ids(model), data, method)
-    trial = try_blocks(network, data.split("train"))
-    if trial.alone is not None:
-        return trial.alone
+    blocks = try_blocks(network, data.split("train"))
     state, optimizer, table = network.initial_state(), SGD(lr=0.05), data.split("train")
     start = client_start(method, {**state, "server": method.server_start(state, 4)}, 4)
     network.share(state)
     batches = [[np.array([0, 5, 7]), np.array([2, 1, 3])], [np.array([4, 6])], [np.array([9, 8, 11])]]
-    together = train_block(network, optimizer, [start] * len(batches), table, batches).states
+    nothing: list[Any] = [None] * len(batches)
+    together = nothing if blocks.alone else train_block(network, optimizer, [start] * 3, table, batches).states
     for own, steps in zip(together, batches, strict=True):
         alone = flatten(train_block(network, optimizer, [start], table, [steps]).states[0])
         change = max(float((tensor - flatten(start)[key]).abs().max()) for key, tensor in alone.items())
-        apart = max(float((flatten(own)[key] - tensor).abs().max()) for key, tensor in alone.items())
+        found = alone if own is None else flatten(own)
+        apart = max(float((found[key] - tensor).abs().max()) for key, tensor in alone.items())
         if not change > 0:
             raise WrongError(f"{family}: {method.name} has trained nothing")
         if not apart < SAME_TRAINING * change:
             raise WrongError(f"{family}: {method.name} trains clients of a block {apart / change:.1e} apart from alone")
-    return None
+    return f"clients one at a time: {blocks.alone}" if blocks.alone else ""
 
 
 def report(verdicts: Sequence[Verdict]) -> list[str]:

@@ -108,6 +108,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "use_mamba_kernels": False},
     "layoutlmv3": {"coordinate_size": 3, "shape_size": 2},
     "lilt": {"hidden_size": 24, "channel_shrink_ratio": 2},
+    "longformer": {"attention_window": [8, 8]},
     "ministral": {"head_dim": 4},
     "mistral4": {"rope_parameters": None},
     "nemotron": {"head_dim": 4, "num_key_value_heads": 2},
