@@ -188,7 +188,7 @@ def _seen(
     samples = min(len(mask), len(lengths))
     longest = max(range(samples), key=lambda sample: lengths[sample])
     usual = _cells(mask, longest, asked, lengths)
-    if torch.equal(usual, torch.ones_like(usual).tril() if causal else torch.ones_like(usual)):
+    if torch.equal(usual, torch.ones_like(usual).tril()) if causal else bool(usual.all()):
         return None
     own = [_cells(mask, sample, asked, lengths) for sample in range(samples)]
     rest = zip(asked[samples:], lengths[samples:], strict=True)  # fillers
