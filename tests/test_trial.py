@@ -9,6 +9,7 @@ from torch import nn
 import families
 from backbones import Ids, Rows, _trainer
 from fedgram import FedIT, FLoRG
+from fedgram.adapters import LoraAdapter, lora_start
 from fedgram.collectives import Ranks
 from fedgram.data import TokenTable
 from fedgram.errors import ConfigurationError
@@ -72,6 +73,22 @@ def test_rows_one_at_a_time_meet_their_own_client(tmp_path):
             real = rows[3 * client : 3 * client + 3] >= 0
             found = together["logits"][3 * client : 3 * client + 3]
             torch.testing.assert_close(found[torch.from_numpy(real)], alone["logits"][torch.from_numpy(real)])
+
+
+class StartsElsewhere(FedIT):
+    """LoRA whose B starts at one, so that the first model is not the pretrained one."""
+
+    def adapter(self, linear, generator):
+        start = lora_start(linear, self.rank, generator)
+        return LoraAdapter(linear, self.rank, self.scale, start | {"B": torch.ones_like(start["B"])})
+
+
+def test_a_method_that_starts_elsewhere_says_so(tmp_path):
+    with pytest.raises(ConfigurationError, match="should set keeps_start to False"):
+        made("bert", tmp_path, StartsElsewhere(rank=2))
+    method = StartsElsewhere(rank=2)
+    method.keeps_start = False
+    assert not made("bert", tmp_path, method)[0].one_by_one
 
 
 def test_a_model_that_remembers_what_came_before_is_refused(tmp_path):

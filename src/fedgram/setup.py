@@ -169,7 +169,7 @@ def build(
         model.loaded().to(ranks.device)
         dtype = torch.float64 if trainer.precision == "64-true" else torch.float32
         network = ClientNetwork(model, layers, ranks.device, dtype, autocast, model.pad_id, method.shared_fields)
-        try_adapted(network, trial, keeps_start=getattr(method, "preserve_start", True))
+        try_adapted(network, trial, method.keeps_start)
     network.weights = ranks.broadcast(digest)
     return network
 

@@ -118,7 +118,8 @@ def try_adapted(network: ClientNetwork, trial: Trial, keeps_start: bool) -> None
     if (alone := _differs(network, trial, expected, trial.rows)) is not None:
         raise ConfigurationError(
             f"{network.task.backbone!r} with adapters on {_names(network)} does not answer as without them before any "
-            f"training ({alone}): it uses these layers in a way of its own; set method.target_modules to others"
+            f"training ({alone}): it uses these layers in a way of its own, and needs others in "
+            "method.target_modules, or the method's adapter starts elsewhere, and should set keeps_start to False"
         )
     log.warning("%r: %s, so its texts are computed one at a time, which is slower", network.task.backbone, reason)
 

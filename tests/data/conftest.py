@@ -1,4 +1,5 @@
 import pytest
+
 from tiny_tokenizer import make_tokenizer
 
 

@@ -3,11 +3,11 @@ import re
 
 import numpy as np
 import pytest
-from tiny_tokenizer import make_tokenizer
 
 from fedgram.data import IID, Dirichlet, SQuAD, counts
 from fedgram.errors import ConfigurationError, DataError
 from tiny_squad import columns, write_split, write_squad
+from tiny_tokenizer import make_tokenizer
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_tokenizer import WORDS, make_tokenizer
 
 from fedgram.data import IID, Dirichlet, Quickstart, RawSplit, TextClassificationData
 from fedgram.errors import ConfigurationError, DataError
+from tiny_tokenizer import WORDS, make_tokenizer
 
 TEXTS = ["a good film", "NA", 'the "plot", not', "007", "very bad", "film"]
 LABELS = [1, 0, 1, 0, 0, 1]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_tokenizer import WORDS, make_tokenizer
 
 from fedgram.data.tokens import TokenTable, cached, tokenise, tokenizer_state
 from fedgram.errors import ConfigurationError, DataError
+from tiny_tokenizer import WORDS, make_tokenizer
 
 TEXTS = ["a good film", "bad", "the plots very goodly not", "the film"]
 

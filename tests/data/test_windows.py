@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizer import make_tokenizer
 
 from fedgram.data.windows import MAX_QUESTION_TOKENS, cut_questions, cut_windows
 from fedgram.errors import ConfigurationError
 from tiny_squad import SPACES, WORDS
+from tiny_tokenizer import make_tokenizer
 
 QUESTION = "what was the film"
 

@@ -140,6 +140,8 @@ class Method(ABC):
         heterogeneous: whether clients may have ranks of their own.
         catches_up: whether what a client is sent depends on which rounds it has missed; else on whether it missed any.
         travels: what is sent, in few words.
+        keeps_start: whether the model that training starts with computes what the pretrained one does. fedgram tries it
+            before a run; a method that starts elsewhere says so here.
         describes_data: whether every client tells the server about its data before the first round.
         unknown: what the sizes of payloads depend on that only training can tell; "" where nothing is.
         bound: which end of it `next_form` and payloads of tensors without numbers take, so that costs are a range.
@@ -155,6 +157,7 @@ class Method(ABC):
     heterogeneous: ClassVar[bool] = False
     catches_up: ClassVar[bool] = False
     travels: ClassVar[str]
+    keeps_start: bool = True
     describes_data: bool = False
     unknown: str = ""
     bound: Bound = "most"
