@@ -1,5 +1,6 @@
 """The hooks of a round, seen through whole runs of a method that uses every one of them."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -169,7 +170,7 @@ def test_a_penalty_pulls_at_what_it_is_of(tiny_backbone, tiny_data):
     state = network.initial_state()
     for layer in state["adapter"].values():
         layer["B"] = torch.ones_like(layer["B"])
-    table, batches = data.split("train"), [[[0, 1]], [[2, 3]]]
+    table, batches = data.split("train"), [[np.array([0, 1])], [np.array([2, 3])]]
     ends = {}
     for weight in (0.0, 1e6):
         method.weight = weight
