@@ -135,7 +135,7 @@ CASES = {
     "FLoRA-client_ranks": case(FLoRA, rank=4, client_ranks={4: 0.3, 2: 0.3, 1: 0.4}, head="local"),
     "FlexLoRA": case(FlexLoRA, rank=4, client_ranks="heavy_tail"),
     "FlexLoRA-global": case(FlexLoRA, rank=4, client_ranks="normal", scaling="global"),
-    "HetLoRA-layer": case(HetLoRA, rank=4, gamma=0.7, client_ranks=[4, 1, 2, 3, 1, 2, 4]),
+    "HetLoRA-layer": case(HetLoRA, rank=4, gamma=0.6, lam=5.0, client_ranks=[4, 1, 2, 3, 1, 2, 4]),
     "HetLoRA-client": case(HetLoRA, rank=3, gamma=0.7, lam=1.0, scope="client", optimizer=KEEPING_ADAMW),
     "FRLoRA": case(FRLoRA),
     "FRLoRA-freeze_A": case(FRLoRA, freeze_A=True, trainer={"precision": "bf16-true"}),
