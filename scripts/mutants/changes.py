@@ -91,6 +91,8 @@ def find(path: Path) -> list[Change]:
 
 
 def _text(node: ast.AST) -> str:
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Constant):
+        return "pass"
     return " ".join(ast.unparse(node).split())
 
 
@@ -142,15 +144,26 @@ def _instead(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.Constant(value + 1)
         case ast.Constant(float() as value):
             yield ast.Constant(value * 2 or 1.0)
-        case ast.Call(func, [first, second, *rest], keywords) if not isinstance(first, ast.Starred):
+        case ast.Call(func, [first, second, *rest], keywords) if _may_be_mixed_up(func, first, second):
             yield ast.Call(func, [second, first, *rest], keywords)
         case ast.If(ast.Name() | ast.Attribute() | ast.Call() as test, body, rest):
             yield ast.If(ast.UnaryOp(ast.Not(), test), body, rest)
         case ast.IfExp(ast.Name() | ast.Attribute() | ast.Call() as test, body, rest):
             yield ast.IfExp(ast.UnaryOp(ast.Not(), test), body, rest)
         case ast.Expr(ast.Call()) if not _is_message(node):
-            yield ast.Pass()
+            yield _never(node)
         case ast.AugAssign() | ast.Raise() | ast.Continue() | ast.Break():
-            yield ast.Pass()
+            yield _never(node)
         case ast.Assign([ast.Attribute() | ast.Subscript()]):
-            yield ast.Pass()
+            yield _never(node)
+
+
+def _never(statement: ast.stmt) -> ast.If:
+    """Leave a statement out, but what it names: a function must have the same closure as before."""
+    return ast.If(ast.Constant(False), [statement], [])
+
+
+def _may_be_mixed_up(func: ast.expr, first: ast.expr, second: ast.expr) -> bool:
+    """Say whether arguments are such that their order may be mistaken, and matters."""
+    is_plain = not any(isinstance(argument, ast.Constant | ast.Starred | ast.JoinedStr) for argument in (first, second))
+    return is_plain and _text(func) not in ("min", "max") and _text(first) != _text(second)
