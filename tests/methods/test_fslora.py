@@ -46,6 +46,14 @@ def test_a_and_b_of_a_layer_have_the_same_indices_and_layers_rounds_and_clients_
     assert len(set(seen)) > 8
 
 
+def test_a_client_starts_from_the_head_that_it_holds_and_from_nothing_of_the_server():
+    method, server = FSLoRA(rank=R, sketch=0.5, head="local"), drawn()
+    server["head"] = {"classifier": {"weight": torch.zeros(2, 3)}}
+    held = method.without_shared(server) | {"head": {"classifier": {"weight": torch.ones(2, 3)}}}
+    start = method.start(server, held, method.payload_down(server, 1, INFO), 1, INFO)
+    assert torch.equal(start["head"]["classifier"]["weight"], torch.ones(2, 3))
+
+
 def test_the_sketch_is_right_in_the_mean():
     """Over all draws, the mean of g B[:, I] A[I, :] is B A, which without g it would not be."""
     method, server = FSLoRA(rank=R, sketch=1 / 3), drawn()
