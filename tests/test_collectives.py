@@ -300,6 +300,16 @@ def test_a_signal_to_one_rank_stops_all(asked):
     assert on_ranks(3, work) == stopped
 
 
+def test_what_stops_a_rank_is_called_out_to_the_others_at_once():
+    ranks = Ranks()
+    ranks._asked_to_stop = lambda: "SIGUSR1"
+    assert caught_apart(ranks, ranks.heed).signal == "SIGUSR1"
+    assert ranks._alarm.heard() == "a signal came"
+    ranks = Ranks()
+    assert isinstance(caught_apart(ranks, raiser(DataError("empty"))), DataError)
+    assert ranks._alarm.heard() == "rank 0, round 2: empty"
+
+
 def test_an_error_counts_more_than_a_signal():
     def work(ranks):
         ranks._asked_to_stop = lambda: "SIGTERM"

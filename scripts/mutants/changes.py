@@ -34,6 +34,8 @@ _COMPARISONS: dict[type, type] = {
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _LEFT_OUT = {"annotation", "returns", "decorator_list", "args", "type_params"}
 """What of a function and of an assignment is no computation."""
+_Place = tuple[ast.AST, str, int | None]
+"""A node's parent, the parent's field that it stands in, and where it does so in a list."""
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Change:
     before: str
     after: str
     tree: ast.Module
-    _place: tuple[ast.AST, str, int | None]
+    _place: _Place
     _old: ast.AST
     _new: ast.AST
 
@@ -66,28 +68,41 @@ class Change:
 
     def code(self, filename: str) -> CodeType:
         """Return the compiled module with this change."""
-        self._put(self._new)
+        _put(self._place, self._new)
         try:
             return compile(ast.fix_missing_locations(self.tree), filename, "exec")
         finally:
-            self._put(self._old)
-
-    def _put(self, node: ast.AST) -> None:
-        parent, field, index = self._place
-        if index is None:
-            setattr(parent, field, node)
-        else:
-            getattr(parent, field)[index] = node
+            _put(self._place, self._old)
 
 
 def find(path: Path) -> list[Change]:
     """Return all changes of a file."""
     tree = ast.parse(path.read_text())
     return [
-        Change(path, old.lineno, function, _text(old), _text(new), tree, place, old, ast.copy_location(new, old))
+        Change(path, old.lineno, function, *_texts(place, old, new), tree, place, old, ast.copy_location(new, old))
         for function, place, old in _nodes(tree, [])
         for new in _instead(old)
     ]
+
+
+def _texts(place: _Place, old: ast.AST, new: ast.AST) -> tuple[str, str]:
+    """Return what is changed and what it becomes; of a constant, with what it stands in."""
+    if not isinstance(old, ast.Constant):
+        return _text(old), _text(new)
+    told = []
+    for node in (new, old):
+        _put(place, node)
+        told.append(_text(place[0]))
+    return told[1], told[0]
+
+
+def _put(place: _Place, node: ast.AST) -> None:
+    """Put a node in its place in the tree."""
+    parent, field, index = place
+    if index is None:
+        setattr(parent, field, node)
+    else:
+        getattr(parent, field)[index] = node
 
 
 def _text(node: ast.AST) -> str:
@@ -96,7 +111,7 @@ def _text(node: ast.AST) -> str:
     return " ".join(ast.unparse(node).split())
 
 
-def _nodes(node: ast.AST, names: list[str]) -> Iterator[tuple[str, tuple[ast.AST, str, int | None], ast.AST]]:
+def _nodes(node: ast.AST, names: list[str]) -> Iterator[tuple[str, _Place, ast.AST]]:
     """Yield every expression and statement in a function, with the function's name and its place in the tree."""
     in_function = bool(names) and not names[-1].startswith("class ")
     for field, value in ast.iter_fields(node):

@@ -25,6 +25,7 @@ def quick(tmp_path_factory):
     return printed.getvalue(), json.loads((folder / "figures.json").read_text())["clients"], document.read_text()
 
 
+@pytest.mark.slow
 def test_the_table_comes_last_with_a_row_for_each_kind_of_run(quick):
     *_, head, rule, few, many = quick[0].splitlines()
     assert head.startswith("| partition | clients | start-up, s | s a round | peak MB |")
@@ -34,12 +35,14 @@ def test_the_table_comes_last_with_a_row_for_each_kind_of_run(quick):
     assert re.fullmatch(form, many)[1] == "100"
 
 
+@pytest.mark.slow
 def test_the_document_has_the_table_between_its_markers(quick):
     table = quick[0].splitlines()[-4:]
     between = quick[2].split("<!-- clients:begin -->")[1].split("<!-- clients:end -->")[0]
     assert between.strip().splitlines()[-4:] == table
 
 
+@pytest.mark.slow
 def test_the_figures_are_of_whole_runs_in_turn(quick):
     settings, rows, runs = (quick[1][key] for key in ("settings", "rows", "runs"))
     assert settings["samples"] == 100

@@ -152,4 +152,7 @@ def test_a_file_without_samples(read, content):
 
 def test_line_breaks_in_a_file_of_texts_alone_are_mentioned(read, notices):
     assert len(read("a.csv", 'text\none\n"two\nthree"\nfour\n', label="text")[0]) == 3
-    assert "1 fields in quotes have line breaks; the first is in row 2 (" in notices.text
+    assert (
+        "1 fields in quotes have line breaks; the first is in row 2 (counted from 1 without the header; line 3)"
+        in notices.text
+    )

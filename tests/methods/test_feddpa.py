@@ -96,6 +96,13 @@ def test_a_client_that_comes_late_starts_its_local_pair_from_the_final_global_on
     assert (start["U"] == 1).all()
 
 
+@pytest.mark.parametrize("head", ["local", "averaged"])
+def test_a_client_keeps_its_own_pair_and_a_head_of_its_own(head):
+    pair, weights = {"A": torch.ones(2, 3), "L": torch.ones(2, 3)}, {"classifier": {"weight": torch.ones(2)}}
+    kept = FedDPA(rank=2, head=head).kept({"adapter": {"q": pair}, "head": weights})
+    assert kept == {"adapter": {"q": {"L": pair["L"]}}, "head": weights if head == "local" else {}}
+
+
 def test_settings_that_make_no_sense_are_errors():
     for settings in ({"mix": -0.1}, {"local_share": 1.5}):
         with pytest.raises(ConfigurationError, match=r"must be between 0 and 1"):

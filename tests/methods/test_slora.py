@@ -194,7 +194,11 @@ def test_block_size_and_packing_are_a_matter_of_speed(fit, packing):  # noqa: F8
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"sparse_rounds": 0}, "sparse_rounds must be at least 1, got 0"), ({"density": 0.0}, r"density must be a share")],
+    [
+        ({"sparse_rounds": 0}, "sparse_rounds must be at least 1, got 0"),
+        ({"density": 0.0}, r"density must be a share"),
+        ({"density": 1.01}, r"density must be a share"),
+    ],
 )
 def test_settings_must_make_sense(settings, message):
     with pytest.raises(ConfigurationError, match=rf"method\.{message}"):
