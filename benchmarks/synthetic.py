@@ -72,6 +72,7 @@ class NoTokenizer:
     """What fedgram asks of a tokenizer where the tokens are there already."""
 
     pad_token_id = 1
+    unk_token_id = None
 
     def get_vocab(self) -> dict[str, int]:
         """Return the only token that has a name."""
