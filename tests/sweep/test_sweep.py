@@ -31,30 +31,26 @@ def folder(tiny_backbone, tiny_data, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def fedgram(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "fedgram", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=SECONDS)
-
-
-def test_a_sweep_trains_what_can_be_trained_and_reports_the_rest(folder):
-    result = fedgram(folder, "sweep", "grid.yaml", "--jobs", "2", "--only", "trainer.seed=0", "--trainer.local_steps=1")
-    assert result.returncode == 1, result.stderr
-    assert "grid: 3 runs in runs/grid" in result.stdout
-    assert "FLoRG-seed=0: done" in result.stdout
-    assert "wrong-seed=0: failed with exit code" in result.stdout
-    assert "failed: wrong-seed=0 (runs/grid/wrong-seed=0/log.txt): fedgram: " in result.stdout
-    assert "got 999" in result.stdout
+def test_a_sweep_trains_what_can_be_trained_and_reports_the_rest(folder, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        sweep(["grid.yaml", "--jobs", "2", "--only", "trainer.seed=0", "--trainer.local_steps=1"])
+    printed = capsys.readouterr().out
+    assert "grid: 3 runs in runs/grid" in printed
+    assert "FLoRG-seed=0: done" in printed
+    assert "wrong-seed=0: failed with exit code" in printed
+    assert "failed: wrong-seed=0 (runs/grid/wrong-seed=0/log.txt): fedgram: " in printed
+    assert "got 999" in printed
     summaries = {path.parts[-3]: json.loads(path.read_text()) for path in folder.glob("runs/*/*/*/summary.json")}
     assert {name: summary["method"] for name, summary in summaries.items()} == {
         "FLoRG-seed=0": "FLoRG", "FedIT-seed=0": "FedIT"
     }  # fmt: skip
     assert all(summary["settings"]["trainer.local_steps"] == 1 for summary in summaries.values())
 
-    again = fedgram(folder, "sweep", "grid.yaml", "--only", "method=FLoRG", "--only", "trainer.seed=0")
-    assert again.returncode == 0, again.stdout  # without --trainer.local_steps it is another run
-    assert "1 of them have changed since they ran, and are run anew: FLoRG-seed=0" in again.stdout
+    sweep(["grid.yaml", "--only", "method=FLoRG", "--only", "trainer.seed=0"])  # without local_steps it is another run
+    assert "1 of them have changed since they ran, and are run anew: FLoRG-seed=0" in capsys.readouterr().out
     assert (folder / "runs/grid/FLoRG-seed=0/version_1/summary.json").exists()
-    listed = fedgram(folder, "sweep", "grid.yaml", "--only", "method=FLoRG", "--dry_run").stdout
+    sweep(["grid.yaml", "--only", "method=FLoRG", "--dry_run"])
+    listed = capsys.readouterr().out
     assert rows(listed)["FLoRG-seed=0"][0] == "finished"
     assert rows(listed)["FLoRG-seed=1"][0] == "new"
 
