@@ -80,8 +80,9 @@ def real_count(network, method, table, rows):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize(
+    ("family", "name"), [*(("bert", name) for name in METHODS), ("llama", "FLoRG"), ("llama", "FedExLoRA")]
+)
 def test_a_real_step_has_the_operations_that_were_counted_without_weights(backbones, family, name):
     method = METHODS[name]()
     network, config = make_network(backbones[family], method, dtype=torch.float64)
