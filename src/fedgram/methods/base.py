@@ -140,8 +140,6 @@ class Method(ABC):
         heterogeneous: whether clients may have ranks of their own.
         catches_up: whether what a client is sent depends on which rounds it has missed; else on whether it missed any.
         travels: what is sent, in few words.
-        keeps_start: whether the model that training starts with computes what the pretrained one does. fedgram tries it
-            before a run; a method that starts elsewhere says so here.
         describes_data: whether every client tells the server about its data before the first round.
         unknown: what the sizes of payloads depend on that only training can tell; "" where nothing is.
         bound: which end of it `next_form` and payloads of tensors without numbers take, so that costs are a range.
@@ -157,7 +155,6 @@ class Method(ABC):
     heterogeneous: ClassVar[bool] = False
     catches_up: ClassVar[bool] = False
     travels: ClassVar[str]
-    keeps_start: bool = True
     describes_data: bool = False
     unknown: str = ""
     bound: Bound = "most"
@@ -189,6 +186,11 @@ class Method(ABC):
         self.target_modules = target_modules
         self.head = head
         self.client_ranks = client_ranks
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the model that training starts with computes what the pretrained one does, as is tried before a run."""
+        return True
 
     @property
     def trained_fields(self) -> frozenset[str]:

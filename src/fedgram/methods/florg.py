@@ -77,7 +77,11 @@ class FLoRG(Method):
         self.projection = projection
         self.basis = basis
         self.init_std = init_std
-        self.preserve_start = self.keeps_start = preserve_start
+        self.preserve_start = preserve_start
+
+    @property
+    def keeps_start(self) -> bool:
+        return self.preserve_start
 
     @property
     def name(self) -> str:
