@@ -189,7 +189,7 @@ class Method(ABC):
 
     @property
     def keeps_start(self) -> bool:
-        """Whether the model that training starts with computes what the pretrained one does, as is tried before a run."""
+        """Whether the model that training starts with computes what the pretrained one does; a trial checks it."""
         return True
 
     @property
