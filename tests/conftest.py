@@ -6,8 +6,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -24,6 +25,13 @@ settings.load_profile("fedgram")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--board-runs", help="runs of two methods, for test_tensorboard.py instead of its own")
     parser.addoption("--board-picture", help="where test_tensorboard.py leaves a picture of TensorBoard")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, bool | None, bool | None]:
+    """Give the next test the environment that this one found, in whatever order their fixtures tidied up."""
+    with mock.patch.dict(os.environ):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -124,7 +124,7 @@ def test_a_process_that_fabric_started_asks_to_end_with_its_parent(environment, 
     environment(TORCHRUN | {"LOCAL_RANK": "1", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"})
     launch(fabric(1), 1)
     assert not calls
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    del os.environ["TORCHELASTIC_RUN_ID"]
     launch(fabric(1), 1)
     assert calls == [(1, 9)]
 
