@@ -139,6 +139,15 @@ def no_partition_picture(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     monkeypatch.setattr(Figure, "savefig", save_others)
 
 
+@pytest.fixture(autouse=True)
+def rough_prices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the operations of runs be round numbers, as to count them takes as long as to fit, but for whom it is marked."""
+    if request.node.get_closest_marker("flops") is None:
+        from rough_prices import rough_prices
+
+        monkeypatch.setattr("fedgram.setup.find_prices", rough_prices)
+
+
 @pytest.fixture
 def browser() -> Iterator[Browser]:
     """A headless Chromium; the test is skipped where one is missing."""

@@ -19,6 +19,7 @@ from tables import rows
 from test_flops import Curious
 from test_trainer import fit  # noqa: F401
 
+pytestmark = pytest.mark.flops
 PRICES = Prices(TrainingFlops(step=10**9, sample=10**6, token=1000, squared_token=1), 7)
 
 

@@ -253,7 +253,7 @@ def test_the_block_size_that_auto_chose_is_kept_on_resume(fit, monkeypatch):
         (
             {"method": FLoRG(target_modules=["nope"])},
             ConfigurationError,
-            r"'nope' matches no .* dense, key, query, value",
+            r"'nope' matches no .* dense, key, pooler.dense, query, value",
         ),
         ({"clients": 61, "participation": 5}, DataError, "61"),
         ({"backbone": "no/such/folder"}, ConfigurationError, "model.backbone: 'no/such/folder'"),

@@ -81,6 +81,7 @@ def sums_of(folder):
     return [Size(*(total(direction, *key) for key in keys)) for direction in ("up", "down")]
 
 
+@pytest.mark.flops
 @pytest.mark.parametrize("name", ["FLoRG", "FedExLoRA-factored", "RoLoRA", "CELoRA"])
 def test_a_run_costs_what_was_told(fit, ask, even, name):  # noqa: F811
     """What is sent with every method is compared in tests/distributed/test_costs.py and in test_traffic.py."""
@@ -95,6 +96,7 @@ def test_a_run_costs_what_was_told(fit, ask, even, name):  # noqa: F811
     assert summary["server_flops"] == 4 * cost.server_flops
 
 
+@pytest.mark.flops
 @pytest.mark.parametrize(
     "method", [SLoRA(rank=2, sparse_rounds=3, density=0.1), FedDPA(rank=2, schedule="sequential", local_from=4)]
 )
@@ -145,6 +147,7 @@ def test_a_thousand_clients_and_rounds_take_seconds(even, tiny_backbone, partici
     assert sent["all_up"] == sent["up"] * (1000 * cohort_size(participation, 1000))
 
 
+@pytest.mark.flops
 def test_epochs_are_counted_over_all_samples(fit, ask, even):  # noqa: F811
     keys = {"rounds": 2, "local_steps": None, "local_epochs": 2}
     summary, _ = fit(method=FLoRG(rank=2), path=even, partition=IID(), **keys)

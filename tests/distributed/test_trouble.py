@@ -20,10 +20,10 @@ from fedgram.methods import FedIT
 
 
 class Bug(FedIT):
-    def download(self, state, client, info):
+    def start(self, server, held, payload, client, info):
         if client == 2:  # the first of the third rank
             raise IndexError("a bug of mine")
-        return super().download(state, client, info)
+        return super().start(server, held, payload, client, info)
 """
 
 
