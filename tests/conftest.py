@@ -140,12 +140,13 @@ def no_partition_picture(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 
 
 @pytest.fixture(autouse=True)
-def rough_prices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has the operations of runs be round numbers, as to count them takes as long as to fit, but for whom it is marked."""
+def rough_operations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has operations be round numbers, as to count them takes as long as to fit, but for whom it is marked."""
     if request.node.get_closest_marker("flops") is None:
-        from rough_prices import rough_prices
+        from rough_operations import rough_flops_by_round, rough_prices
 
         monkeypatch.setattr("fedgram.setup.find_prices", rough_prices)
+        monkeypatch.setattr("fedgram.cost.estimation.flops_by_round", rough_flops_by_round)
 
 
 @pytest.fixture

@@ -223,7 +223,8 @@ def covering(points: tuple[Point, ...]) -> list[Point]:
 def test_the_runs_of_a_sweep_make_what_their_names_say(build, path, small):
     if small and "small" not in yaml.safe_load(path.read_text()):
         pytest.skip("it is small as it is")
-    for point in covering(read_sweep(path, small=small).points):
+    points = read_sweep(path, small=small).points
+    for point in points[-1:] if small else covering(points):  # what makes a sweep small is the same for all its points
         made = build(*point.settings)
         assert made["method"].name == point.labels.get("method", "FLoRG")
         assert made["datamodule"].name == point.labels.get("task", made["datamodule"].name)

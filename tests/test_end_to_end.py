@@ -21,20 +21,20 @@ def test_the_quickstart_learns(tmp_path):
     """Fewer clients and rounds than the config has, and iid: enough to leave chance behind in half a minute."""
     overrides = {
         "trainer.rounds": 3,
-        "trainer.clients": 4,
-        "trainer.local_steps": 10,
+        "trainer.clients": 3,
+        "trainer.local_steps": 8,
         "trainer.evaluate_every": 3,
+        "trainer.evaluate_at_start": False,
         "data.partition": "IID",
-        "optimizer.lr": 5e-3,
+        "optimizer.lr": 1e-2,
     }
     arguments = [f"--{key}={value}" for key, value in overrides.items()]
     command = [sys.executable, "-m", "fedgram", "fit", "--config", str(CONFIG), *arguments]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "runs/quickstart-FLoRG/version_0/summary.json").read_text())
-    assert summary["initial"]["accuracy"] < 0.55
-    assert summary["final"]["accuracy"] > 0.6
+    assert summary["final"]["accuracy"] > 0.65
     assert "round 3/3" in result.stderr
     assert f"{100 * summary['final']['accuracy']:.2f}" in result.stdout
     adapters, head = 12 * 4 * 384, 2 * 384 + 2
-    assert summary["parameters_up"] == 3 * 4 * (adapters + head)
+    assert summary["parameters_up"] == 3 * 3 * (adapters + head)

@@ -88,6 +88,7 @@ def test_what_was_prepared_runs_without_a_network(machine, repositories, tiny_da
     assert snapshot(tmp_path / "cache" / "tokens") == before
 
 
+@pytest.mark.slow
 def test_data_of_the_hub_is_prepared_as_well(machine, repositories, tmp_path):
     arguments = options("--data", "GLUE", "--data.task", "rte")
     with running(repositories) as server:

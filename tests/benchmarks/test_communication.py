@@ -41,6 +41,7 @@ def test_the_rounds_beside_table_2_are_up_to_date(opt):
         assert line(row) in DOCUMENT
 
 
+@pytest.mark.flops
 def test_the_operations_beside_table_8_are_up_to_date():
     methods = {name: METHODS[name] for name in ("FLoRG", "FedEx-LoRA")}
     lines = compute_lines(communication.ask("RoBERTa-large", methods))

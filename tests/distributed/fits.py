@@ -60,7 +60,7 @@ from fedgram.collectives import Ranks
 from fedgram.errors import Preempted
 from fedgram.methods import Method
 from fedgram.optim import ClientOptimizer
-from rough_prices import rough_prices
+from rough_operations import rough_prices
 
 ADAMW = partial(AdamW, lr=0.02)
 KEEPING_ADAMW = partial(AdamW, lr=0.02, schedule="cosine", span="run", keep_state=True)

@@ -17,7 +17,7 @@ SEED = 0
 TRIALS, QUICK = 20, 6
 """How many trials there are, and how many of them make test has: each name twice, and one in two killed again."""
 NAMES = ("FedSALoRA-keep_state", "FLoRG-polar", "FedExLoRA-factored")
-ROUNDS = 6
+ROUNDS = 4
 ATTEMPTS = 5
 FIT = "distributed.fits:fit_or_go_on"
 

@@ -34,10 +34,10 @@ def folder(tiny_backbone, tiny_data, tmp_path) -> Path:
 
 
 def test_a_run_is_the_same_whoever_starts_its_ranks_and_however_many(folder):
-    whole = fit(folder, "whole", "--trainer.devices=3")
+    whole = fit(folder, "whole")
     begun = fit(folder, "parts", "--trainer.rounds=2", launcher=TORCHRUN)
-    parts = fit(folder, "parts", "--ckpt_path=last")
-    assert [summary["ranks"] for summary in (whole, begun, parts)] == [3, 2, 1]
+    parts = fit(folder, "parts", "--ckpt_path=last", "--trainer.devices=2")
+    assert [summary["ranks"] for summary in (whole, begun, parts)] == [1, 2, 2]
     assert parts["state_hash"] == whole["state_hash"]
     assert parts["final"] == whole["final"]
 
