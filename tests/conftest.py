@@ -124,19 +124,10 @@ def fedgram(
 @pytest.fixture(autouse=True)
 def no_partition_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves a run's picture of its partition empty, as it takes as long as a small run, but for whom it is marked."""
-    if request.node.get_closest_marker("partition_picture") is not None:
-        return
-    from matplotlib.figure import Figure
+    if request.node.get_closest_marker("partition_picture") is None:
+        from blank_pictures import partition_picture
 
-    save = Figure.savefig
-
-    def save_others(figure: Figure, file: object, **options: object) -> None:
-        if isinstance(file, Path) and file.name == "partition.png":
-            file.touch()
-        else:
-            save(figure, file, **options)
-
-    monkeypatch.setattr(Figure, "savefig", save_others)
+        monkeypatch.setattr("fedgram.reporting.partition_picture", partition_picture)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """Whole fits of every method, as each rank of a nursery does them.
 
 Seven clients of unequal sizes, of which five take part in a round, in blocks of two, two and one: a fourth rank has no
-work. The layers that are adapted are 16 to 16, 16 to 24 and 24 to 16.
+work. They make two local steps in a round, in some cases an epoch. The layers that are adapted are 16 to 16, 16 to 24
+and 24 to 16.
 """
 
 import json
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
+from blank_pictures import partition_picture
 from fedgram import (
     FLASC,
     FLTAC,
@@ -52,6 +53,7 @@ from fedgram import (
     SQuAD,
     TextClassification,
     TextClassificationData,
+    reporting,
     run_folder,
     setup,
 )
@@ -91,7 +93,7 @@ def case(method, rank=2, optimizer=ADAMW, questions=False, trainer=None, **setti
 
 
 CASES = {
-    "FLoRG-polar": case(FLoRG),
+    "FLoRG-polar": case(FLoRG, trainer={"local_epochs": 1}),
     "FLoRG-polar-by-Gram-matrices": case(FLoRG, rank=7),  # the stack of five clients is larger than Q
     "FLoRG-polar-keep_state": case(FLoRG, optimizer=KEEPING_ADAMW, basis="svd"),
     "FLoRG-eigh": case(FLoRG, solver="eigh", basis="identity"),
@@ -100,7 +102,7 @@ CASES = {
     "FLoRG-none": case(FLoRG, projection="none", solver="eigh"),
     "FLoRG-average": case(FLoRG, projection="average", head="frozen"),
     "FedIT": case(FedIT),
-    "FedIT-keep_state": case(FedIT, optimizer=KEEPING_SGD, trainer={"precision": "bf16-true"}),
+    "FedIT-keep_state": case(FedIT, optimizer=KEEPING_SGD, trainer={"precision": "bf16-true", "local_epochs": 1}),
     "FedIT-questions": case(FedIT, questions=True),
     "FeDeRA-init": case(FeDeRA),
     "FeDeRA-round": case(FeDeRA, when="round"),
@@ -112,7 +114,7 @@ CASES = {
     "FedSALoRA-keep_state": case(FedSALoRA, head="frozen", optimizer=KEEPING_ADAMW),
     "RAVAN": case(RAVAN),
     "RAVAN-normal": case(RAVAN, bases="normal", head="local", optimizer=KEEPING_ADAMW),
-    "FedDPA-alternating": case(FedDPA),
+    "FedDPA-alternating": case(FedDPA, trainer={"local_epochs": 1}),
     "FedDPA-sequential": case(FedDPA, schedule="sequential", local_from=3, optimizer=KEEPING_ADAMW, head="local"),
     "FedLEASE-frozen": case(FedLEASE, experts=1, head="frozen", warmup_rounds=2),
     "FedLEASE-plain": case(FedLEASE, experts=2),
@@ -143,7 +145,7 @@ CASES = {
     "FRLoRA-freeze_A": case(FRLoRA, freeze_A=True, trainer={"precision": "bf16-true"}),
     "FedLoRU-reset": case(FedLoRU, merge_every=1, optimizer=KEEPING_ADAMW),
     "FedLoRU-keep": case(FedLoRU, merge_every=2, mode="keep"),
-    "pFedLoRU": case(PFedLoRU, merge_every=2, personal_rank=3),
+    "pFedLoRU": case(PFedLoRU, merge_every=2, personal_rank=3, trainer={"local_epochs": 1}),
     "pFedLoRU-keep": case(PFedLoRU, merge_every=2, mode="keep", optimizer=KEEPING_ADAMW, head="local"),
     "mFedLoRU": case(MFedLoRU, merge_every=2),
     "mFedLoRU-keep-client_ranks": case(MFedLoRU, merge_every=1, mode="keep", client_ranks="uniform"),
@@ -183,7 +185,8 @@ def parts_of(name, material, root, cache=None, **settings):
     else:
         task = TextClassification(material["backbone"])
         data = TextClassificationData(material["sentences"], eval_batch_size=4, **kept)
-    settings = {"rounds": 3, "evaluate_every": 2, "threads": 1} | dict(case.trainer) | settings
+    steps = {} if "local_epochs" in case.trainer else {"local_steps": 2}
+    settings = {"rounds": 3, "evaluate_every": 2, "threads": 1} | steps | dict(case.trainer) | settings
     trainer = FederatedTrainer(
         clients=7,
         participation=5,
@@ -229,7 +232,7 @@ def fit_in_parts(name, root, **arguments):
 
 def fit_all(names, root, in_parts=False, **arguments):
     """Fit one case after another in the same ranks; each rank writes what came of it, also if it is an error."""
-    Figure.savefig = lambda *_, **__: None  # a picture takes longer than a fit, and to count operations as long
+    reporting.partition_picture = partition_picture  # a picture takes as long as a fit, and so does counting operations
     setup.find_prices = rough_prices
     for name in names:
         folder = Path(root) / name

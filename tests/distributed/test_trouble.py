@@ -21,7 +21,7 @@ from fedgram.methods import FedIT
 
 class Bug(FedIT):
     def start(self, server, held, payload, client, info):
-        if client == 2:  # the first of the second rank
+        if client == 1:  # the first of the second process
             raise IndexError("a bug of mine")
         return super().start(server, held, payload, client, info)
 """
@@ -72,7 +72,7 @@ def test_a_bug_on_one_rank_calls_the_others_away_from_long_work(start):
     process = start("--method=bug.Bug", "--trainer.devices=2", "--trainer.local_steps=1000000")
     output, _ = process.communicate(timeout=2 * SECONDS)
     assert process.returncode not in (0, None)
-    assert "rank 1, round 1, client 2: IndexError: a bug of mine" in output
+    assert "rank 1, round 1, client 1: IndexError: a bug of mine" in output
 
 
 def test_a_signal_to_one_rank_stops_all(start, folder):
