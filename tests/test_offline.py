@@ -115,6 +115,7 @@ def test_data_of_the_hub_is_prepared_as_well(machine, repositories, tmp_path):
     assert snapshot(tmp_path / "cache" / "tokens") == before
 
 
+@pytest.mark.slow
 def test_without_network_and_cache_the_error_comes_soon(machine, tiny_data):
     arguments = options("--data", "TextClassificationData", "--data.path", tiny_data)
     start = time.monotonic()

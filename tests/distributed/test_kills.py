@@ -130,8 +130,8 @@ def test_a_killed_run_goes_on_to_the_same_end(stage, trial):
     [
         ("metrics.csv", 2),  # the whole table anew, as the first round of training adds columns
         ("metrics.csv", 3),  # from here on rows are added to the tables
-        ("communication.csv", 2),
-        ("diagnostics.csv", 2),
+        pytest.param("communication.csv", 2, marks=pytest.mark.slow),
+        pytest.param("diagnostics.csv", 2, marks=pytest.mark.slow),
         ("round_000002.safetensors", 1),
         ("best.safetensors", 1),
         ("summary.json", 1),

@@ -42,6 +42,7 @@ def test_a_run_is_the_same_whoever_starts_its_ranks_and_however_many(folder):
     assert parts["final"] == whole["final"]
 
 
+@pytest.mark.slow
 def test_an_error_of_one_rank_stops_all_with_its_message(folder):
     result = python(folder, *FEDGRAM, "--trainer.devices=2", "--data.text=no")
     assert result.returncode != 0

@@ -87,6 +87,7 @@ def test_a_signal_to_one_rank_stops_all(start, folder):
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_where_the_first_process_is_killed_the_others_end(start, folder):
     process = start("--trainer.devices=3", "--trainer.rounds=400")
     wait_for_round(folder, 1)
