@@ -84,7 +84,7 @@ def _cause(error: BaseException | None) -> FedgramError | None:
 
 def main() -> None:
     """Run the command that ``sys.argv`` names; a `FedgramError` is printed as one line and sets the exit code."""
-    if "SLURM_JOB_ID" in os.environ:  # until a run heeds SLURM's early signal, it must not kill the job
+    if "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1"):  # which must not kill a run before it heeds it
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]  # the program's own, of no command's config

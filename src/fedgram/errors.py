@@ -35,6 +35,10 @@ class CheckpointError(FedgramError, RuntimeError):
     """A checkpoint that is missing, damaged, or of another run."""
 
 
+class OutputError(FedgramError, OSError):
+    """A file or folder that can't be written: no such place, no permission, or a full disk."""
+
+
 class TrainingError(FedgramError, RuntimeError):
     """Local training or aggregation that broke down, with the round, client or layer where it did."""
 

@@ -8,14 +8,18 @@ import os
 import re
 import signal
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
+import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
 
 from fedgram.errors import ConfigurationError
 
-__all__ = ["devices_per_node", "follow_srun", "launch", "nodes"]
+__all__ = ["choose_accelerator", "devices_per_node", "follow_srun", "launch", "nodes", "without_srun_hint"]
 
 _PR_SET_PDEATHSIG = 1
 """prctl's code for: send me a signal when my parent dies (Linux)."""
@@ -56,6 +60,32 @@ def devices_per_node(asked: int | str | list[int]) -> int | str | list[int]:
     """Return how many devices of a node a run has: as asked, or one for each process that the launcher started."""
     started = _started()
     return started[1] if asked == "auto" and started else asked
+
+
+def choose_accelerator(asked: str) -> str:
+    """Return the kind of device that a run is on, as Fabric calls it: as asked; ``auto`` is CUDA, or else the CPU.
+
+    Fabric's own ``auto`` and ``gpu`` take Apple's GPUs as well, which have no float64, and the server computes in that.
+
+    Raises:
+        ConfigurationError: an Apple GPU is asked for.
+    """
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "mps" or (asked == "gpu" and not torch.cuda.is_available() and torch.backends.mps.is_available()):
+        raise ConfigurationError(
+            f"trainer.accelerator is {asked}: an Apple GPU (mps) has no float64, in which the server computes; use cpu "
+            "or auto, which takes CUDA where there is some and otherwise the CPU"
+        )
+    return asked
+
+
+@contextmanager
+def without_srun_hint() -> Iterator[None]:
+    """Silence Lightning's advice to use srun wherever that is installed; where it matters, `follow_srun` refuses."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*The `srun` command is available")
+        yield
 
 
 def launch(fabric: Fabric, num_nodes: int) -> None:

@@ -1,7 +1,7 @@
 """How many clients fit into one block, and how much memory a run took."""
 
 import math
-import resource
+import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -106,4 +106,14 @@ def peak_megabytes(device: torch.device) -> float:
     """Return the largest memory of this process so far, in MB: on the GPU where there is one, else in RAM."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return _peak_bytes() / 1e6
+
+
+def _peak_bytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows, where psutil knows the peak
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, other systems kilobytes
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit

@@ -12,11 +12,13 @@ from typing import Any
 
 from fedgram.errors import ConfigurationError
 
-__all__ = ["Job", "StopSignals", "current_job", "requeue"]
+__all__ = ["DEFAULT_EARLY", "Job", "StopSignals", "current_job", "requeue"]
 
 log = logging.getLogger(__name__)
 
 _SECONDS_FOR_SCONTROL = 60
+DEFAULT_EARLY = "SIGUSR1"
+"""The signal that announces a job's end unless a run says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class StopSignals:
 
     def __init__(self, early: str | None) -> None:
         self.received: str | None = None
+        if early == DEFAULT_EARLY and not hasattr(signal, early):  # Windows, where nothing sends it
+            early = None
         names = {"SIGTERM"} | ({early} if early is not None else set())
         unknown = names - {known.name for known in signal.Signals} | names & {"SIGKILL", "SIGSTOP"}
         if unknown:

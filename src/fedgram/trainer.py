@@ -23,8 +23,9 @@ from fedgram.data import FederatedData
 from fedgram.errors import ConfigurationError, Preempted, located, require_choice
 from fedgram.evaluation import evaluate, infer, log_undefined
 from fedgram.federation import Federation, Plan
+from fedgram.files import check_output, expand_home
 from fedgram.finite import undefined
-from fedgram.launch import devices_per_node, follow_srun, nodes
+from fedgram.launch import choose_accelerator, devices_per_node, follow_srun, nodes, without_srun_hint
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
@@ -32,7 +33,7 @@ from fedgram.preparation import Preparation, prepare
 from fedgram.reporting import summarise, write_predictions
 from fedgram.run_folder import RunFolder
 from fedgram.setup import assemble, begin, trained_models
-from fedgram.slurm import StopSignals, current_job, requeue
+from fedgram.slurm import DEFAULT_EARLY, StopSignals, current_job, requeue
 from fedgram.state import State
 
 __all__ = ["FederatedTrainer"]
@@ -67,7 +68,8 @@ class FederatedTrainer:
             used.
         seed: of all that is random. Equal seeds and settings give equal bits.
         threads: CPU threads of each rank; by default what torch chooses.
-        accelerator: as Lightning Fabric has it: cpu, gpu, auto and so on.
+        accelerator: cpu, cuda or another that Lightning Fabric knows; "auto" is CUDA where there is some, or else the
+            CPU. Apple's GPUs (mps) are refused: they have no float64.
         devices: as Fabric has it: how many devices, or which. Every device is a rank that trains its own blocks. "auto"
             takes as many as srun or torchrun started tasks on a node; without them one CPU, or all GPUs.
         num_nodes: how many nodes; "auto" asks srun or torchrun, and is one without them.
@@ -117,7 +119,7 @@ class FederatedTrainer:
         progress_bar: bool = True,
         default_root_dir: str = "runs",
         name: str | None = None,
-        preempt_signal: str | None = "SIGUSR1",
+        preempt_signal: str | None = DEFAULT_EARLY,
         requeue: bool = False,
     ) -> None:
         self.rounds = rounds
@@ -136,7 +138,7 @@ class FederatedTrainer:
         self.threads = threads
         self.precision = precision
         self.loggers = loggers
-        self.default_root_dir = Path(default_root_dir).expanduser()
+        self.default_root_dir = expand_home(default_root_dir)
         self.name = name
         self.preempt_signal = preempt_signal
         self.requeue = requeue
@@ -162,14 +164,15 @@ class FederatedTrainer:
     def fabric(self) -> Fabric:
         """The run's devices and ranks, looked for when they are needed: `prepare` does without them."""
         num_nodes = self.num_nodes  # before the devices, as it follows srun
-        return Fabric(
-            accelerator=self.accelerator,
-            strategy=self.strategy,
-            devices=devices_per_node(self.devices),
-            num_nodes=num_nodes,
-            precision=self.precision,
-            callbacks=self.callbacks,
-        )
+        with without_srun_hint():
+            return Fabric(
+                accelerator=choose_accelerator(self.accelerator),
+                strategy=self.strategy,
+                devices=devices_per_node(self.devices),
+                num_nodes=num_nodes,
+                precision=self.precision,
+                callbacks=self.callbacks,
+            )
 
     def _check(self) -> None:
         at_least_one = (
@@ -367,6 +370,8 @@ class FederatedTrainer:
         Returns:
             The file's path.
         """
+        path = expand_home(output)
+        check_output(path)
         network, ranks = assemble(self, model, datamodule, method)
         with ranks.apart():
             table = datamodule.split(split)
@@ -374,8 +379,8 @@ class FederatedTrainer:
         with located(f"{split} split"):
             outputs = infer(network, [(state, np.arange(len(table)))], table, datamodule.eval_batch_size, ranks)
         if ranks.rank == 0:
-            write_predictions(Path(output).expanduser(), model.predictions(outputs, datamodule, split))
-        return Path(output).expanduser()
+            write_predictions(path, model.predictions(outputs, datamodule, split))
+        return path
 
     def _evaluate_split(
         self,

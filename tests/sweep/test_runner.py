@@ -8,6 +8,7 @@ import time
 from collections import deque
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedgram.sweep import Point, runner
@@ -70,7 +71,7 @@ def test_a_second_call_runs_what_is_left_alone(tmp_path, scripted):
 
 def test_runs_at_a_time_share_the_cores_unless_threads_are_set(tmp_path, scripted, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda process: list(range(8)))
     run_all(points(tmp_path, "work"), tmp_path / "two", 2, silent)
     assert (tmp_path / "two/work-0/version_0/threads").read_text() == "4"
     run_all(points(tmp_path, "work"), tmp_path / "one", 1, silent)

@@ -13,6 +13,7 @@ from fedgram.data.partition import Partition, Shards, deal_like
 from fedgram.data.shards import Samples, checked_shards
 from fedgram.data.tokens import TokenTable
 from fedgram.errors import ConfigurationError, DataError
+from fedgram.files import expand_home
 
 __all__ = ["FederatedData", "positive"]
 
@@ -60,7 +61,7 @@ class FederatedData(LightningDataModule, ABC):
     @property
     def cache(self) -> Path:
         """The folder of everything that is kept between runs."""
-        return Path(self.cache_dir or os.environ.get("FEDGRAM_CACHE") or "~/.cache/fedgram").expanduser()
+        return expand_home(self.cache_dir or os.environ.get("FEDGRAM_CACHE") or "~/.cache/fedgram")
 
     @abstractmethod
     def load_tables(self) -> dict[str, TokenTable]:

@@ -11,6 +11,7 @@ from fedgram.data.columns import Columns, Place, check_columns, check_texts, may
 from fedgram.data.delimited import read_delimited
 from fedgram.data.files import cannot_read, read_json, read_parquet
 from fedgram.errors import ConfigurationError, DataError
+from fedgram.files import expand_home
 from fedgram.hub import remedy
 
 __all__ = [
@@ -60,7 +61,7 @@ class RawSplit:
 
 def is_local(path: str) -> bool:
     """Say whether a path leads to a file or folder, as far as one can tell, and not to a data set of the hub."""
-    place = Path(path).expanduser()
+    place = expand_home(path)
     return place.exists() or place.suffix.lower() in SUFFIXES or path.startswith((".", "/", "~"))
 
 
@@ -83,7 +84,7 @@ def read_source(
         ConfigurationError: if a file or folder is given with ``config_name``.
         DataError: if there is no such source, or it cannot be read.
     """
-    place, local = Path(path).expanduser(), is_local(path)
+    place, local = expand_home(path), is_local(path)
     if local and config_name is not None:
         raise ConfigurationError(
             f"config_name {config_name!r} is for a data set of the hub, but {path} is local; drop it"

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from fedgram.data.reading import read_source
 from fedgram.data.tokens import TokenTable, cached, tokenizer_state
 from fedgram.data.windows import cut_windows
 from fedgram.errors import ConfigurationError, DataError
+from fedgram.files import expand_home
 
 __all__ = ["Questions", "SQuAD"]
 
@@ -125,7 +125,7 @@ class SQuAD(FederatedData):
         if doc_stride < 0:
             raise ConfigurationError(f"doc_stride must be at least 0, got {doc_stride}")
         self.path = path
-        self.name = Path(path).expanduser().resolve().stem
+        self.name = expand_home(path).resolve().stem
         self.doc_stride = doc_stride
         self.max_train_samples = positive("max_train_samples", max_train_samples)
         self.group_names = ["windows"]

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from fedgram.data.partition import Dirichlet, Partition, quantile_edges, quantil
 from fedgram.data.reading import SPLITS, SUFFIXES, RawSplit, raw_split, read_file, read_source
 from fedgram.data.tokens import TokenTable, cached, tokenise, tokenizer_state
 from fedgram.errors import ConfigurationError, DataError
+from fedgram.files import expand_home
 
 __all__ = ["TextClassificationData"]
 
@@ -112,7 +112,7 @@ class TextClassificationData(FederatedData):
         sources = read_source(self.path, self.config_name, self.text, self.source_splits)
         for name, path in self.extra_paths.items():
             if path is not None:
-                sources[name] = read_file(Path(path).expanduser(), self.text)
+                sources[name] = read_file(expand_home(path), self.text)
         return {name: raw_split(self.arranged(source), self.text, self.label, name) for name, source in sources.items()}
 
     def arranged(self, source: Columns) -> Columns:
@@ -161,7 +161,7 @@ def _counted(kept: int, samples: int) -> str:
 
 def _name_of(path: str) -> str:
     """Return the last part of a path or of a hub's name, without the suffix of a file."""
-    resolved = Path(path).expanduser().resolve()
+    resolved = expand_home(path).resolve()
     return resolved.stem if resolved.suffix in SUFFIXES else resolved.name
 
 

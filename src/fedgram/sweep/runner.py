@@ -6,10 +6,13 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import IO, Literal
+
+import psutil
 
 from fedgram.sweep.plan import Point
 from fedgram.sweep.standing import Standing, command, lock, look, remember, stand
@@ -123,7 +126,8 @@ class _Signals:
         self.received: Stop | None = None
 
     def __enter__(self) -> "_Signals":
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         self._former = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
@@ -207,7 +211,7 @@ def _start(point: Point, root: Path, standing: Standing, held: IO[str], jobs: in
     log = (root / point.name / "log.txt").open("a")
     environment = dict(os.environ)
     if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // jobs)))
     process = subprocess.Popen(
         command(point, root, standing),
         stdin=subprocess.DEVNULL,
@@ -251,5 +255,21 @@ def _end(jobs: Sequence[_Job], root: Path) -> list[Outcome]:
         try:
             job.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            os.killpg(job.process.pid, signal.SIGKILL)
+            _kill(job.process.pid)
     return [_outcome(job, root, is_stopped=True) for job in jobs]
+
+
+def _kill(pid: int) -> None:
+    """Kill a process and all that it has started."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
+def _cores() -> int:
+    """Return how many cores this process may run on: those it is bound to, where the system can bind it to some."""
+    process = psutil.Process()
+    bound = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else 0
+    return bound or os.cpu_count() or 1

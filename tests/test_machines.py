@@ -1,0 +1,119 @@
+"""Machines that lack what Linux has: macOS, Windows, and torch without oneDNN."""
+
+import enum
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+
+import psutil
+import pytest
+import torch
+
+from fedgram import memory
+from fedgram.errors import ConfigurationError
+from fedgram.launch import choose_accelerator, without_srun_hint
+from fedgram.memory import peak_megabytes
+from fedgram.slurm import StopSignals
+
+CPU = torch.device("cpu")
+
+WITHOUT_UNIX = """
+import builtins, os, signal, sys
+
+real_import = builtins.__import__
+
+
+def hiding_import(name, globals=None, *arguments, **keywords):
+    if name in ("fcntl", "resource", "pwd", "grp") and (globals or {}).get("__name__", "").startswith("fedgram"):
+        raise ModuleNotFoundError(name)  # for fedgram's own modules: Python's for Linux need some of them
+    return real_import(name, globals, *arguments, **keywords)
+
+
+builtins.__import__ = hiding_import
+for module in (os, signal):
+    for name in ("sched_getaffinity", "killpg", "SIGUSR1", "SIGUSR2", "SIGHUP"):
+        vars(module).pop(name, None)
+
+from fedgram.cli import main
+
+for command in sys.argv[1].split("|"):
+    sys.argv = ["fedgram", *command.split(";")]
+    main()
+"""
+
+
+def test_memory_is_counted_in_the_units_of_the_system(monkeypatch):
+    class Usage:
+        ru_maxrss = 5_000_000
+
+    monkeypatch.setattr(resource, "getrusage", lambda who: Usage)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert peak_megabytes(CPU) == 5.0
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert peak_megabytes(CPU) == 5120.0
+
+
+def test_memory_is_known_without_the_resource_module(monkeypatch):
+    real = peak_megabytes(CPU)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    resident = psutil.Process().memory_info().rss / 1e6
+    assert resident / 2 < peak_megabytes(CPU) <= max(real, 2 * resident)
+
+    class Info:
+        rss, peak_wset = 1_000_000, 7_000_000
+
+    monkeypatch.setattr(memory.psutil.Process, "memory_info", lambda process: Info)
+    assert peak_megabytes(CPU) == 7.0
+
+
+@pytest.mark.parametrize(("has_cuda", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_cuda_or_the_cpu_and_no_apple_gpu(monkeypatch, has_cuda, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_accelerator("auto") == expected
+    assert choose_accelerator("cpu") == "cpu"
+    for asked in ["mps", *(["gpu"] if not has_cuda else [])]:
+        with pytest.raises(ConfigurationError, match=rf"trainer.accelerator is {asked}: .*no float64.*use cpu or auto"):
+            choose_accelerator(asked)
+    if has_cuda:
+        assert choose_accelerator("gpu") == "gpu"
+
+
+def test_a_signal_that_the_system_lacks_is_left_out_where_nobody_asked_for_it(monkeypatch):
+    class Windows:
+        SIGTERM = signal.SIGTERM
+        Signals = enum.IntEnum("Signals", {"SIGTERM": 15})
+        signal = signal.signal
+
+    monkeypatch.setattr("fedgram.slurm.signal", Windows)
+    with StopSignals("SIGUSR1") as signals:
+        assert signals.received is None
+    with pytest.raises(ConfigurationError, match="preempt_signal must name a signal that can be caught"):
+        StopSignals("SIGUSR2")
+
+
+def test_the_hint_of_srun_is_silenced():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with without_srun_hint():
+            warnings.warn("The `srun` command is available on your system but is not used. HINT", stacklevel=1)
+            warnings.warn("another", stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["another"]
+
+
+def test_fit_and_compare_where_unix_lacks(config, tmp_path):
+    commands = f"fit;--config;{config};--trainer.rounds;1|compare;runs"
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:fedgram", "-c", WITHOUT_UNIX, commands],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "curves: tensorboard --logdir runs" in done.stdout
+    assert len(list(tmp_path.glob("runs/*/version_0/summary.json"))) == 1
+    assert "srun" not in done.stderr
