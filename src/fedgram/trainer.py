@@ -33,6 +33,7 @@ from fedgram.preparation import Preparation, prepare
 from fedgram.reporting import summarise, write_predictions
 from fedgram.run_folder import RunFolder
 from fedgram.setup import assemble, begin, trained_models
+from fedgram.slow_types import warn_of_slow_type
 from fedgram.slurm import DEFAULT_EARLY, StopSignals, current_job, requeue
 from fedgram.state import State
 
@@ -234,6 +235,8 @@ class FederatedTrainer:
             self.federation = federation = begin(
                 self, model, datamodule, method, optimizer or DEFAULT_OPTIMIZER(), ckpt_path
             )
+            if federation.ranks.rank == 0:
+                warn_of_slow_type(federation.network, self.precision)
             with self._ending_together(federation):
                 for number in range(federation.finished + 1, self.rounds + 1):
                     current = federation.sample(number)  # nobody in round 0, which is the evaluation before training
