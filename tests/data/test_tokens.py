@@ -239,8 +239,8 @@ def _replace_by_file(entry):
         _replace_by_file,
         lambda entry: (entry / "labels.npy").unlink(),
         lambda entry: (entry / "type_ids.npy").unlink(),
-        lambda entry: (entry / "fingerprint.json").unlink(),
-        lambda entry: (entry / "fingerprint.json").write_text("[]"),
+        lambda entry: (entry / "digest.json").unlink(),
+        lambda entry: (entry / "digest.json").write_text("[]"),
         lambda entry: (entry / "ids.npy").write_bytes(b""),
     ],
 )
@@ -252,7 +252,7 @@ def test_damaged_cache_entry_is_made_anew_with_a_warning(tmp_path, damage, caplo
         assert cached(tmp_path, "key", make).fingerprint() == make.table.fingerprint()
     assert "made anew" in caplog.text
     assert make.calls == 2
-    assert TokenTable.load(tmp_path / "key").fingerprint() == make.table.fingerprint()
+    assert TokenTable.load(tmp_path / "key", "key").fingerprint() == make.table.fingerprint()
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
@@ -262,7 +262,7 @@ def test_an_absent_entry_is_no_reason_to_warn(tmp_path, caplog):
 
 
 def test_an_interrupted_write_leaves_no_entry(tmp_path, monkeypatch):
-    def interrupted(self, folder):
+    def interrupted(self, folder, key):
         folder.mkdir(parents=True)
         (folder / "ids.npy").write_text("half")
         raise KeyboardInterrupt
@@ -278,7 +278,7 @@ def test_the_winner_of_a_race_is_used(tmp_path):
     winner, loser = table_of([[1, 2], [3]]), table_of([[1, 2], [4]])
 
     def make():
-        winner.save(tmp_path / "key")
+        winner.save(tmp_path / "key", "key")
         return loser
 
     assert cached(tmp_path, "key", make).fingerprint() == winner.fingerprint()

@@ -19,7 +19,7 @@ from fedgram.files import expand_home
 __all__ = ["TextClassificationData"]
 
 # Part of every cache key: to be raised when tables made by an older version must not be used any more.
-_FORMAT = 1
+_FORMAT = 2
 
 
 class TextClassificationData(FederatedData):

@@ -1,8 +1,10 @@
 """Tokenised samples as flat arrays: how they are made, batched, kept on disk and found again."""
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,20 @@ __all__ = ["TokenTable", "cached", "tokenise", "tokenizer_state"]
 logger = logging.getLogger(__name__)
 
 _ARRAYS = {"ids": (np.int32,), "type_ids": (np.uint8,), "offsets": (np.int64,), "labels": (np.int64, np.float64)}
+_DIGEST = "digest.json"
+"""The file beside a table's arrays that tells of damage."""
+_DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    SyntaxError,
+    TokenError,
+)
+"""What reading damaged files comes to; the last two are of the header of an array, which is a literal of Python."""
 _EXTRA = "extra-"
 """What the files of a table's extra arrays begin with."""
 # Large enough that the tokenizer's threads are busy, small enough that its Python lists stay at some tens of megabytes.
@@ -128,34 +145,44 @@ class TokenTable:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    def save(self, folder: Path) -> None:
-        """Write the arrays as .npy files, and the fingerprint, into a folder, which is made if need be."""
+    def save(self, folder: Path, key: str = "") -> None:
+        """Write the arrays as .npy files, and a digest, into a folder, which is made if need be.
+
+        Args:
+            folder: where to.
+            key: what the table is known by, which the digest covers as well.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         for name, array in self._arrays().items():
             np.save(folder / f"{name}.npy", array)
-        (folder / "fingerprint.json").write_text(json.dumps({"sha256": self.fingerprint()}))
+        (folder / _DIGEST).write_text(json.dumps({"sha256": self._digest_with(key)}))
 
     @classmethod
-    def load(cls, folder: Path) -> "TokenTable":
+    def load(cls, folder: Path, key: str = "") -> "TokenTable":
         """Memory-map a table that `save` wrote.
 
         Raises:
-            DataError: if a file is missing or damaged.
+            DataError: if a file is missing or damaged, or the table was saved under another key.
         """
         try:
-            expected = json.loads((folder / "fingerprint.json").read_text())["sha256"]
-            arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+            expected = json.loads(_regular(folder / _DIGEST).read_text())["sha256"]
+            files = {path.stem: _regular(path) for path in sorted(folder.glob("*.npy"))}
+            arrays = {name: np.lib.format.open_memmap(path, mode="r") for name, path in files.items()}
             extra = {name.removeprefix(_EXTRA): array for name, array in arrays.items() if name.startswith(_EXTRA)}
             table = cls(arrays["ids"], arrays.get("type_ids"), arrays["offsets"], arrays["labels"], extra)
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        except _DAMAGED as error:
             raise DataError(
                 f"{folder} holds no readable token table ({error!r}); delete it to have it made anew"
             ) from error
-        if table.fingerprint() != expected:
+        if table._digest_with(key) != expected:
             raise DataError(
-                f"the token table in {folder} is damaged (its hash differs); delete it to have it made anew"
+                f"the token table in {folder} is damaged or another's (its hash differs); delete it to have it made"
+                " anew"
             )
         return table
+
+    def _digest_with(self, key: str) -> str:
+        return hashlib.sha256(f"{key}:{self.fingerprint()}".encode()).hexdigest()
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {"ids": self.ids, "type_ids": self.type_ids, "offsets": self.offsets, "labels": self.labels}
@@ -173,6 +200,13 @@ class TokenTable:
         kind = np.float32 if self.labels.dtype == np.float64 else np.int64
         unknown = filler.reshape(-1, *[1] * (self.labels.ndim - 1))
         return torch.from_numpy(np.where(unknown, 0, self.labels[samples]).astype(kind))
+
+
+def _regular(path: Path) -> Path:
+    """Return a path if a file is there, and not what can't be mapped, such as a pipe, whose opening may wait."""
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return path
 
 
 def _gather_plan(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -290,17 +324,20 @@ def cached(folder: Path, key: str, make: Callable[[], TokenTable]) -> TokenTable
     """
     entry = folder / key
     try:
-        return TokenTable.load(entry)
+        return TokenTable.load(entry, key)
     except DataError as error:
-        if entry.exists():
+        if os.path.lexists(entry):
             logger.warning("a cache entry is made anew: %s", error)
     table = make()
     try:
         _publish(table, entry)
     except OSError as error:
-        raise DataError(f"cannot write the cache {folder} ({error}); set cache_dir to a folder with space") from error
+        raise DataError(
+            f"cannot write the cache {folder} ({error.strerror or error}); set cache_dir, or FEDGRAM_CACHE, to a folder"
+            " with space that you may write to"
+        ) from error
     try:
-        return TokenTable.load(entry)
+        return TokenTable.load(entry, key)
     except DataError as error:
         logger.warning("the table just made is used from memory: %s", error)
         return table
@@ -310,7 +347,7 @@ def _publish(table: TokenTable, entry: Path) -> None:
     """Write a table beside its place in the cache, then move it there."""
     temporary = entry.with_name(f".{entry.name}.{uuid.uuid4().hex}")
     try:
-        table.save(temporary)
+        table.save(temporary, entry.name)
         _move_in(temporary, entry)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -324,7 +361,7 @@ def _move_in(temporary: Path, entry: Path) -> None:
         if not entry.exists():
             raise
     try:
-        TokenTable.load(entry)  # another process was faster: its table is the same
+        TokenTable.load(entry, entry.name)  # another process was faster: its table is the same
     except DataError:
         damaged = temporary.with_name(f"{temporary.name}.damaged")
         entry.replace(damaged)
