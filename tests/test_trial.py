@@ -13,7 +13,7 @@ from fedgram.adapters import LoraAdapter, lora_start
 from fedgram.collectives import Ranks
 from fedgram.data import TokenTable
 from fedgram.errors import ConfigurationError
-from fedgram.setup import assemble, build
+from fedgram.setup import assemble, build, connect
 from fedgram.trial import rows_to_try
 
 TRAIN, ASKED = families.rows_of((3, 4) * 8), families.rows_of((1, 2, 7, 19, 33), seed=1)
@@ -26,7 +26,8 @@ def made(family, folder, method=None, **settings):
     config = json.loads((folder / "model" / "config.json").read_text())
     (folder / "model" / "config.json").write_text(json.dumps(config | settings))
     task, data = Ids(model), Rows(TRAIN, ASKED, 8)
-    network, _ = assemble(_trainer(folder), task, data, method or FedIT(rank=2))
+    trainer, method = _trainer(folder), method or FedIT(rank=2)
+    network = assemble(trainer, connect(trainer, data, method), task, data, method)
     return network, data
 
 

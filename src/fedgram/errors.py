@@ -39,6 +39,10 @@ class OutputError(FedgramError, OSError):
     """A file or folder that can't be written: no such place, no permission, or a full disk."""
 
 
+class LockedError(FedgramError, RuntimeError):
+    """A folder that another process works in, or that can't be locked against others."""
+
+
 class TrainingError(FedgramError, RuntimeError):
     """Local training or aggregation that broke down, with the round, client or layer where it did."""
 

@@ -19,7 +19,7 @@ def keep(folder: Path, counts: Callable[[str, int], bool]) -> None:
         folder: where to look.
         counts: says of a value's tag and step whether it stays.
     """
-    for path in sorted(folder.rglob("events.out.tfevents.*")):
+    for path in sorted(path for path in folder.rglob("events.out.tfevents.*") if path.is_file()):
         content = path.read_bytes()
         kept = [record for record, values in _records(content) if all(counts(tag, step) for tag, step in values)]
         if sum(map(len, kept)) < len(content):

@@ -427,6 +427,7 @@ class Federation:
         current.row = {"round": current.number, **current.row, "collective_megabytes": moved, "seconds": seconds}
         if self.ranks.rank:
             return
+        self.folder.reopen()
         self.folder.metrics.extend([current.row])
         self.folder.communication.extend({"round": current.number, **row} for row in current.ledger.rows())
         self.folder.diagnostics.extend(

@@ -74,7 +74,7 @@ class Table:
 
     def _read(self) -> list[dict[str, Any]]:
         """Return the rows of the file, without a last line that is not whole."""
-        if not self.path.exists():
+        if not self.path.is_file():
             return []
         whole = self.path.read_bytes().rpartition(b"\n")[0]
         return list(csv.DictReader(io.StringIO(whole.decode(errors="replace"), newline="")))
@@ -154,20 +154,26 @@ class RunFolder:
     def keep_checkpoints(self, count: int) -> None:
         """Delete the checkpoints of all but the newest rounds."""
         for path in self.round_checkpoints()[count:]:
-            path.unlink()
+            if not path.is_dir():  # which is none
+                path.unlink()
 
     def rewind(self, round_number: int) -> None:
-        """Drop what was written about rounds after one, their checkpoints, and the summary, which is of the end.
+        """Drop what was written about rounds after one, and what a kill has left half written.
 
-        What a kill has left half written goes as well.
+        A summary of rounds that are still there stays until `reopen`: a run that fails before has lost nothing.
         """
+        later = [path for path in self.round_checkpoints() if path > self.round_checkpoint(round_number)]
+        for path in later:
+            _delete(path)
         remove_leftovers([self.path, self.path / "checkpoints"])
-        for path in self.round_checkpoints():
-            if path > self.round_checkpoint(round_number):
-                path.unlink()
-        (self.path / "summary.json").unlink(missing_ok=True)
         for table in (self.metrics, self.communication, self.diagnostics):
             table.keep_until(round_number)
+        if later:  # else the summary is of what is left
+            self.reopen()
+
+    def reopen(self) -> None:
+        """Delete the summary, which is of the end: the run goes on."""
+        (self.path / "summary.json").unlink(missing_ok=True)
 
     def remember_start(self, start: Mapping[str, Any]) -> None:
         """Note by which job and command the run was started, for `find_run_of`."""
@@ -180,11 +186,25 @@ class RunFolder:
     def read_json(self, name: str) -> Any:
         """Return what a JSON file says; None if there is none."""
         path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text()) if path.is_file() else None
 
     def write_text(self, name: str, content: str) -> None:
         """Write a text file."""
         atomic_write(self.path / name, content.encode())
+
+
+def _delete(path: Path) -> None:
+    """Delete a checkpoint that does not count, whatever kind of file it is.
+
+    Raises:
+        CheckpointError: it can't be deleted, as it is a folder, or in one that can't be written to.
+    """
+    try:
+        path.unlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"the run goes on from an earlier round, but can't delete {path} ({error.strerror}); move it away"
+        ) from error
 
 
 def _without_nan(content: Any) -> Any:

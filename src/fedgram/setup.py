@@ -2,9 +2,8 @@
 
 import hashlib
 import logging
-import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,16 +33,17 @@ from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.phases import check_phases
 from fedgram.reporting import describe, write_partition
-from fedgram.run_folder import UNTRAINED, RunFolder, find_checkpoints, find_run_of, newest_checkpoints
+from fedgram.resuming import checkpoint_to_go_on_from, folder_of, home, lock_run_that_goes_on, start_of
+from fedgram.run_folder import UNTRAINED, RunFolder, find_checkpoints, newest_checkpoints
 from fedgram.shortcuts import shorten
-from fedgram.slurm import Job, current_job
+from fedgram.slurm import current_job
 from fedgram.state import State, flatten, to
 from fedgram.trial import Trial, rows_to_try, try_adapted
 
 if TYPE_CHECKING:
     from fedgram.trainer import FederatedTrainer
 
-__all__ = ["WEIGHTS", "assemble", "begin", "build", "check_steps", "trained_models"]
+__all__ = ["WEIGHTS", "assemble", "begin", "build", "check_steps", "connect", "trained_models"]
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +96,8 @@ def _checkpoints_to_judge(trainer: "FederatedTrainer", ckpt_path: str | None, ra
     if ckpt_path == UNTRAINED:
         return []
     if ckpt_path is not None:
-        return find_checkpoints(ckpt_path, trainer.default_root_dir, trainer.run_name)
-    found = newest_checkpoints(trainer.default_root_dir, trainer.run_name)
+        return find_checkpoints(ckpt_path, *home(trainer))
+    found = newest_checkpoints(*home(trainer))
     if not found and ranks.rank == 0:
         log.warning(
             "WARNING: no run in %s has a checkpoint, so the model that answers is UNTRAINED; fedgram fit trains one, "
@@ -107,15 +107,19 @@ def _checkpoints_to_judge(trainer: "FederatedTrainer", ckpt_path: str | None, ra
     return found
 
 
-def assemble(
-    trainer: "FederatedTrainer", model: FederatedTask, data: FederatedData, method: Method
-) -> tuple[ClientNetwork, Ranks]:
-    """Launch the ranks, and make the network on each."""
+def connect(trainer: "FederatedTrainer", data: FederatedData, method: Method) -> Ranks:
+    """Launch the processes of a run, and settle its name."""
     launch(trainer.fabric, trainer.num_nodes)
     if trainer.threads is not None:
         torch.set_num_threads(trainer.threads)  # after the launch, which sets a share of the cores
-    ranks = Ranks(trainer.fabric, lambda: trainer.stop_signals.received)
     trainer.run_name = trainer.name or f"{data.name}-{method.name}"
+    return Ranks(trainer.fabric, lambda: trainer.stop_signals.received)
+
+
+def assemble(
+    trainer: "FederatedTrainer", ranks: Ranks, model: FederatedTask, data: FederatedData, method: Method
+) -> ClientNetwork:
+    """Make the network on each process."""
     network = build(trainer, ranks, model, data, method, trainer.fabric.autocast)
     with ranks.apart():
         if trainer.packing and not network.one_by_one:
@@ -123,7 +127,7 @@ def assemble(
             if reason is not None and ranks.rank == 0:
                 log.info("batches of %r are padded: %s", model.backbone, reason)
     _check_ways(ranks, network)
-    return network, ranks
+    return network
 
 
 def _check_ways(ranks: Ranks, network: ClientNetwork) -> None:
@@ -191,16 +195,22 @@ def begin(
     method: Method,
     optimizer: ClientOptimizer,
     ckpt_path: str | None,
+    held: ExitStack,
 ) -> Federation:
-    """Set a federation up, at its start or where a checkpoint stands; nothing is written before that worked."""
+    """Set a federation up, at its start or where a checkpoint stands; nothing is written before that worked.
+
+    The run's folder is locked until `held` is closed: one that goes on before its checkpoints are looked for.
+    """
     method.check_clients(trainer.clients)
-    network, ranks = assemble(trainer, model, data, method)
+    ranks = connect(trainer, data, method)
+    goes_on_from = lock_run_that_goes_on(trainer, ranks, ckpt_path, held)
+    network = assemble(trainer, ranks, model, data, method)
     with ranks.apart():
         shards, start = data.shards(trainer.clients, trainer.seed), network.initial_state()
         start = to({**start, "server": method.server_start(start, trainer.clients)}, ranks.device)
         if ranks.rank == 0:  # or every process would warn
             check_steps(trainer, method, data, shards)
-        path, checkpoint = _checkpoint_to_go_on_from(trainer, ckpt_path)
+        path, checkpoint = checkpoint_to_go_on_from(trainer, goes_on_from)
         trial = try_blocks(network, data.split("train"))
         clients_per_block = _clients_per_block(trainer, network, start, data, checkpoint, trial)
         cohort, longest = cohort_size(trainer.participation, trainer.clients), int(data.split("train").lengths.max())
@@ -218,7 +228,7 @@ def begin(
             trial.report()
         if path is not None and checkpoint is not None:
             compare_settings(path, checkpoint.settings, settings)
-        own = _folder(trainer, ranks, path)
+        own = folder_of(trainer, ranks, path, held)
     trainer.folder, trainer.plan = RunFolder(Path(ranks.broadcast(str(own.path)))), plan
     loggers = _loggers(trainer, trainer.folder, method) if ranks.rank == 0 else []
     tracker = tracking.Tracker(loggers, {"task": data.name, "trainer.rounds": trainer.rounds, **settings})
@@ -249,40 +259,6 @@ def _check_start(ranks: Ranks, network: ClientNetwork, start: State) -> None:
     ranks.check_agreement(flatten(start) | bases, "what training starts from")
 
 
-def _checkpoint_to_go_on_from(
-    trainer: "FederatedTrainer", ckpt_path: str | None
-) -> tuple[Path, Checkpoint] | tuple[None, None]:
-    """Return the checkpoint that a run goes on from, with its path; nothing for a new run."""
-    if ckpt_path == UNTRAINED:
-        return None, None
-    if ckpt_path is None:
-        begun = _run_of_requeued_job(trainer)
-        if begun is None or not begun.round_checkpoints():
-            return None, None
-        ckpt_path = str(begun.path)
-    if Path(ckpt_path).stem == "best":
-        raise ConfigurationError("a run goes on where it stands, with --ckpt_path last; best is for validate and test")
-    path, checkpoint = load_first(find_checkpoints(ckpt_path, trainer.default_root_dir, trainer.run_name))
-    if checkpoint.round > trainer.rounds:
-        raise ConfigurationError(
-            f"trainer.rounds is {trainer.rounds}, but {path} stands at round {checkpoint.round}; set it to more"
-        )
-    return path, checkpoint
-
-
-def _run_of_requeued_job(trainer: "FederatedTrainer") -> RunFolder | None:
-    """Return the run that this SLURM job began before it was requeued, if it was and did."""
-    job = current_job()
-    if job is None or not job.restarts:
-        return None
-    return find_run_of(_start_of(job), trainer.default_root_dir, trainer.run_name)
-
-
-def _start_of(job: Job) -> dict[str, Any]:
-    """Return what tells the runs of a job apart, which may be several: how each was called."""
-    return {"job": job.name, "arguments": sys.argv[1:]}
-
-
 def _open_folder(federation: Federation) -> None:
     """Say where the run is written and what was chosen for it, drop rounds that did not count, show the partition."""
     folder, plan = federation.folder, federation.plan
@@ -306,7 +282,7 @@ def _open_folder(federation: Federation) -> None:
     tracking.rewind(folder.path, federation.finished, sum(federation.totals.total(way).bytes for way in ("up", "down")))
     job = current_job()
     if job is not None:
-        folder.remember_start(_start_of(job))
+        folder.remember_start(start_of(job))
     figure = write_partition(folder.path, federation.data, federation.shards)
     federation.tracker.start(figure, federation.evaluated(federation.metrics))
 
@@ -378,15 +354,6 @@ def _dealing(data: FederatedData) -> dict[str, Any]:
     """Return what decides which samples a client gets: how they are dealt, and of what groups and units they are."""
     digest = hashlib.sha256(data.groups("train").tobytes() + data.units("train").tobytes())
     return {"data.groups": digest.hexdigest(), **describe(data.partition, "data.partition")}
-
-
-def _folder(trainer: "FederatedTrainer", ranks: Ranks, checkpoint: Path | None) -> RunFolder:
-    """Return the folder of the run that goes on, or a new one."""
-    if checkpoint is not None and checkpoint.parent.name == "checkpoints":
-        return RunFolder(checkpoint.parent.parent)
-    if ranks.rank:
-        return RunFolder(trainer.default_root_dir)  # rank 0 makes one and tells
-    return RunFolder.create(trainer.default_root_dir, trainer.run_name)
 
 
 def _loggers(trainer: "FederatedTrainer", folder: RunFolder, method: Method) -> list[Logger]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
 from fedgram.preparation import Preparation, prepare
 from fedgram.reporting import summarise, write_predictions
 from fedgram.run_folder import RunFolder
-from fedgram.setup import assemble, begin, trained_models
+from fedgram.setup import assemble, begin, connect, trained_models
 from fedgram.slow_types import warn_of_slow_type
 from fedgram.slurm import DEFAULT_EARLY, StopSignals, current_job, requeue
 from fedgram.state import State
@@ -231,9 +231,9 @@ class FederatedTrainer:
         Returns:
             What summary.json says.
         """
-        with self.stop_signals:
+        with self.stop_signals, ExitStack() as held:
             self.federation = federation = begin(
-                self, model, datamodule, method, optimizer or DEFAULT_OPTIMIZER(), ckpt_path
+                self, model, datamodule, method, optimizer or DEFAULT_OPTIMIZER(), ckpt_path, held
             )
             if federation.ranks.rank == 0:
                 warn_of_slow_type(federation.network, self.precision)
@@ -375,7 +375,8 @@ class FederatedTrainer:
         """
         path = expand_home(output)
         check_output(path)
-        network, ranks = assemble(self, model, datamodule, method)
+        ranks = connect(self, datamodule, method)
+        network = assemble(self, ranks, model, datamodule, method)
         with ranks.apart():
             table = datamodule.split(split)
             state = _model_of(client, trained_models(self, network, datamodule, method, ckpt_path, ranks))
@@ -393,7 +394,8 @@ class FederatedTrainer:
         method: Method,
         ckpt_path: str | None,
     ) -> dict[str, float]:
-        network, ranks = assemble(self, model, datamodule, method)
+        ranks = connect(self, datamodule, method)
+        network = assemble(self, ranks, model, datamodule, method)
         with ranks.apart():
             if not all(datamodule.is_labelled(part) for part in datamodule.parts(split).values()):
                 raise ConfigurationError(f"the {split} split has no labels to compare with; use fedgram predict")

@@ -178,7 +178,7 @@ def test_a_run_keeps_its_lock_when_its_sweep_is_killed(tmp_path, scripted):
     (point,), root = points(tmp_path, "wait"), tmp_path / "runs"
     held = lock(point, root)
     job = runner._start(point, root, stand(point, root), held, 1)
-    held.close()  # as the end of a process does
+    os.close(held.descriptor)  # as the end of a process does
     assert look(point, root).state == "running"
     job.process.kill()
     job.process.wait()

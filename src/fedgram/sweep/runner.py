@@ -14,6 +14,7 @@ from typing import IO, Literal
 
 import psutil
 
+from fedgram.lock import FolderLock
 from fedgram.sweep.plan import Point
 from fedgram.sweep.standing import Standing, command, lock, look, remember, stand
 
@@ -110,7 +111,7 @@ def expected_seconds(labels: Mapping[str, str], known: Sequence[tuple[Mapping[st
 class _Job:
     point: Point
     process: subprocess.Popen
-    lock: IO[str]
+    lock: FolderLock
     log: IO[str]
     began_at: int
     started: float
@@ -202,10 +203,11 @@ def _begin(progress: Progress, root: Path) -> list[_Job]:
     return [job]
 
 
-def _start(point: Point, root: Path, standing: Standing, held: IO[str], jobs: int) -> _Job:
+def _start(point: Point, root: Path, standing: Standing, held: FolderLock, jobs: int) -> _Job:
     """Start a run in a process of its own, out of the terminal's reach: a Ctrl-C is for the sweep to pass on.
 
-    The process inherits the lock, which so outlives a sweep that is killed.
+    The process inherits the lock, which so outlives a sweep that is killed; on Windows it can't, and has that of its
+    run's folder alone.
     """
     remember(point, root, standing)
     log = (root / point.name / "log.txt").open("a")
@@ -218,7 +220,7 @@ def _start(point: Point, root: Path, standing: Standing, held: IO[str], jobs: in
         stdout=log,
         stderr=subprocess.STDOUT,
         env=environment,
-        pass_fds=(held.fileno(),),
+        pass_fds=(held.descriptor,) if os.name == "posix" else (),
         start_new_session=True,
     )
     return _Job(point, process, held, log, log.tell(), time.monotonic())

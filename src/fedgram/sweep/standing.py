@@ -1,17 +1,16 @@
 """How far the runs of a sweep are, as their folders tell."""
 
-import fcntl
 import hashlib
 import json
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import yaml
 
 from fedgram.files import atomic_write
+from fedgram.lock import FolderLock, is_locked
 from fedgram.run_folder import RunFolder, versions
 from fedgram.sweep.plan import Point
 
@@ -19,7 +18,6 @@ __all__ = ["Standing", "command", "lock", "look", "remember", "stand"]
 
 State = Literal["finished", "running", "cut off", "new", "changed"]
 _RECORD = "sweep.json"
-_LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,8 @@ class Standing:
 def look(point: Point, root: Path) -> Standing:
     """Return how far a run is whose sweep keeps its runs in a folder."""
     own = root / point.name
-    return Standing("running", None, max(versions(own), default=0)) if _is_locked(own) else stand(point, root)
+    busy = is_locked(own) or _has_busy_run(own)
+    return Standing("running", None, max(versions(own), default=0)) if busy else stand(point, root)
 
 
 def stand(point: Point, root: Path) -> Standing:
@@ -67,30 +66,23 @@ def stand(point: Point, root: Path) -> Standing:
     return Standing("cut off", begun[0], first) if begun else Standing("new", None, first)
 
 
-def lock(point: Point, root: Path) -> IO[str] | None:
-    """Keep other sweeps from a run as long as what is returned is open, here or in a process that inherits it.
+def lock(point: Point, root: Path) -> FolderLock | None:
+    """Keep other sweeps from a run until the lock is closed, here and in every process that inherits it.
 
     Returns:
-        The open lock; None where another process has it.
+        The lock; None where another process, a sweep or a fit, is at the run.
     """
     own = root / point.name
-    own.mkdir(parents=True, exist_ok=True)
-    file = (own / _LOCK).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    found = FolderLock.take(own)
+    if found is None or not _has_busy_run(own):
+        return found
+    found.close()
+    return None
 
 
-def _is_locked(own: Path) -> bool:
-    with suppress(FileNotFoundError), (own / _LOCK).open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+def _has_busy_run(own: Path) -> bool:
+    """Say whether a process is at one of the runs of a name."""
+    return any(is_locked(own / f"version_{number}") for number in versions(own))
 
 
 def remember(point: Point, root: Path, standing: Standing) -> None:
