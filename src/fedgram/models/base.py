@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedgram.errors import ConfigurationError, FedgramError
@@ -21,6 +23,7 @@ from fedgram.models.padding import NO_TOKEN, pad_id_of
 from fedgram.models.sources import Source, find_source, is_shape
 from fedgram.models.tokenizers import check_files, check_vocabulary
 from fedgram.models.trained_head import HeadStart, fit_head
+from fedgram.models.weight_files import check_finite, check_small_files, check_weight_files
 from fedgram.seeding import isolated
 
 if TYPE_CHECKING:
@@ -102,6 +105,7 @@ class FederatedTask(pl.LightningModule, ABC):
         reference = self.tokenizer or self.backbone
         source = find_source(reference)
         with quiet(), _explained(setting, reference, source):
+            check_small_files(setting, source)
             tokenizer = AutoTokenizer.from_pretrained(source.place, **source.options)
         check_files(tokenizer, source, reference)
         return tokenizer
@@ -131,7 +135,9 @@ class FederatedTask(pl.LightningModule, ABC):
             check_vocabulary(tokenizer, config, name, self.backbone, borrowed)
             config.use_cache = False  # a decoder would keep keys and values that nothing reads
             if self.pretrained:
+                check_weight_files("model.backbone", source)
                 network, report = load_network(self.auto_class, source, config, self.weights_dtype)
+                check_finite("model.backbone", self.backbone, network)
                 task = self.auto_class.partition("For")[2]
                 self.head_start = fit_head(network, report, self.read_config(), task, classes)
             else:
@@ -155,6 +161,7 @@ class FederatedTask(pl.LightningModule, ABC):
         reference = reference or self.backbone
         source = find_source(reference)
         with quiet(), _explained("model.backbone", reference, source):
+            check_small_files("model.backbone", source)
             return AutoConfig.from_pretrained(source.place, **source.options, **settings)
 
     def head_settings(self, labels: int) -> dict[str, Any]:
@@ -232,7 +239,9 @@ def _explained(setting: str, reference: str, source: Source) -> Iterator[None]:
     from huggingface_hub import constants
 
     needed = remedy(constants.HF_HUB_CACHE) if is_hub_name(source.place) else None
-    damaged = () if source.gguf_file is None else (struct.error, LookupError)  # what reading past the end comes to
+    damaged: tuple[type[Exception], ...] = (UnpicklingError, EOFError, SafetensorError)
+    if source.gguf_file is not None:
+        damaged += (struct.error, LookupError)  # what reading past the end comes to
     try:
         yield
     except FedgramError:
@@ -240,7 +249,10 @@ def _explained(setting: str, reference: str, source: Source) -> Iterator[None]:
     except ImportError as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise ConfigurationError(f"{setting}: {reference!r} can't be loaded: {reason}; install it") from error
-    except (OSError, ValueError, *damaged) as error:
+    except Exception as error:
+        # The library of tokenizers raises plain exceptions, and no subclass.
+        if not isinstance(error, (OSError, ValueError, *damaged)) and type(error) is not Exception:
+            raise
         reason = str(error).strip().split("\n")[0]
         kind = "folder" if Path(source.place).exists() else "folder or reachable hub model"
         kind = kind if source.gguf_file is None else "GGUF file"
