@@ -17,7 +17,7 @@ from fedgram.comparison.paper import check_matches, group_for_paper, load, match
 from fedgram.comparison.paper_tables import paper_tables
 from fedgram.comparison.statistics import INTERVALS
 from fedgram.comparison.tables import Table, csv_text
-from fedgram.errors import ConfigurationError, DataError
+from fedgram.errors import ConfigurationError, DataError, OutputError
 from fedgram.files import atomic_write
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         UsageError: an option can't be understood.
         DataError: the runs can't be read or compared.
-        ConfigurationError: options contradict each other, or a file can't be written.
+        ConfigurationError: options contradict each other.
+        OutputError: a file can't be written.
     """
     from rich.console import Console
 
@@ -201,8 +202,8 @@ def _write(given: argparse.Namespace, answer: _Answer) -> list[Path]:
         path = getattr(given, option)
         try:
             written += write(path, answer) if path is not None else []
-        except OSError as error:
-            raise ConfigurationError(f"--{option} {path}: can't be written ({error.strerror or error})") from error
+        except OutputError as error:
+            raise OutputError(f"--{option}: {error}") from error
     return written
 
 

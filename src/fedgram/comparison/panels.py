@@ -289,10 +289,10 @@ def save_picture(figure: "Figure", path: Path) -> None:
 
     Raises:
         DataError: the file's ending is none of `PICTURE_TYPES`.
+        OutputError: the file can't be written.
     """
     if path.suffix not in PICTURE_TYPES:
         raise DataError(f"{path}: the name of a picture must end in one of {', '.join(PICTURE_TYPES)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, _bytes_of(figure, path.suffix))
 
 

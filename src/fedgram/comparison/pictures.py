@@ -26,6 +26,7 @@ from fedgram.comparison.curves import (
 from fedgram.comparison.figures import is_share
 from fedgram.comparison.panels import LETTER, PANEL, Panel, draw_panels, look, save_picture, seeds_of, styles_of
 from fedgram.comparison.runs import Group, Run, short_name, slices
+from fedgram.comparison.summaries import undamaged
 from fedgram.errors import DataError
 from fedgram.lettering import LITERAL, lettered
 
@@ -286,7 +287,10 @@ def _draw_bars(panels: "tuple[Axes, Axes]", sent: "_Sent", styles: Mapping[str, 
 
 
 def _tells_bytes(group: Group) -> bool:
-    return all("bytes_up" in run.summary and run.summary.get("rounds") for run in group.runs)
+    figures = ("bytes_up", "bytes_down", "rounds")
+    return all(run.figure(name) >= 0 for run in group.runs for name in figures) and all(
+        run.figure("rounds") for run in group.runs
+    )
 
 
 def _sent_per_round(group: Group) -> Float[np.ndarray, "2 2"]:
@@ -300,9 +304,9 @@ def _sent(run: Run, direction: str) -> tuple[float, float]:
     total, table = float(run.summary[f"bytes_{direction}"]), run.folder / "communication.csv"
     if not table.exists():
         return total, 0.0
-    with table.open(newline="") as lines:
+    with undamaged(run.folder), table.open(newline="") as lines:
         rows = [row for row in csv.DictReader(lines) if row["direction"] == direction and row["part"] == "head"]
-    heads = sum(float(row["bytes"]) for row in rows)
+        heads = sum(float(row["bytes"]) for row in rows)
     return total - heads, heads
 
 
@@ -313,7 +317,7 @@ def draw_partition(run: Run) -> "Figure | None":
     path = run.folder / _PARTITION
     if not path.exists():
         return None
-    with look():
+    with look(), undamaged(run.folder):
         return partition_picture.draw_file(path)
 
 

@@ -4,7 +4,6 @@ Runs that differ in nothing but the seed form a group, and tables and pictures s
 against each other form a slice: they share the data, the task, the partition's settings and the backbone.
 """
 
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedgram.comparison.summaries import read_columns, read_summary, undamaged
 from fedgram.errors import DataError
 from fedgram.run_folder import column_of, is_loss
 
@@ -30,8 +30,6 @@ _DIGESTS = ("data.fingerprint", "data.groups")
 """Settings that tell a reader nothing; a label has them only where nothing else tells two groups apart."""
 _SWEEP = "sweep.json"
 """Where a sweep notes, beside the versions of a run, which of them is the first that its file still speaks of."""
-_NEEDED = ("method", "task", "seed", "final")
-"""What summary.json must say at least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +81,7 @@ class Run:
     @property
     def settings(self) -> Settings:
         """Its settings, by dotted name."""
-        return self.summary.get("settings", {})
+        return self.summary.get("settings") or {}
 
     def final(self, metric: str | None = None) -> float:
         """Return a metric, by default the one that counts, after the last round; nan where it has no value."""
@@ -96,7 +94,7 @@ class Run:
 
     def initial(self, metric: str | None = None) -> float:
         """Return a metric before training, by default the one that counts; nan where it has no value."""
-        return _figure(self.summary.get("initial", {}).get(metric or self.metric))
+        return _figure((self.summary.get("initial") or {}).get(metric or self.metric))
 
     def figure(self, key: str) -> float:
         """Return a figure of summary.json, such as seconds; nan where it does not tell."""
@@ -176,7 +174,7 @@ def _is_superseded(file: Path) -> bool:
     file = file.absolute()
     try:
         first = json.loads((file.parent.parent / _SWEEP).read_text())["first_version"]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return False
     return isinstance(first, int) and 0 <= _age(file)[1] < first
 
@@ -188,16 +186,8 @@ def _age(file: Path) -> tuple[str, int]:
 
 
 def _read(file: Path) -> Run:
-    try:
-        summary = dict(json.loads(file.read_text()))
-        if missing := [key for key in _NEEDED if key not in summary]:
-            raise ValueError(f"{file.name} does not say {', '.join(missing)}")
-        with (file.parent / "metrics.csv").open(newline="") as lines:
-            rows = list(csv.DictReader(lines))
-        columns = {key: np.array([float(row[key] or "nan") for row in rows]) for key in (rows[0] if rows else {})}
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{file.parent} is damaged ({error}); run it again, or leave its folder out") from error
-    return Run(file.parent, summary, columns)
+    with undamaged(file.parent):
+        return Run(file.parent, read_summary(file), read_columns(file.parent / "metrics.csv"))
 
 
 def _identity(run: Run) -> str:
