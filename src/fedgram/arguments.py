@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from fedgram.errors import UsageError
+
 __all__ = ["OneLineParser"]
 
 
@@ -27,6 +29,6 @@ class OneLineParser(argparse.ArgumentParser):
         return own, further
 
     def error(self, message: str) -> NoReturn:
-        from fedgram.usage import UsageError, explain  # which imports lightning
+        from fedgram.usage import explain  # which imports lightning
 
         raise UsageError(explain(message, [option.lstrip("-") for option in self._option_string_actions], self.prog))

@@ -3,13 +3,14 @@
 ``fedgram --help`` and ``--version`` answer without importing torch; everything else goes to `fedgram.lightning_cli`.
 """
 
+import difflib
 import logging
 import os
 import signal
 import sys
 import warnings
 
-from fedgram.errors import FedgramError, explain
+from fedgram.errors import FedgramError, UsageError, explain
 
 __all__ = ["COMMANDS", "main"]
 
@@ -57,6 +58,10 @@ examples:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    if not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(COMMANDS)}."
+        raise UsageError(f"there is no command {arguments[0]!r}{hint} See fedgram --help")
     if arguments[0] == "compare":
         from fedgram.compare import main as compare
 

