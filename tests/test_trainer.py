@@ -426,15 +426,6 @@ def test_a_checkpoint_for_other_labels_is_refused(fit, tiny_backbone, tiny_data,
         trainer.test(TextClassification(tiny_backbone), data, FLoRG(rank=2), "last")
 
 
-def test_the_progress_bar_shows_round_loss_accuracy_pace_and_time_left(fit, monkeypatch, capsys):
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    monkeypatch.setenv("COLUMNS", "140")
-    fit(rounds=2, progress_bar=True)
-    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
-    assert re.search(r"data-FLoRG .*round +2/2 +loss 0\.\d+ +accuracy 0\.\d+ .* s/round left 0:00:00", shown)
-    assert re.search(r"this round .*client +5/5", shown)
-
-
 def test_callbacks_are_called_in_order(fit):
     calls = []
 

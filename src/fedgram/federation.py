@@ -383,14 +383,15 @@ class Federation:
             **{name: float(flops) for name, flops in self.compute.sums().items()},
         }
 
-    def _due(self, number: int) -> bool:
+    def is_due(self, number: int) -> bool:
+        """Return whether the model is evaluated in a round."""
         if number == 0:
             return self.plan.evaluate_at_start
         return number % self.plan.evaluate_every == 0 or number == self.plan.rounds
 
     def evaluate(self, current: Round) -> None:
         """Evaluate the server's model on the validation split, if the round is one to evaluate."""
-        if not self._due(current.number):
+        if not self.is_due(current.number):
             return
         if "validation" in self.data.tables:
             how = self.plan.personal_evaluation
@@ -454,7 +455,7 @@ class Federation:
 
     def _is_best(self) -> bool:
         monitor, mode = self.network.task.monitor, self.network.task.monitor_mode
-        if monitor not in self.metrics or not self._due(self.finished) or math.isnan(self.metrics[monitor]):
+        if monitor not in self.metrics or not self.is_due(self.finished) or math.isnan(self.metrics[monitor]):
             return False
         if not self.best or math.isnan(self.best[monitor]):
             return True

@@ -13,7 +13,7 @@ from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.strategies.strategy import Strategy
 
 from fedgram import tracking
-from fedgram.callbacks import Callback, ProgressBar
+from fedgram.callbacks import Callback
 from fedgram.checkpoint import load_first
 from fedgram.clients import Models, PersonalEvaluation
 from fedgram.cohort import ClientWeights, cohort_size
@@ -30,6 +30,7 @@ from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
 from fedgram.preparation import Preparation, prepare
+from fedgram.progress import ProgressBar
 from fedgram.reporting import summarise, write_predictions
 from fedgram.run_folder import RunFolder
 from fedgram.setup import assemble, begin, connect, trained_models
