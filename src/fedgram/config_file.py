@@ -12,9 +12,11 @@ import yaml
 
 from fedgram.errors import UsageError
 
-__all__ = ["check_yaml", "parse_config", "read_config", "read_text", "read_yaml"]
+__all__ = ["NOTHING", "check_yaml", "parse_config", "read_config", "read_text", "read_yaml"]
 
 MOST_BYTES = 2**20
+NOTHING = "!!null"
+"""On the command line null for any option, also for a text, for which ``null`` is the word: as sweeps write it."""
 MOST_NODES = 100_000
 """Of a file after its aliases are replaced by what they stand for."""
 MOST_LEVELS = 50

@@ -20,7 +20,7 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader, load_basic
 from jsonargparse._typehints import ActionTypeHint, adapt_class_type, is_subclass_spec
 from jsonargparse._util import NestedArg
 
-from fedgram.config_file import check_yaml, read_config, read_yaml
+from fedgram.config_file import NOTHING, check_yaml, read_config, read_yaml
 from fedgram.errors import UsageError
 from fedgram.option_errors import (
     OptionError,
@@ -78,7 +78,7 @@ class Option(ActionTypeHint):
     def _checked(self, value: Any, append: bool, cfg: Any, mode: Any) -> Any:
         typed = isinstance(value, Typed)
         if typed:
-            value = str(value)
+            value = None if value == NOTHING else str(value)
         elif isinstance(value, NestedArg) and not self.is_subclass_typehint(self._typehint, all_subtypes=False):
             # an entry of a mapping; those of a class are read by its parser
             value = NestedArg(value.key, str(value.val))

@@ -25,9 +25,11 @@ from fedgram.evaluation import evaluate, infer, log_undefined
 from fedgram.federation import Federation, Plan
 from fedgram.files import check_output, expand_home
 from fedgram.finite import undefined
+from fedgram.hardware import check_hardware, check_requests
 from fedgram.launch import choose_accelerator, devices_per_node, follow_srun, nodes, without_srun_hint
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
+from fedgram.names import check_folder_name, check_path
 from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
 from fedgram.preparation import Preparation, prepare
 from fedgram.progress import ProgressBar
@@ -140,8 +142,9 @@ class FederatedTrainer:
         self.threads = threads
         self.precision = precision
         self.loggers = loggers
+        check_path("trainer.default_root_dir", default_root_dir)
         self.default_root_dir = expand_home(default_root_dir)
-        self.name = name
+        self.name = None if name is None else check_folder_name("trainer.name", name)
         self.preempt_signal = preempt_signal
         self.requeue = requeue
         self.stop_signals = StopSignals(preempt_signal)
@@ -150,6 +153,7 @@ class FederatedTrainer:
         self.plan: Plan | None = None
         self.federation: Federation | None = None
         self._check()
+        check_requests(accelerator, devices, num_nodes, strategy, threads)
         self.callbacks = [*(callbacks or []), *([ProgressBar()] if progress_bar else [])]
         self.accelerator = accelerator
         self.devices = devices
@@ -166,11 +170,13 @@ class FederatedTrainer:
     def fabric(self) -> Fabric:
         """The run's devices and ranks, looked for when they are needed: `prepare` does without them."""
         num_nodes = self.num_nodes  # before the devices, as it follows srun
+        accelerator, devices = choose_accelerator(self.accelerator), devices_per_node(self.devices)
+        check_hardware(accelerator, devices, num_nodes, nodes("auto"))
         with without_srun_hint():
             return Fabric(
-                accelerator=choose_accelerator(self.accelerator),
+                accelerator=accelerator,
                 strategy=self.strategy,
-                devices=devices_per_node(self.devices),
+                devices=devices,
                 num_nodes=num_nodes,
                 precision=self.precision,
                 callbacks=self.callbacks,

@@ -144,7 +144,7 @@ def test_only_keeps_the_points_that_are_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("base: [", "can't be read"),
+        ("base: [", "is no valid YAML"),
         ({"grid": {}}, "there is no base"),
         ({"base": "base.yaml", "grids": {}}, r"found \['grids'\]"),
         ({"base": "nowhere.yaml"}, "there is no base config"),
@@ -168,7 +168,7 @@ def test_what_is_no_sweep_is_refused_with_what_would_be(tmp_path, content, messa
 
 
 def test_a_sweep_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"nowhere.yaml can't be read"):
+    with pytest.raises(ConfigurationError, match=r"nowhere.yaml: can't be read"):
         read_sweep(tmp_path / "nowhere.yaml")
 
 

@@ -24,6 +24,7 @@ replace; here it stands in the order in which it happens:
 ===================  ==================================================================================
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -171,7 +172,7 @@ class Method(ABC):
     ) -> None:
         if rank < 1:
             raise ConfigurationError(f"method.rank must be at least 1, got {rank}")
-        if alpha <= 0:
+        if not 0 < alpha < math.inf:
             raise ConfigurationError(f"method.alpha must be positive, got {alpha}")
         require_choice("method.head", head, HeadPolicy)
         if client_ranks is not None and not self.heterogeneous:

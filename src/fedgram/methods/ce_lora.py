@@ -3,6 +3,7 @@
 Symbols: ``A: (r, d_in)``, ``C: (r, r)``, ``B: (d_out, r)``; K clients of a round; S and ω of shape (K, K).
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -75,7 +76,7 @@ class CELoRA(Method):
         if not 0 <= beta <= 1:
             raise ConfigurationError(f"method.beta must be a share from 0 to 1, got {beta}")
         for name, value in {"temperature": temperature, "components": components, "init_std": init_std}.items():
-            if value <= 0:
+            if not 0 < value < math.inf:
                 raise ConfigurationError(f"method.{name} must be positive, got {value}")
         self.similarity = similarity
         self.measure = measure

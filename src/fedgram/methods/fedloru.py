@@ -4,6 +4,7 @@ Park, Klabjan: Communication-Efficient Federated Low-Rank Update Algorithm and i
 (arXiv 2409.12371). Symbols: ``A: (r, d_in)`` and ``B: (d_out, r)``, which the paper calls B and A; τ `merge_every`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -135,6 +136,8 @@ class PFedLoRU(FedLoRU):
             raise ConfigurationError(
                 f"method.personal_share must lie between 0 and 1, so that both pairs are trained, got {personal_share}"
             )
+        if personal_scale is not None and not 0 < personal_scale < math.inf:
+            raise ConfigurationError(f"method.personal_scale must be positive, or left out, got {personal_scale}")
         self.personal_rank = personal_rank
         self.personal_scale = personal_scale
         self.personal_share = personal_share
@@ -202,6 +205,8 @@ class MFedLoRU(FedLoRU):
             )
         if inner_rank is not None and self.client_ranks is not None:
             raise ConfigurationError("method.client_ranks are inner ranks here; leave method.inner_rank out")
+        if not 0 < inner_scale < math.inf:
+            raise ConfigurationError(f"method.inner_scale must be positive, got {inner_scale}")
         self.inner_rank = inner_rank
         self.inner_scale = inner_scale
 

@@ -5,6 +5,7 @@ Symbols: ``A: (r, k)`` the server's matrix Aᵗ of one layer; ``Z: (m, k)`` any 
 ZᵀZ = Q; ``Ã: (r', k)`` the canonical one, Λ^{1/2} P.
 """
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -68,7 +69,7 @@ class FLoRG(Method):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        if init_std <= 0:
+        if not 0 < init_std < math.inf:
             raise ConfigurationError(f"method.init_std must be positive (A = 0 is a saddle), got {init_std}")
         require_choice("method.solver", solver, Solver)
         require_choice("method.projection", projection, Projection)

@@ -4,6 +4,7 @@ Symbols: ``Ā: (r, d_in)`` and ``B̄: (d_out, r)`` the means; T = Σ wₙ BₙA�
 correction; ``H = T Āᵀ: (d_out, r)`` and ``G = Ā Āᵀ: (r, r)``, through which alone it depends on T and Ā.
 """
 
+import math
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -71,9 +72,9 @@ class LoRAFAIR(LoRAMethod):
         super().__init__(**common)
         require_choice("method.mode", mode, Mode)
         require_choice("method.init", init, Init)
-        if lam < 0:
+        if not 0 <= lam < math.inf:
             raise ConfigurationError(f"method.lam must not be negative, got {lam}; 0 holds no correction back")
-        if steps < 1 or lr <= 0:
+        if steps < 1 or not 0 < lr < math.inf:
             raise ConfigurationError(f"method.steps and method.lr must be positive, got {steps} and {lr}")
         self.mode = mode
         self.lam = lam

@@ -35,7 +35,7 @@ def check_ranks(ranks: ClientRanks, largest: int) -> None:
             f"method.client_ranks must lie between 1 and method.rank = {largest}, got {wrong or 'none'}; method.rank "
             "is the largest, that of the server"
         )
-    if isinstance(ranks, Mapping) and (min(ranks.values()) < 0 or abs(sum(ranks.values()) - 1) > 1e-6):
+    if isinstance(ranks, Mapping) and not (min(ranks.values()) >= 0 and abs(sum(ranks.values()) - 1) <= 1e-6):
         raise ConfigurationError(
             f"the shares of method.client_ranks must not be negative and sum to 1, got {dict(ranks)}; "
             "{8: 0.25, 4: 0.75} gives a quarter of the clients rank 8"

@@ -1,9 +1,11 @@
 """A sweep as a SLURM job array, in which each task is one run."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedgram.errors import ConfigurationError
 from fedgram.files import atomic_write
 
 __all__ = ["write_array"]
@@ -13,8 +15,8 @@ _SCRIPT = """\
 # {count} runs of {name}, one a task:
 #   sbatch {path}
 # What stands before the script's name goes to sbatch and overrides the lines below. docs/slurm.md explains every line.
-#SBATCH --job-name={name}
-#SBATCH --output={root}/slurm-%A_%a.out
+#SBATCH --job-name={job}
+#SBATCH --output="{output}/slurm-%A_%a.out"
 #SBATCH --open-mode=append       # a requeued task goes on writing where it stopped
 #SBATCH --array={tasks}          # %6 behind it lets six run at a time
 #SBATCH --nodes=1
@@ -45,11 +47,35 @@ def write_array(path: Path, name: str, root: Path, sweep: Sequence[str], tasks: 
         sweep: the command that knows the runs, without what is asked of it.
         tasks: the numbers of the runs that are not finished.
         count: how many that are.
+
+    Raises:
+        ConfigurationError: a path that a line of sbatch's options can't hold.
     """
-    text = _SCRIPT.format(count=count, name=name, path=path, root=root, sweep=shlex.join(sweep), tasks=_ranges(tasks))
+    text = _SCRIPT.format(
+        count=count,
+        name=_of_one_line("the sweep's name", name),
+        job=re.sub(r"[^\w.=+,-]", "_", name),
+        path=shlex.quote(_of_one_line("--slurm", path)),
+        output=_sbatch_value(_of_one_line("--default_root_dir", root)),
+        sweep=shlex.join(sweep),
+        tasks=_ranges(tasks),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     root.mkdir(parents=True, exist_ok=True)  # SLURM makes no folder for what a job writes
     atomic_write(path, text.encode())
+
+
+def _of_one_line(option: str, path: str | Path) -> str:
+    if not str(path).isprintable():
+        raise ConfigurationError(f"{option} must not hold line breaks or control characters, got {str(path)!r}")
+    return str(path)
+
+
+def _sbatch_value(path: str) -> str:
+    """Return a path as it stands between double quotes in a line of options, in which % begins a pattern."""
+    if '"' in path or "\\" in path:
+        raise ConfigurationError(f"--default_root_dir must not hold quotes or backslashes with --slurm, got {path!r}")
+    return path.replace("%", "%%")
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -18,15 +18,16 @@ base: ../quickstart.yaml
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fedgram.errors import ConfigurationError
+from fedgram.config_file import NOTHING, read_text, read_yaml
+from fedgram.errors import ConfigurationError, UsageError
+from fedgram.names import check_folder_name
 
 __all__ = ["Point", "Sweep", "read_sweep"]
 
@@ -36,6 +37,7 @@ Axes = Mapping[str, Mapping[str, Overrides]]
 
 _KEYS = ("base", "set", "grid", "where", "small")
 _PLACEHOLDER = re.compile(r"\{([\w.]+)\}")
+_MOST_POINTS = 10_000
 _LAST = "trainer.seed"
 """Repetitions of one run stand together in every list."""
 
@@ -127,7 +129,8 @@ def read_sweep(path: Path, *, small: bool = False, further: Mapping[str, str] | 
             base = path.parent / str(_filled(content["base"], labels))
             _add(points, Point(labels, _name(labels, union), base, filled))
     _check_bases(path, points.values())
-    return Sweep(path.stem + ("_small" if small else ""), tuple(points.values()))
+    name = check_folder_name(f"{path}: the name of the sweep, from its file's,", path.stem)
+    return Sweep(name + ("_small" if small else ""), tuple(points.values()))
 
 
 def _union(grids: Sequence[Axes]) -> dict[str, list[str]]:
@@ -148,14 +151,32 @@ def _add(points: dict[str, Point], new: Point) -> None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path} can't be read ({error}); configs/sweeps has some to go by") from error
+    content = read_yaml(read_text(path), str(path))
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if not str(key).startswith("x-")}  # for anchors
     if not isinstance(content, dict) or "base" not in content or (unknown := set(content) - set(_KEYS)):
-        found = f"found {sorted(unknown)}" if isinstance(content, dict) and "base" in content else "there is no base"
+        found = (
+            f"found {sorted(map(str, unknown))}"
+            if isinstance(content, dict) and "base" in content
+            else "there is no base"
+        )
         raise ConfigurationError(f"{path}: a sweep has a base, and may have {', '.join(_KEYS[1:])}; {found}")
+    _check_forms(content, str(path))
+    if content.get("small") is not None:
+        _check_forms(_mapping(content["small"], "small"), f"{path}: small")
     return content
+
+
+def _check_forms(content: Mapping[str, Any], where: str) -> None:
+    """Refuse parts of a sweep that are no texts, mappings or lists where these are needed."""
+    if not isinstance(content.get("base", ""), str):
+        raise ConfigurationError(f"{where}: base: expected the path of a config, got {content['base']!r}")
+    if not isinstance(content.get("where") or [], list):
+        raise ConfigurationError(f"{where}: where: expected a list of rules, got {content['where']!r}")
+    grid = content.get("grid") or {}
+    for part in ("set", "grid"):
+        for one in grid if part == "grid" and isinstance(grid, list) else [content.get(part)]:
+            _mapping(one, f"{where}: {part}")
 
 
 def _shrunk(content: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,12 +199,14 @@ def _without_null(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if value is not None and not isinstance(value, dict):
         raise ConfigurationError(f"{where}: expected settings by name, such as {{trainer.rounds: 8}}, got {value!r}")
+    if odd := [key for key in value or {} if not isinstance(key, str)]:
+        raise ConfigurationError(f"{where}: expected the name of a setting, got {odd[0]!r}")
     return dict(value or {})
 
 
 def _placeholders(content: Any) -> set[str]:
     """Return the axes that stand in braces somewhere, whose labels fill texts."""
-    return set(_PLACEHOLDER.findall(json.dumps(content)))
+    return set(_PLACEHOLDER.findall(json.dumps(content, default=str)))
 
 
 def _axes(grid: Any, filling: Collection[str]) -> Axes:
@@ -207,12 +230,15 @@ def _axis(name: str, values: Any, fills: bool) -> dict[str, Overrides]:
 
 
 def _label(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _combinations(axes: Axes) -> Iterator[dict[str, str]]:
     """Return every choice of a label on each axis; seeds change fastest."""
     names = sorted(axes, key=lambda name: name == _LAST)
+    count = math.prod(map(len, axes.values()))
+    if count > _MOST_POINTS:
+        raise ConfigurationError(f"grid: asks for {count:,} runs, and a sweep has at most {_MOST_POINTS:,}")
     for labels in itertools.product(*(axes[name] for name in names)):
         yield dict(zip(names, labels, strict=True))
 
@@ -263,7 +289,8 @@ def _name(labels: Mapping[str, str], union: Mapping[str, Sequence[str]]) -> str:
         label if axis == "method" or not _is_value(label) else f"{axis.rpartition('.')[2]}={label}"
         for axis, label in told.items()
     ]
-    return re.sub(r"[^\w.=+,-]+", "_", "-".join(parts)) or "run"
+    name = re.sub(r"[^\w.=+,-]+", "_", "-".join(parts)) or "run"
+    return check_folder_name("grid: the name of a run, from its labels,", name)
 
 
 def _is_value(label: str) -> bool:
@@ -272,7 +299,10 @@ def _is_value(label: str) -> bool:
     >>> [_is_value(label) for label in ("0.5", "1e-3", "true", "[1, 2]", "rte")]
     [True, True, True, True, False]
     """
-    return not isinstance(yaml.safe_load(label), str)
+    try:
+        return not isinstance(read_yaml(label, "label"), str)
+    except UsageError:
+        return False
 
 
 def _check_bases(path: Path, points: Iterable[Point]) -> None:
@@ -284,4 +314,13 @@ def _check_bases(path: Path, points: Iterable[Point]) -> None:
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    """Return a setting as the command line reads it.
+
+    >>> [_as_text(value) for value in ("a", 1e-3, True, None, math.inf)]
+    ['a', '0.001', 'true', '!!null', '.inf']
+    """
+    if value is None:
+        return NOTHING
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
