@@ -1,15 +1,19 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import made_checkpoints
 from fedgram.checkpoint import Checkpoint, compare_settings, fingerprint, load, save
 from fedgram.errors import CheckpointError
 from fedgram.state import flatten, state_hash
+from made_checkpoints import PROGRESS, parts_of, resigned
 
-SETTINGS = {"trainer.seed": 3, "method": "FLoRG", "method.target_modules": None, "optimizer.betas": [0.9, 0.999]}
+SETTINGS = made_checkpoints.SETTINGS | {"method": "FLoRG", "method.target_modules": None, "betas": [0.9, 0.999]}
 
 
 def make_checkpoint(state=None):
@@ -23,8 +27,7 @@ def make_checkpoint(state=None):
             },
             "head": {"out": {"weight": torch.tensor([float("nan"), -0.0, 5e-324, 1e38], dtype=torch.float64)}},
         }
-    progress = {"seconds": 0.1, "metrics": {"accuracy": 0.5}, "totals": [{"bytes": 2**40}]}
-    return Checkpoint(state, 7, SETTINGS, progress, {4: {"head|out|bias": torch.ones(2)}})
+    return Checkpoint(state, 7, SETTINGS, PROGRESS, {4: {"head|out|bias": torch.ones(2)}})
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +100,7 @@ def assert_refused(path, content):
     [
         (rb"\"round\": 7", rb"\"round\": 6"),
         (rb"trainer.seed", rb"trainer.feed"),
-        (rb"accuracy", rb"adequacy"),
+        (rb"seconds_training", rb"seconds_draining"),
         (b"client 4|", b"client 5|"),
     ],
 )
@@ -142,3 +145,109 @@ def test_settings_that_differ_are_all_named_with_both_values(tmp_path):
         compare_settings(tmp_path, {"method": "FedIT", "rank": 4, "seed": 0}, {"method": "FLoRG", "seed": 0})
     with pytest.raises(CheckpointError, match=r"alpha: None there, 2\.0 here"):
         compare_settings(tmp_path, {}, {"alpha": 2.0})
+
+
+def put(path, value):
+    """Return a change of what a checkpoint says: a value at a dotted path, or nothing there where it is None."""
+
+    def change(facts):
+        where, *keys = (int(key) if key.isdigit() else key for key in path.split("/"))
+        for key in keys:
+            facts, where = facts[where], key
+        if value is None:
+            del facts[where]
+        else:
+            facts[where] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("round", None, "round is missing, which should be a whole number"),
+        ("round", "7", "round should be a whole number from 0 on, and is '7'"),
+        ("round", True, "round should be a whole number"),
+        ("round", -1, "round should be a whole number"),
+        ("round", 0, "it holds round 0, before which nothing is sent"),
+        ("settings", [], "settings should be a mapping"),
+        ("settings/trainer.threads", None, "settings.trainer.threads is missing"),
+        ("settings/trainer.clients", 10**30, "settings.trainer.clients should be a whole number from 1 to"),
+        ("settings/trainer.participation", 9, "9 of 5 clients take part"),
+        ("progress", None, "progress is missing, which should be a mapping"),
+        ("progress/seconds", "long", "progress.seconds should be a number from 0 on, and is 'long'"),
+        ("progress/seconds_training", float("nan"), "progress.seconds_training should be a number"),
+        ("progress/totals", {}, "progress.totals should be rows"),
+        ("progress/totals/0/bytes", 0.5, "progress.totals should be rows"),
+        ("progress/totals/0/part", "server", "progress.totals should be rows"),
+        ("progress/metrics", {"accuracy": None}, "progress.metrics should be numbers by name"),
+        ("progress/best", {"accuracy": 1.0}, "progress.best should have accuracy and a round of at most 7"),
+        ("progress/best/round", 8, "progress.best should have accuracy and a round of at most 7"),
+        ("progress/devices", [], "progress.devices should be names of devices"),
+        (
+            "progress/client_flops",
+            7,
+            "progress.client_flops and progress.server_flops should be whole",
+        ),
+    ],
+)
+def test_facts_that_no_run_writes_are_an_error_that_says_which(saved_file, path, value, told):
+    facts, header, data = parts_of(saved_file[1])
+    put(path, value)(facts)
+    altered = saved_file[0].with_name("resigned")
+    altered.write_bytes(resigned(facts, header, data))
+    with pytest.raises(CheckpointError, match=f"was altered: {told}.*; use an older one or start again$") as caught:
+        load(altered)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "adapter",
+        "adapter|q",
+        "other|q|A",
+        "client x|head|out|bias",
+        "client 01|head|out|bias",
+        "client 1|server|q|A",
+    ],
+)
+def test_names_of_tensors_that_no_run_gives_are_an_error(saved_file, name):
+    facts, header, data = parts_of(saved_file[1])
+    header = {name if key == "client 4|head|out|bias" else key: place for key, place in header.items()}
+    altered = saved_file[0].with_name("renamed")
+    altered.write_bytes(resigned(facts, header, data))
+    with pytest.raises(CheckpointError, match=r"a tensor of the name .*, which is none that fedgram gives"):
+        load(altered)
+
+
+def test_what_is_made_anew_unchanged_is_read(saved_file):
+    again = saved_file[0].with_name("again")
+    again.write_bytes(resigned(*parts_of(saved_file[1])))
+    assert state_hash(load(again).state) == state_hash(load(saved_file[0]).state)
+
+
+def test_a_file_of_another_round_than_its_name_says_is_an_error(saved_file):
+    renamed = saved_file[0].with_name("round_000008.safetensors")
+    renamed.write_bytes(saved_file[1])
+    with pytest.raises(CheckpointError, match="its name says round 8, but it holds round 7"):
+        load(renamed)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop", "nowhere"])
+def test_what_is_no_regular_file_is_an_error_at_once(tmp_path, kind):
+    path = tmp_path / "round_000001.safetensors"
+    targets = {"device": "/dev/zero", "loop": path, "nowhere": tmp_path / "no"}
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(targets[kind])
+    with pytest.raises(CheckpointError, match="is a pipe, a device or a link to nowhere, and no checkpoint"):
+        load(path)
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "a\0b"])
+def test_a_path_that_can_be_none_is_an_error(path):
+    with pytest.raises(CheckpointError, match="there is no checkpoint at"):
+        load(Path(path))

@@ -178,12 +178,8 @@ def test_a_run_killed_in_a_round_loses_that_round_only(fit, finished):
 
 def test_rows_of_a_round_that_was_not_checkpointed_are_dropped(fit):
     _, trainer = fit(rounds=3)
-    last = trainer.folder.checkpoint("last")
-    behind = load(last)
-    save(
-        last, type(behind)(behind.state, 2, behind.settings, behind.progress)
-    )  # as if killed between row and checkpoint
-    _, again = fit(rounds=3, ckpt_path=str(last))
+    trainer.folder.checkpoint("last").unlink()  # as if killed between row and checkpoint
+    _, again = fit(rounds=3, ckpt_path="last")
     assert [row["round"] for row in rows(again.folder.path)] == ["0", "1", "2", "3"]
 
 

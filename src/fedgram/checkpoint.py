@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedgram.errors import CheckpointError
+from fedgram.facts import CLIENT, wrong_facts, wrong_names
 from fedgram.files import atomic_write
 from fedgram.state import State, flatten, unflatten
 
@@ -22,7 +23,6 @@ log = logging.getLogger(__name__)
 WEIGHTS_SETTING = "model.weights"
 """The setting that is the digest of the weights that the backbone was loaded with."""
 _FORMAT = "2"
-_CLIENT = "client "
 _UNSIGNED = "0" * 64
 """Stands in the place of a file's digest while that is computed."""
 
@@ -47,7 +47,7 @@ class Checkpoint:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors under flat names; those of client 3 begin with ``client 3|``."""
-        own = {f"{_CLIENT}{c}|{key}": t for c, kept in self.clients.items() for key, t in kept.items()}
+        own = {f"{CLIENT}{c}|{key}": t for c, kept in self.clients.items() for key, t in kept.items()}
         return flatten(self.state) | own
 
 
@@ -95,21 +95,39 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint and check it, tensors and all else, against the digest that it states.
 
     Raises:
-        CheckpointError: the file is missing, truncated, altered, of another version, or no checkpoint of fedgram's.
+        CheckpointError: the file is missing, truncated, altered, of another version, no checkpoint of fedgram's, or
+            what it says beside its tensors is not what a run writes.
     """
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint at {path}; give --ckpt_path last, best, or the path of a file")
+    _check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {}).get("fedgram", "{}"))
             _check(path, facts)
+            wrong = wrong_facts(facts, path.stem) or wrong_names(file.keys(), facts["round"])
+            if wrong is not None:
+                raise CheckpointError(f"the checkpoint {path} was altered: {wrong}; use an older one or start again")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged ({error}); use an older one or start again") from error
-    state = unflatten({key: tensor for key, tensor in tensors.items() if not key.startswith(_CLIENT)})
-    return Checkpoint(state, int(facts["round"]), facts["settings"], facts["progress"], _clients_of(tensors))
+    state = unflatten({key: tensor for key, tensor in tensors.items() if not key.startswith(CLIENT)})
+    return Checkpoint(state, facts["round"], facts["settings"], facts["progress"], _clients_of(tensors))
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no regular file, reading from which might never end."""
+    try:
+        is_file, is_there = path.is_file(), path.exists() or path.is_symlink()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL character
+        raise CheckpointError(f"there is no checkpoint at {str(path)!r} ({error})") from error
+    if is_there and not is_file and not path.is_dir():
+        raise CheckpointError(
+            f"{path} is a pipe, a device or a link to nowhere, and no checkpoint; give --ckpt_path last, best, or the "
+            "path of a file"
+        )
+    if not is_file:
+        raise CheckpointError(f"there is no checkpoint at {path}; give --ckpt_path last, best, or the path of a file")
 
 
 def _check(path: Path, facts: Any) -> None:
@@ -147,8 +165,8 @@ def load_first(paths: Sequence[Path]) -> tuple[Path, Checkpoint]:
 def _clients_of(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     clients: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if name.startswith(_CLIENT):
-            number, key = name.removeprefix(_CLIENT).split("|", 1)
+        if name.startswith(CLIENT):
+            number, key = name.removeprefix(CLIENT).split("|", 1)
             clients.setdefault(int(number), {})[key] = tensor
     return clients
 

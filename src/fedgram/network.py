@@ -52,11 +52,11 @@ class ClientNetwork:
     one_by_one: bool = False
     weights: str = ""
 
-    def initial_state(self) -> State:
-        """Return what the server starts with, without client axis, on the device."""
+    def initial_state(self, dtype: torch.dtype | None = None) -> State:
+        """Return what the server starts with, without client axis, on the device; of the type of the run by default."""
         state: State = {part: {} for part in PARTS}
         for name, layer in self.layers.items():
-            state[layer.part][name] = {f: t.to(self.device, self.dtype) for f, t in layer.initial().items()}
+            state[layer.part][name] = {f: t.to(self.device, dtype or self.dtype) for f, t in layer.initial().items()}
         return state
 
     def share(self, state: State) -> None:

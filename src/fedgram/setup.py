@@ -21,8 +21,9 @@ from fedgram.cohort import cohort_size, local_step_count
 from fedgram.collectives import Ranks
 from fedgram.compute import Compute, find_prices
 from fedgram.data import FederatedData, Shards
-from fedgram.errors import CheckpointError, ConfigurationError
+from fedgram.errors import ConfigurationError
 from fedgram.federation import Federation, Plan
+from fedgram.forms import check_tensors
 from fedgram.launch import launch
 from fedgram.memory import choose_clients_per_block
 from fedgram.methods import Method
@@ -81,13 +82,11 @@ def trained_models(
     saved = {key: checkpoint.settings[key] for key in present if key in checkpoint.settings}
     compare_settings(path, saved, present, "use the settings it has, another run's --ckpt_path, or --ckpt_path none")
     log.log(level, "%s, after round %d", path, checkpoint.round)
+    initial = network.initial_state(_type_of(checkpoint.settings.get("trainer.precision")))
+    start = {**initial, "server": method.server_start(initial, checkpoint.settings["trainer.clients"])}
+    helps = "has this data as many labels as the run's, and is the backbone the same?"
+    check_tensors(path, checkpoint, start, method, helps=helps)
     model = method.model({"server": {}, **checkpoint.state})
-    own = [flatten(method.without_shared(state)) for state in (initial, model)]
-    shapes = [{key: tuple(tensor.shape) for key, tensor in flat.items()} for flat in own]
-    if shapes[0] != shapes[1]:
-        raise CheckpointError(
-            f"the model of {path} has other shapes than this data and backbone ask for: as many labels?"
-        )
     return Models(model, ClientStore(checkpoint.clients), shards, trainer.seed)
 
 
@@ -171,11 +170,16 @@ def build(
         frozen.install(linear_layers(model.loaded()).values())
         layers = method.install(model.loaded(), trainer.seed)  # after the weights' type is set: L, R and A₁ keep theirs
         model.loaded().to(ranks.device)
-        dtype = torch.float64 if trainer.precision == "64-true" else torch.float32
+        dtype = _type_of(trainer.precision)
         network = ClientNetwork(model, layers, ranks.device, dtype, autocast, model.pad_id, method.shared_fields)
         try_adapted(network, trial, method.keeps_start)
     network.weights = ranks.broadcast(digest)
     return network
+
+
+def _type_of(precision: str | None) -> torch.dtype:
+    """Return the type of adapters and heads."""
+    return torch.float64 if precision == "64-true" else torch.float32
 
 
 def _check_lengths(model: FederatedTask, data: FederatedData) -> None:
@@ -228,6 +232,7 @@ def begin(
             trial.report()
         if path is not None and checkpoint is not None:
             compare_settings(path, checkpoint.settings, settings)
+            check_tensors(path, checkpoint, start, method, optimizer)
         own = folder_of(trainer, ranks, path, held)
     trainer.folder, trainer.plan = RunFolder(Path(ranks.broadcast(str(own.path)))), plan
     loggers = _loggers(trainer, trainer.folder, method) if ranks.rank == 0 else []

@@ -34,6 +34,7 @@ __all__ = [
     "to",
     "unflatten",
     "without",
+    "without_numbers",
 ]
 
 Layer = dict[str, Tensor]
@@ -91,6 +92,17 @@ def to(state: State, device: torch.device | str) -> State:
     """Return the state with every tensor on a device."""
     return {
         part: {name: {field: send(tensor, device) for field, tensor in layer.items()} for name, layer in layers.items()}
+        for part, layers in state.items()
+    }
+
+
+def without_numbers(state: State) -> State:
+    """Return tensors without numbers; what the server remembers of no layer, which may say who is sent what, as is."""
+    return {
+        part: {
+            name: {f: torch.empty(t.shape, dtype=t.dtype, device="meta") if name else t for f, t in layer.items()}
+            for name, layer in layers.items()
+        }
         for part, layers in state.items()
     }
 

@@ -8,10 +8,11 @@ import torch
 
 from fedgram.cohort import sample
 from fedgram.cost import Setting, Size
-from fedgram.cost.traffic import Traffic, _without_numbers, bounded
+from fedgram.cost.traffic import Traffic, bounded
 from fedgram.flop_counter import NotCountableError
 from fedgram.methods import FedIT, FedLEASE, FLoRA, Method
 from fedgram.network import ClientNetwork
+from fedgram.state import without_numbers
 from methods.still import World
 from methods.test_nobody_moved import METHODS
 
@@ -63,7 +64,7 @@ class CountedWorld(World):
 def run(make, size, drift=0.3):
     """Play a run, and return what was sent, and what is said of it, at least and at most."""
     world = CountedWorld(make(), clients=CLIENTS)
-    start = _without_numbers(world.first)
+    start = without_numbers(world.first)
     for cohort in cohorts_of(size):
         world.round(cohort.tolist(), drift)
     said = {

@@ -48,6 +48,7 @@ from fedgram.seeding import torch_generator
 from fedgram.state import bytes_of, flatten, split, state_hash
 from fedgram.uploads import Uploads
 from helpers import deficient, rng, unequal_weights
+from made_checkpoints import PROGRESS, SETTINGS
 from methods import oracles
 from thread_ranks import on_ranks
 
@@ -387,7 +388,7 @@ def test_a_rank_without_clients_expects_what_the_others_send(case):
 
 def test_the_server_state_survives_a_checkpoint_bit_by_bit(case, tmp_path):
     state = federate(case, dtype=torch.float32).next_state()
-    save(tmp_path / "last", Checkpoint(state, 1, {}, {}))
+    save(tmp_path / "last", Checkpoint(state, 1, SETTINGS, PROGRESS))
     assert state_hash(load(tmp_path / "last").state) == state_hash(state)
 
 

@@ -1,6 +1,5 @@
 """What a run's payloads are: a method's own code, run from round to round on tensors without numbers."""
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property
@@ -10,30 +9,20 @@ import torch
 
 from fedgram.cost.figures import Setting, Size
 from fedgram.flop_counter import NotCountableError
+from fedgram.forms import BOUNDS, bounded
 from fedgram.methods import Method, RoundInfo
 from fedgram.methods.ranks import deal_ranks
 from fedgram.network import ClientNetwork
 from fedgram.server_flops import aggregation
-from fedgram.state import PARTS, Layers, State
+from fedgram.state import PARTS, Layers, State, without_numbers
 
 __all__ = ["BOUNDS", "Traffic", "bounded"]
 
-BOUNDS = ("least", "most")
 _NOTHING: State = {"adapter": {}, "head": {}}
 
 
 class _JoinedLayersError(Exception):
     """A payload has numbers of no single layer."""
-
-
-def bounded(method: Method) -> dict[str, Method]:
-    """Return a method as it is asked for what it sends: once at least and once at most, where that can't be known."""
-    if not method.unknown:
-        return {"most": method}
-    found = {bound: copy.copy(method) for bound in BOUNDS}
-    for bound, own in found.items():
-        own.bound = bound  # type: ignore[assignment]
-    return found
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ class Traffic:
             NotCountableError: the server's tensors change otherwise than the method says.
         """
         model = network.initial_state()
-        start = _without_numbers({**model, "server": method.server_start(model, setting.clients)})
+        start = without_numbers({**model, "server": method.server_start(model, setting.clients)})
         found = cls(method, start, {}, setting, seed)
         if not method.unknown:
             found._check_form(network)
@@ -198,17 +187,6 @@ class Traffic:
 
 def _of(layers: Layers, name: str) -> Iterable[tuple[str, torch.Tensor]]:
     return layers.get(name, {}).items()
-
-
-def _without_numbers(state: State) -> State:
-    """Return tensors without numbers; what the server remembers of no layer, which may say who is sent what, as is."""
-    return {
-        part: {
-            name: {f: torch.empty(t.shape, dtype=t.dtype, device="meta") if name else t for f, t in layer.items()}
-            for name, layer in layers.items()
-        }
-        for part, layers in state.items()
-    }
 
 
 def _with_last(cohorts: Iterable[np.ndarray], clients: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
