@@ -65,8 +65,19 @@ def write_partition(folder: Path, data: FederatedData, shards: Shards) -> "Figur
     return figure
 
 
-def write_predictions(path: Path, columns: Mapping[str, list[Any]]) -> None:
-    """Write a table of predictions, one row per sample, in the order of the data."""
+def write_predictions(path: Path, inputs: Mapping[str, list[Any]], predictions: Mapping[str, list[Any]]) -> None:
+    """Write a table of predictions, one row per sample, in the order of the data.
+
+    A column of the data that has the name of one of the table's own is called ``input NAME``.
+
+    Args:
+        path: the file.
+        inputs: columns of the data.
+        predictions: what is predicted.
+    """
+    own = {"sample", *predictions}
+    columns = {f"input {name}" if name in own else name: values for name, values in inputs.items()}
+    columns |= predictions
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["sample", *columns])

@@ -366,6 +366,9 @@ class FederatedTrainer:
     ) -> Path:
         """Write a run's predictions for a split to a CSV file.
 
+        A row has the columns of the data, and then what is predicted: of a classification the class, its probability
+        and that of every class, by their names; of a regression the score.
+
         Args:
             model: the task.
             datamodule: the data.
@@ -390,7 +393,7 @@ class FederatedTrainer:
         with located(f"{split} split"):
             outputs = infer(network, [(state, np.arange(len(table)))], table, datamodule.eval_batch_size, ranks)
         if ranks.rank == 0:
-            write_predictions(path, model.predictions(outputs, datamodule, split))
+            write_predictions(path, datamodule.inputs(split), model.predictions(outputs, datamodule, split))
         return path
 
     def _evaluate_split(

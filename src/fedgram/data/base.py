@@ -122,6 +122,10 @@ class FederatedData(LightningDataModule, ABC):
         labels = self.split(name).labels
         return not bool(np.isnan(labels).any() if labels.dtype.kind == "f" else (labels < 0).any())
 
+    def inputs(self, split: str) -> dict[str, list[Any]]:
+        """Return the columns of the data that a split's table of predictions repeats, in its order; none by default."""
+        return {}
+
     def units(self, split: str) -> np.ndarray:
         """Return which samples go to one client only together: the number of each sample's unit, int64 from 0.
 

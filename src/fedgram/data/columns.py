@@ -94,6 +94,14 @@ class Columns:
     def __getitem__(self, name: str) -> list[Any]:
         return self.load(name)
 
+    def shown(self, name: str, rows: Sequence[int]) -> list[Any]:
+        """Return some values of a column, classes by their names, as a table for people has them."""
+        values, names = self[name], self.class_names.get(name)
+        chosen = [values[row] for row in rows]
+        if names is None:
+            return chosen
+        return [names[value] if type(value) is int and 0 <= value < len(names) else value for value in chosen]
+
     def place(self, split: str) -> Place:
         """Say where the samples of a split come from."""
         return Place(split, self.file, self.lines)

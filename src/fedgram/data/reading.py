@@ -47,6 +47,7 @@ class RawSplit:
         label_names: the names of labels 0, 1, ..., if the source knows them; labels may be such numbers, or the names.
         typed: whether the source tells numbers from text; of a CSV or TSV file all labels are text.
         place: where the samples come from, for messages.
+        source: all columns that the source has.
     """
 
     texts: tuple[list[str], ...]
@@ -54,6 +55,7 @@ class RawSplit:
     label_names: tuple[str, ...] | None = None
     typed: bool = True
     place: Place | None = field(default=None, compare=False)
+    source: Columns | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -222,4 +224,5 @@ def raw_split(columns: Columns, text: Sequence[str], label: str, split: str) -> 
         columns.class_names.get(label),
         columns.typed,
         place,
+        columns,
     )

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -91,6 +92,7 @@ class TextClassificationData(FederatedData):
         self.label_quantiles = positive("label_quantiles", label_quantiles)
         self.label_names: list[str] = []
         self._dealt: tuple[np.ndarray, str] | None = None
+        self._origins: dict[str, tuple[str, np.ndarray]] = {}  # the source's split, and its rows
         self.metrics: tuple[str, ...] = ("pearson", "spearman") if num_labels == 1 else ("accuracy", "macro_f1")
 
     @property
@@ -129,6 +131,15 @@ class TextClassificationData(FederatedData):
     def dealt(self) -> tuple[np.ndarray, str]:
         return self._dealt or super().dealt()
 
+    def inputs(self, split: str) -> dict[str, list[Any]]:
+        """Return all columns that the source has, which is read again, with classes by their names."""
+        self.split(split)
+        origin, rows = self._origins[split]
+        raw = self.read()[origin]
+        if raw.source is None:
+            return {name: [texts[row] for row in rows] for name, texts in zip(self.text, raw.texts, strict=True)}
+        return {name: raw.source.shown(name, rows.tolist()) for name in raw.source.column_names}
+
     def load_tables(self) -> dict[str, TokenTable]:
         raws = self.read()
         samples = len(raws["train"])
@@ -139,6 +150,7 @@ class TextClassificationData(FederatedData):
             splits = others | _held_out(splits["train"], self.validation_fraction)
         if self.max_train_samples is not None:
             splits["train"] = _limited(splits["train"], self.max_train_samples)
+        self._origins = {name: (name if name in raws else "train", split.rows) for name, split in splits.items()}
         self._dealt = (rows := splits["train"].rows), _counted(len(rows), samples)
         self.label_names = self.group_names = list(scheme.names)
         if scheme.kind == "score":
