@@ -1,12 +1,13 @@
 """TensorBoard's event files: records of a length, its checksum, an event, and the event's checksum."""
 
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedgram.files import atomic_write
 
-__all__ = ["keep"]
+__all__ = ["keep", "silence_writers"]
 
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM = 4
@@ -24,6 +25,21 @@ def keep(folder: Path, counts: Callable[[str, int], bool]) -> None:
         kept = [record for record, values in _records(content) if all(counts(tag, step) for tag, step in values)]
         if sum(map(len, kept)) < len(content):
             atomic_write(path, *kept)
+
+
+def silence_writers() -> None:
+    """Have no traceback printed when the thread that writes event files meets a full disk.
+
+    TensorBoard raises the error again where the program next writes, and there it is reported.
+    """
+    former = threading.excepthook
+
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        is_writer = type(raised.thread).__module__.startswith("tensorboard.")
+        if not (is_writer and isinstance(raised.exc_value, OSError)):
+            former(raised)
+
+    threading.excepthook = hook
 
 
 def _records(content: bytes) -> Iterator[tuple[bytes, list[tuple[str, int]]]]:

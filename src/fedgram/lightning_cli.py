@@ -21,6 +21,7 @@ from fedgram.cost import Estimate, Payloads, every_method, find_payloads
 from fedgram.cost.tables import WIDTH, markdown, rich_tables
 from fedgram.data import FederatedData
 from fedgram.errors import UsageError
+from fedgram.event_files import silence_writers
 from fedgram.files import atomic_write
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
@@ -255,6 +256,7 @@ def _with_every_method(arguments: Sequence[str]) -> list[str]:
 
 def run() -> None:
     """Run the command line."""
+    silence_writers()
     if sys.argv[1:2] == ["cost"]:
         sys.argv[1:] = _with_every_method(sys.argv[1:])
     FedgramCLI()

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedgram.checkpoint import fingerprint
 from fedgram.data import FederatedData, Shards, partition_picture
-from fedgram.files import atomic_write
+from fedgram.files import atomic_write, writing
 from fedgram.memory import peak_megabytes
 from fedgram.models import FederatedTask
 from fedgram.state import tensor_hash
@@ -55,13 +55,17 @@ def write_partition(folder: Path, data: FederatedData, shards: Shards) -> "Figur
     groups, names, path = data.groups("train"), data.group_names, folder / "partition.csv"
     if len(shards) <= partition_picture.MOST_CLIENTS:
         table = partition_picture.counts(shards, groups, len(names))
-        partition_picture.write_table(path, table, names)
+        with writing(path):
+            partition_picture.write_table(path, table, names)
         figure = partition_picture.draw(table, names)
     else:
         lines = partition_picture.Lines.of(shards, groups, len(names))
-        partition_picture.write_lines(path, lines, names)
+        with writing(path):
+            partition_picture.write_lines(path, lines, names)
         figure = partition_picture.draw_lines(lines, shards.sizes, names)
-    figure.savefig(folder / "partition.png", dpi=120)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    atomic_write(folder / "partition.png", image.getbuffer())
     return figure
 
 

@@ -6,12 +6,13 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from fedgram.errors import CheckpointError, ConfigurationError
-from fedgram.files import append, atomic_write, remove_leftovers
+from fedgram.errors import CheckpointError, located
+from fedgram.files import append, atomic_write, remove_leftovers, writing
 
 __all__ = [
     "UNTRAINED",
@@ -123,18 +124,18 @@ class RunFolder:
 
     @classmethod
     def create(cls, root: Path, name: str) -> "RunFolder":
-        """Make the next version_N of a name."""
-        parent = root / name
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigurationError(f"trainer.default_root_dir: can't make {parent} ({error.strerror})") from error
-        number = max(versions(parent), default=-1) + 1
-        while True:  # another process may take the number first
-            try:
-                (parent / f"version_{number}").mkdir()
-                return cls(parent / f"version_{number}")
-            except FileExistsError:
+        """Make the next version_N of a name.
+
+        Raises:
+            OutputError: the system refuses to.
+        """
+        with located("trainer.default_root_dir"), writing(root / name):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            number = max(versions(root / name), default=-1) + 1
+            while True:
+                with suppress(FileExistsError):  # another process was first to take the number
+                    (root / name / f"version_{number}").mkdir()
+                    return cls(root / name / f"version_{number}")
                 number += 1
 
     def round_checkpoint(self, round_number: int) -> Path:

@@ -8,15 +8,17 @@ bytes are whole however little a round sends; it writes them on the axis as k, M
 
 import math
 import re
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.fabric.loggers.csv_logs import CSVLogger
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
 from fedgram import event_files, hparams
+from fedgram.files import writing
 from fedgram.methods import Diagnostics
 
 if TYPE_CHECKING:
@@ -86,9 +88,11 @@ class Tracker:
         """
         for logger in self._loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure(_PARTITION, partition, close=False)
+                with _writing(logger):
+                    logger.experiment.add_figure(_PARTITION, partition, close=False)
             else:
-                with suppress(NotImplementedError):  # some, such as Fabric's CSVLogger, have nowhere to put them
+                # Some, such as Fabric's CSVLogger, have nowhere to put them.
+                with _writing(logger), suppress(NotImplementedError):
                     logger.log_hyperparams(dict(self._settings))
         if evaluated:
             self._introduce(evaluated)
@@ -109,10 +113,12 @@ class Tracker:
         figures = {key: value for key, value in row.items() if key != "round"}
         by_layer = {f"{key}/{name}": v for name, layer in diagnostics.items() for key, v in layer.items()}
         for logger in self._loggers:
-            logger.log_metrics(_defined(figures | by_layer), step=step)
+            with _writing(logger):
+                logger.log_metrics(_defined(figures | by_layer), step=step)
         for board in self._boards:
-            board.log_metrics(_defined({f"{_BY_BYTES}{key}": row[key] for key in evaluated}), step=sent)
-            board.experiment.flush()  # before the checkpoint, so that a round that counts is there after a kill
+            with _writing(board):
+                board.log_metrics(_defined({f"{_BY_BYTES}{key}": row[key] for key in evaluated}), step=sent)
+                board.experiment.flush()  # before the checkpoint, so that a round that counts is there after a kill
 
     def finish(self, round_number: int, final: Mapping[str, float]) -> None:
         """Tell of a run that is over.
@@ -123,10 +129,13 @@ class Tracker:
         """
         self._introduce(())
         for board in self._boards:
-            board.log_metrics(_defined({f"{_FINAL}{key}": value for key, value in final.items()}), step=round_number)
-            board.experiment.file_writer.add_summary(hparams.end())
+            with _writing(board):
+                figures = _defined({f"{_FINAL}{key}": value for key, value in final.items()})
+                board.log_metrics(figures, step=round_number)
+                board.experiment.file_writer.add_summary(hparams.end())
         for logger in self._loggers:
-            logger.finalize("success")
+            with _writing(logger):
+                logger.finalize("success")
 
     def _introduce(self, evaluated: Collection[str]) -> None:
         """Tell TensorBoard how to hold the run against others, unless it was told."""
@@ -135,10 +144,27 @@ class Tracker:
         self._is_introduced = True
         columns = [*evaluated, *(["loss"] if evaluated else []), "megabytes_up", "megabytes_down"]
         for board in self._boards:
-            writer = board.experiment
-            writer.file_writer.add_summary(hparams.table(self._settings, {f"{_FINAL}{key}": key for key in columns}))
-            writer.file_writer.add_summary(hparams.start(self._settings))
-            writer.add_custom_scalars({_LAYOUT: _charts(evaluated)})
+            table = hparams.table(self._settings, {f"{_FINAL}{key}": key for key in columns})
+            with _writing(board):
+                writer = board.experiment
+                writer.file_writer.add_summary(table)
+                writer.file_writer.add_summary(hparams.start(self._settings))
+                writer.add_custom_scalars({_LAYOUT: _charts(evaluated)})
+
+
+@contextmanager
+def _writing(logger: Logger) -> Iterator[None]:
+    """Turn what a full disk raises into one line, where a logger writes into a folder and not to a service."""
+    if not isinstance(logger, TensorBoardLogger | CSVLogger):
+        yield
+        return
+    with writing(Path(logger.log_dir)):
+        try:
+            yield
+        except ValueError as error:
+            if isinstance(error.__cause__, OSError):  # which Fabric's logger takes for a wrong value
+                raise error.__cause__ from error
+            raise
 
 
 def _defined(figures: Mapping[str, float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from fedgram.data.columns import Columns, notice
 from fedgram.errors import DataError
 
-__all__ = ["cannot_read", "read_json", "read_parquet", "text_lines"]
+__all__ = ["cannot_read", "read_json", "read_parquet", "readable", "text_lines"]
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 # The longer marks first: UTF-32's begins with UTF-16's.
@@ -29,6 +29,20 @@ def cannot_read(path: Path, reason: str, remedy: str | None = None) -> DataError
     """Return the error for a file that is not what its name promises."""
     wanted = f"expected a well-formed {path.suffix.lower()} file with at least one sample"
     return DataError(f"cannot read {path}: {reason}; {remedy or f'{wanted}: correct it, or leave the split out'}")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn an error of the system, such as a missing permission, into one line that does not blame what a file holds.
+
+    Raises:
+        DataError: the system refused to read.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise cannot_read(path, reason, "see to its permissions, and to the disk that it is on") from error
 
 
 @contextmanager
@@ -186,6 +200,8 @@ def read_parquet(path: Path) -> Columns:
         with path.open("rb") as file:  # by itself, pyarrow would take a name with :// for an address
             table = ParquetFile(file).read()
     except (ArrowException, OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, and not pyarrow's
+            raise
         raise cannot_read(path, (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")) from error
     if not table.num_rows:
         raise cannot_read(path, "it has no samples")

@@ -4,6 +4,7 @@ import csv
 import hashlib
 from pathlib import Path
 
+from fedgram.data.files import readable
 from fedgram.data.packages import package_path
 from fedgram.data.partition import Partition
 from fedgram.data.reading import RawSplit
@@ -76,7 +77,7 @@ def _split_of(identity: str) -> str:
 
 def _rated(path: Path) -> list[tuple[str, float, str]]:
     """Read (id, mean rating, sentence) of each line after the header."""
-    with path.open(encoding="utf-8", newline="") as file:
+    with readable(path), path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     try:
         return [(identity, float(rating), text) for identity, rating, text in lines[1:]]

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedgram.data.columns import Columns, Place, check_columns, check_texts, may_be_unlabelled, notice
 from fedgram.data.delimited import read_delimited
-from fedgram.data.files import cannot_read, read_json, read_parquet
+from fedgram.data.files import cannot_read, read_json, read_parquet, readable
 from fedgram.errors import ConfigurationError, DataError
 from fedgram.files import expand_home
 from fedgram.hub import remedy
@@ -98,10 +98,11 @@ def read_source(
 
 def _files_of(folder: Path, splits: Mapping[str, Sequence[str]]) -> dict[str, Path]:
     """Find the file of each split in a folder."""
-    found = {
-        name: [file for stem in stems for suffix in SUFFIXES if (file := folder / (stem + suffix)).is_file()]
-        for name, stems in splits.items()
-    }
+    with readable(folder):
+        found = {
+            name: [file for stem in stems for suffix in SUFFIXES if (file := folder / (stem + suffix)).is_file()]
+            for name, stems in splits.items()
+        }
     for name, files in found.items():
         if len(files) > 1:
             raise DataError(
@@ -137,6 +138,11 @@ def read_file(path: Path, text: Sequence[str]) -> Columns:
     Raises:
         DataError: if the file is absent, malformed, or of another kind.
     """
+    with readable(path):
+        return _read_file(path, text)
+
+
+def _read_file(path: Path, text: Sequence[str]) -> Columns:
     if not path.is_file():
         raise DataError(f"there is no data file {path}; correct the path, or give a data set of the hub")
     if path.suffix.lower() not in SUFFIXES:
