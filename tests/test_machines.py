@@ -11,11 +11,12 @@ import psutil
 import pytest
 import torch
 
-from fedgram import memory
+from fedgram import frozen, memory
 from fedgram.errors import ConfigurationError
 from fedgram.launch import choose_accelerator, without_srun_hint
 from fedgram.memory import peak_megabytes
 from fedgram.slurm import StopSignals
+from test_trainer import fit  # noqa: F401
 
 CPU = torch.device("cpu")
 
@@ -117,3 +118,19 @@ def test_fit_and_compare_where_unix_lacks(config, tmp_path):
     assert "curves: tensorboard --logdir runs" in done.stdout
     assert len(list(tmp_path.glob("runs/*/version_0/summary.json"))) == 1
     assert "srun" not in done.stderr
+
+
+@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.flops)])
+def test_a_torch_without_onednn_runs_every_path(fit, monkeypatch, precision):  # noqa: F811
+    expected, _ = fit(rounds=1, precision=precision)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)
+    found, _ = fit(rounds=1, precision=precision)
+    assert found["final"]["loss"] == pytest.approx(expected["final"]["loss"], rel=2e-2 if "bf16" in precision else 1e-4)
+    assert found["client_flops"] == expected["client_flops"]
+
+
+def test_a_torch_whose_onednn_lacks_the_product(monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    x, weight = torch.ones(2, 3), torch.ones(4, 3)
+    assert torch.equal(frozen.linear(x, weight, None), torch.full((2, 4), 3.0))

@@ -36,6 +36,8 @@ def _has_onednn(dtype: torch.dtype, device: torch.device) -> bool:
     """Say whether oneDNN multiplies matrices of this type here."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # some builds have oneDNN, but not this of its products
+        return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

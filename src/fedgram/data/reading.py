@@ -1,6 +1,7 @@
 """Raw texts and labels, read from files or from a hub."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -167,7 +168,7 @@ def read_hub(
     wanted = f"{name!r}" + (f" ({config_name})" if config_name else "")
     from_cache = remedy(config.HF_DATASETS_CACHE)
     try:
-        with _quiet() if from_cache else nullcontext():
+        with _quiet() if from_cache else nullcontext(), _unlocked_if_read_only(Path(config.HF_DATASETS_CACHE)):
             found = load_dataset(name, config_name)
     except Exception as error:
         needed = from_cache or "see to its name, config_name and the network"
@@ -199,6 +200,22 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _unlocked_if_read_only(cache: Path) -> Iterator[None]:
+    """Have a complete cache be read that nobody here may write to: `datasets` would lock it, with a file in it."""
+    from datasets import builder
+
+    if not cache.is_dir() or os.access(cache, os.W_OK):
+        yield
+        return
+    lock = builder.FileLock
+    builder.FileLock = lambda _: nullcontext()  # there is nothing to guard against: no process can write
+    try:
+        yield
+    finally:
+        builder.FileLock = lock
 
 
 def _reason(error: Exception) -> str:
