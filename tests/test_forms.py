@@ -10,7 +10,7 @@ import torch
 from blank_pictures import partition_picture
 from distributed.conftest import material  # noqa: F401 (a fixture)
 from distributed.fits import CASES, parts_of
-from fedgram import reporting, setup
+from fedgram import FedSALoRA, reporting, setup
 from fedgram.callbacks import Callback
 from fedgram.checkpoint import Checkpoint
 from fedgram.errors import CheckpointError
@@ -102,3 +102,15 @@ def test_what_a_server_remembers_may_be_smaller_but_not_larger(standing):
     for wrong in (torch.cat([means, means]), means[:0], means[0], means.double()):
         with pytest.raises(CheckpointError, match="expected at most float32"):
             check_tensors(path, altered(checkpoint, {name: wrong}), start, method, optimizer)
+
+
+class Growing(FedSALoRA):
+    """A method of a user's own, whose server would hold more than it says."""
+
+
+def test_a_method_of_ones_own_is_told_of_next_form(standing):
+    path, checkpoint, start, _, optimizer = standing("FedSALoRA-keep_state")
+    method = Growing(rank=2, head="frozen")
+    more = altered(checkpoint, {"server|q|R": torch.ones(2)})
+    with pytest.raises(CheckpointError, match=r"expected no such tensor; .* says which in next_form$"):
+        check_tensors(path, more, start, method, optimizer)

@@ -1,11 +1,12 @@
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from fedgram.errors import CheckpointError
-from fedgram.run_folder import RunFolder, Table, find_checkpoints
+from fedgram.run_folder import RunFolder, Table, find_checkpoints, newest_checkpoints
 
 
 def read(path):
@@ -185,3 +186,33 @@ def test_text_and_json_are_written(tmp_path):
     folder.write_text("config.yaml", "seed: 0\n")
     assert json.loads((folder.path / "summary.json").read_text()) == {"accuracy": 0.5, "name": "ü"}
     assert (folder.path / "config.yaml").read_text() == "seed: 0\n"
+
+
+def test_a_link_that_leads_nowhere_is_a_checkpoint_that_is_damaged(tmp_path):
+    folder = RunFolder.create(tmp_path, "a")
+    (folder.path / "checkpoints").mkdir()
+    older, newest = folder.round_checkpoint(1), folder.round_checkpoint(2)
+    older.touch()
+    newest.symlink_to(newest)
+    assert find_checkpoints("last", tmp_path, "a") == [newest, older]
+    folder.checkpoint("best").symlink_to("nowhere")
+    assert newest_checkpoints(tmp_path, "a") == [folder.checkpoint("best"), newest, older]
+    folder.rewind(1)
+    assert folder.round_checkpoints() == [older]
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_an_error_or_left_alone(tmp_path):
+    folder = RunFolder.create(tmp_path, "a")
+    folder.round_checkpoint(2).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"can't delete .*round_000002.safetensors \(.*\); move it away"):
+        folder.rewind(1)
+    folder.keep_checkpoints(0)
+    assert folder.round_checkpoint(2).is_dir()
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "metrics.csv")
+    os.mkfifo(tmp_path / "summary.json")
+    assert RunFolder(tmp_path).read_json("summary.json") is None
+    Table(tmp_path / "metrics.csv").keep_until(1)
+    assert not (tmp_path / "metrics.csv").exists()

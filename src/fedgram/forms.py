@@ -90,6 +90,8 @@ def check_tensors(
         wrong = wrong and f"of client {client}, {wrong}"
     wrong = wrong or spoilt_tensor(flatten(checkpoint.state))
     if wrong is not None:
+        if type(method).next_form is Method.next_form and not type(method).__module__.startswith("fedgram."):
+            helps += "; a method whose server holds other tensors after some rounds says which in next_form"
         raise CheckpointError(
             f"the checkpoint {path} does not hold what a run of {method.name} does after round {checkpoint.round}: "
             f"{wrong}; {helps}"

@@ -228,7 +228,7 @@ def find_checkpoints(ckpt_path: str, root: Path, name: str) -> list[Path]:
         return (RunFolder(path).round_checkpoints() if path.is_dir() else []) or [path]
     for number in sorted(versions(root / name), reverse=True):
         folder = RunFolder(root / name / f"version_{number}")
-        if folder.checkpoint(ckpt_path).exists():
+        if _is_there(folder.checkpoint(ckpt_path)):
             return folder.round_checkpoints() if ckpt_path == "last" else [folder.checkpoint(ckpt_path)]
     raise CheckpointError(
         f"--ckpt_path {ckpt_path}: no run in {root / name} has such a checkpoint; leave ckpt_path out to start anew, "
@@ -241,9 +241,14 @@ def newest_checkpoints(root: Path, name: str) -> list[Path]:
     for number in sorted(versions(root / name), reverse=True):
         folder = RunFolder(root / name / f"version_{number}")
         best = folder.checkpoint("best")
-        if found := [*([best] if best.exists() else []), *folder.round_checkpoints()]:
+        if found := [*([best] if _is_there(best) else []), *folder.round_checkpoints()]:
             return found
     return []
+
+
+def _is_there(path: Path) -> bool:
+    """Say whether a folder has a name, also if that is a link which leads nowhere: what it is, reading it tells."""
+    return path.is_symlink() or path.exists()
 
 
 def find_run_of(start: Mapping[str, Any], root: Path, name: str) -> "RunFolder | None":

@@ -444,7 +444,8 @@ class Method(ABC):
         """Return tensors of the shapes and types of `next_state`, without uploads: by default the server's own.
 
         With it `fedgram cost` goes from round to round on tensors without numbers, and asks this class for the
-        payloads of each. Methods whose server holds more or larger tensors after some rounds replace it. What it
+        payloads of each; and a checkpoint is compared with it before a run goes on, which is refused where it differs.
+        Methods whose server holds more or larger tensors after some rounds replace it. What it
         remembers of each client, as integers ``(clients,)`` under "", has its numbers and is set as in a run.
         """
         return server
