@@ -83,10 +83,14 @@ class WarmParent:
             here.close()
 
 
-def _report(connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def outcome_of(function: Callable[..., Any], *arguments: Any) -> Outcome:
+    """Call a function in this process."""
     try:
-        outcome = Outcome("returned", function(*arguments))
+        return Outcome("returned", function(*arguments))
     except BaseException as error:  # noqa: BLE001 (whatever a case raises is its outcome)
         names = tuple(kind.__name__ for kind in type(error).__mro__)
-        outcome = Outcome("raised", None, names, str(error), traceback.format_exc())
-    connection.send(outcome)
+        return Outcome("raised", None, names, str(error), traceback.format_exc())
+
+
+def _report(connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    connection.send(outcome_of(function, *arguments))
