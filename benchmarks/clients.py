@@ -122,7 +122,8 @@ def peak_megabytes() -> float:
         return int(facts["VmHWM"].removesuffix("kB")) * 1024 / 1e6
     from resource import RUSAGE_SELF, getrusage
 
-    return getrusage(RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, other systems kilobytes
+    return getrusage(RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def measure(given: argparse.Namespace) -> Measured:

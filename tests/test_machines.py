@@ -1,16 +1,19 @@
 """Machines that lack what Linux has: macOS, Windows, and torch without oneDNN."""
 
+import ast
 import enum
 import resource
 import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
+import fedgram
 from fedgram import frozen, memory
 from fedgram.errors import ConfigurationError
 from fedgram.launch import choose_accelerator, without_srun_hint
@@ -134,3 +137,12 @@ def test_a_torch_whose_onednn_lacks_the_product(monkeypatch):
     monkeypatch.setattr(torch.ops, "mkldnn", object())
     x, weight = torch.ones(2, 3), torch.ones(4, 3)
     assert torch.equal(frozen.linear(x, weight, None), torch.full((2, 4), 3.0))
+
+
+@pytest.mark.parametrize("path", sorted(Path(fedgram.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_module_needs_a_module_of_unix_to_be_imported(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    statements = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in statements for alias in node.names}
+    names |= {node.module for node in statements if isinstance(node, ast.ImportFrom)}
+    assert not names & {"fcntl", "grp", "pwd", "resource", "termios"}
