@@ -28,7 +28,7 @@ from fedgram.data.tokens import TokenTable
 from fedgram.errors import FedgramError
 from fedgram.evaluation import infer
 from fedgram.methods import Method
-from fedgram.setup import assemble
+from fedgram.setup import assemble, connect
 from fedgram.skeleton import client_start
 from fedgram.state import flatten
 from report import add_options, publish, table
@@ -148,7 +148,8 @@ def _predict(family: str, model: str, rows: list[Any], folder: Path, method: Met
     largest = float(expected.abs().max())
     for size in (3, len(rows[1])):
         trainer, task, data = _trainer(folder), Ids(model), Rows(*rows, size)
-        network, ranks = assemble(trainer, task, data, method)
+        ranks = connect(trainer, data, method)
+        network = assemble(trainer, ranks, task, data, method)
         asked = [(network.initial_state(), np.arange(len(rows[1])))]
         found = infer(network, asked, data.split("test"), size, ranks)["logits"]
         apart = float((found - expected).abs().max()) / largest
@@ -183,7 +184,8 @@ def _train(family: str, model: str, rows: list[Any], folder: Path, method: Metho
         Why clients are trained one at a time; empty where they are not.
     """
     data = Rows(*rows, 8)
-    network, _ = assemble(_trainer(folder), Ids(model), data, method)
+    trainer = _trainer(folder)
+    network = assemble(trainer, connect(trainer, data, method), Ids(model), data, method)
     blocks = try_blocks(network, data.split("train"))
     state, optimizer, table = network.initial_state(), SGD(lr=0.05), data.split("train")
     start = client_start(method, {**state, "server": method.server_start(state, 4)}, 4)

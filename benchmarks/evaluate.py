@@ -25,7 +25,7 @@ from fedgram.data.base import FederatedData
 from fedgram.data.tokens import TokenTable
 from fedgram.evaluation import evaluate, infer
 from fedgram.network import ClientNetwork
-from fedgram.setup import assemble
+from fedgram.setup import assemble, connect
 from fedgram.state import State, flatten
 from report import add_options, paired_ratio, publish, say, table
 from synthetic import Synthetic, draw_lengths, make_table
@@ -71,7 +71,9 @@ def build(arguments: argparse.Namespace, folder: str) -> tuple[ClientNetwork, Ra
         loggers=False,
         default_root_dir=folder,
     )
-    network, ranks = assemble(trainer, model, data, FedIT(rank=4, alpha=16))
+    method = FedIT(rank=4, alpha=16)
+    ranks = connect(trainer, data, method)
+    network = assemble(trainer, ranks, model, data, method)
     state, generator = network.initial_state(), torch.Generator().manual_seed(0)
     for tensor in flatten(state).values():
         tensor += 0.02 * torch.randn(tensor.shape, generator=generator)
