@@ -125,3 +125,18 @@ def test_shares_of_ranks_are_finite():
 
     with pytest.raises(ConfigurationError, match="client_ranks"):
         FlexLoRA(rank=4, client_ranks={4: math.nan, 2: 0.5})
+
+
+@pytest.mark.parametrize("odd", ["n" * 300, "a/" * 3000, "a\0b"])
+def test_no_path_is_too_long_or_holds_a_nul(odd):
+    from fedgram import TextClassification, TextClassificationData
+
+    for make, key in [
+        (lambda: TextClassification(odd), "model.backbone"),
+        (lambda: TextClassification("x", tokenizer=odd), "model.tokenizer"),
+        (lambda: TextClassificationData(odd), "data.path"),
+        (lambda: TextClassificationData("x", test_path=odd), "data.test_path"),
+        (lambda: TextClassificationData("x", cache_dir=odd), "data.cache_dir"),
+    ]:
+        with pytest.raises(ConfigurationError, match=rf"{key} must be a path"):
+            make()

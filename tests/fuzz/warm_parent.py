@@ -4,13 +4,18 @@ A case that hangs or dies takes nothing with it, and none sees what another has 
 """
 
 import multiprocessing
+import os
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Literal
 
 LIBRARIES = (
+    "config_parsers",
+    "fedgram.cli",
     "fedgram.trainer",
     "fedgram.data",
     "fedgram.methods",
@@ -60,6 +65,8 @@ class WarmParent:
     """
 
     def __init__(self, modules: Sequence[str] = LIBRARIES, seconds: float = 60) -> None:
+        # The server that forks takes the folder of its modules from here alone: it does not have this process's path.
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(modules))
         self.seconds = 300.0

@@ -14,6 +14,7 @@ from fedgram.data.shards import Samples, checked_shards
 from fedgram.data.tokens import TokenTable
 from fedgram.errors import ConfigurationError, DataError
 from fedgram.files import expand_home
+from fedgram.names import check_path
 
 __all__ = ["FederatedData", "positive"]
 
@@ -53,6 +54,7 @@ class FederatedData(LightningDataModule, ABC):
         self.batch_size = positive("batch_size", batch_size)
         self.eval_batch_size = positive("eval_batch_size", eval_batch_size)
         self.partition = partition
+        check_path("data.cache_dir", cache_dir or "")
         self.cache_dir = cache_dir
         self.tokenizer: Any = None
         self.tables: dict[str, TokenTable] = {}

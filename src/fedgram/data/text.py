@@ -16,6 +16,7 @@ from fedgram.data.reading import SPLITS, SUFFIXES, RawSplit, raw_split, read_fil
 from fedgram.data.tokens import TokenTable, cached, tokenise, tokenizer_state
 from fedgram.errors import ConfigurationError, DataError
 from fedgram.files import expand_home
+from fedgram.names import check_path
 
 __all__ = ["TextClassificationData"]
 
@@ -82,6 +83,8 @@ class TextClassificationData(FederatedData):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__(max_length, batch_size, eval_batch_size, partition or Dirichlet(), cache_dir)
+        for key, given in {"path": path, "validation_path": validation_path, "test_path": test_path}.items():
+            check_path(f"data.{key}", given or "")
         self.path, self.config_name = path, config_name
         self.name = config_name or _name_of(path)
         self.extra_paths = {"validation": validation_path, "test": test_path}

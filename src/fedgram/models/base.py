@@ -24,6 +24,7 @@ from fedgram.models.sources import Source, find_source, is_shape
 from fedgram.models.tokenizers import check_files, check_vocabulary
 from fedgram.models.trained_head import HeadStart, fit_head
 from fedgram.models.weight_files import check_finite, check_small_files, check_weight_files
+from fedgram.names import check_path
 from fedgram.seeding import isolated
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class FederatedTask(pl.LightningModule, ABC):
         tokenizer: str | None = None,
     ) -> None:
         super().__init__()
+        check_path("model.backbone", backbone)
+        check_path("model.tokenizer", tokenizer or "")
         for reference in filter(is_shape, (backbone, tokenizer or "")):
             find_source(reference)
         self.backbone = backbone
