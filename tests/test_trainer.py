@@ -471,12 +471,12 @@ def test_validate_test_and_predict_use_a_checkpoint(fit, tiny_backbone, tiny_dat
     truth = rows(tiny_data, "test.csv")
     assert [row["sample"] for row in predicted] == [str(i) for i in range(16)]
     assert list(predicted[0]) == [
-        *("sample", "text", "label", "prediction", "probability", "probability of 0", "probability of 1"),
+        *("sample", "text", "input label", "label", "probability", "probability of 0", "probability of 1"),
     ]
     for p, t in zip(predicted, truth, strict=True):
-        assert (p["text"], p["label"]) == (t["text"], t["label"])
-        assert float(p["probability"]) == float(p[f"probability of {p['prediction']}"]) >= 0.5
-    right = [p["prediction"] == t["label"] for p, t in zip(predicted, truth, strict=True)]
+        assert (p["text"], p["input label"]) == (t["text"], t["label"])
+        assert float(p["probability"]) == float(p[f"probability of {p['label']}"]) >= 0.5
+    right = [p["label"] == t["label"] for p, t in zip(predicted, truth, strict=True)]
     assert tested["accuracy"] == pytest.approx(sum(right) / 16)
     with pytest.raises(CheckpointError, match=r"method\.rank: 2 there, 4 here"):
         fresh.test(

@@ -36,5 +36,5 @@ def test_codes_keep_their_names_in_every_output(tmp_path, tiny_backbone, suffix)
     predicted = trainer.predict(
         TextClassification(tiny_backbone), data, FedIT(rank=2), "last", "validation", str(tmp_path / "p.csv")
     )
-    assert {row["prediction"] for row in lines(predicted)} <= set(WORDS)
+    assert {row["label"] for row in lines(predicted)} <= set(WORDS)
     assert len(lines(predicted)) == len(data.split("validation"))

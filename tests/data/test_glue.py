@@ -304,7 +304,7 @@ def test_sts_b_from_end_to_end(fit, tiny_backbone, tmp_path):
     path = trainer.predict(
         TextClassification(tiny_backbone), data, FLoRG(rank=2), "last", "validation", str(tmp_path / "p.csv")
     )
-    scores = [float(row["prediction"]) for row in lines(path)]
+    scores = [float(row["score"]) for row in lines(path)]
     truth = rows_of("stsb", "validation", 12)["label"]
     assert np.mean((np.array(scores) - truth) ** 2) == pytest.approx(summary["final"]["loss"], rel=1e-4)
     with pytest.raises(ConfigurationError, match=r"the test split has no labels"):

@@ -89,7 +89,7 @@ def test_metrics_are_accuracy_and_macro_f1(task):
 
 def test_predictions_are_names_with_their_probability(task):
     table = task.predictions({"logits": torch.tensor([[0.0, 0.0, 9.0], [3.0, 0.0, 0.0]])}, Labelled([]), "test")
-    assert table["prediction"] == ["yes", "no"]
+    assert table["label"] == ["yes", "no"]
     assert table["probability"] == pytest.approx([1 / (1 + 2 * np.exp(-9)), 1 / (1 + 2 * np.exp(-3))], rel=1e-5)
 
 
@@ -150,7 +150,7 @@ def test_a_regression_is_judged_by_its_correlations_and_predicts_scores(regressi
     outputs = {"logits": torch.tensor([[1.0], [2.0], [4.0], [3.0]])}
     metrics = regression.evaluate(outputs, Labelled([0.0, 1.0, 5.0, 2.0]), "validation")
     assert metrics == pytest.approx({"pearson": np.corrcoef([1, 2, 4, 3], [0, 1, 5, 2])[0, 1], "spearman": 1.0})
-    assert regression.predictions(outputs, Labelled([]), "test") == {"prediction": [1.0, 2.0, 4.0, 3.0]}
+    assert regression.predictions(outputs, Labelled([]), "test") == {"score": [1.0, 2.0, 4.0, 3.0]}
 
 
 def test_metrics_are_those_asked_for_and_the_first_decides(tiny_backbone):

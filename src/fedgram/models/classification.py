@@ -74,12 +74,12 @@ class TextClassification(FederatedTask):
 
     def predictions(self, outputs: Outputs, data: "TextClassificationData", split: str) -> dict[str, list[Any]]:
         if self.is_regression:
-            return {"prediction": outputs["logits"][:, 0].tolist()}
+            return {"score": outputs["logits"][:, 0].tolist()}
         probabilities = outputs["logits"].float().softmax(dim=1)
         confidence, best = probabilities.max(dim=1)
         of_classes = zip(self.label_names, probabilities.T.tolist(), strict=True)
         return {
-            "prediction": [self.label_names[i] for i in best.tolist()],
+            "label": [self.label_names[i] for i in best.tolist()],
             "probability": confidence.tolist(),
             **{f"probability of {name}": column for name, column in of_classes},
         }
