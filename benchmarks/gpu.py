@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +165,9 @@ def build(arguments: argparse.Namespace, precision: str, ragged: bool, folder: P
     )
     vocabulary = TINY["vocab_size"] if arguments.quick else 50265
     data = make_data(arguments, vocabulary, ragged)
-    return begin(
-        trainer, make_backbone(arguments.quick, folder), data, FedIT(rank=RANK, alpha=ALPHA), AdamW(lr=RATE), None
-    )
+    backbone, method = make_backbone(arguments.quick, folder), FedIT(rank=RANK, alpha=ALPHA)
+    with ExitStack() as held:  # nobody else is at the run
+        return begin(trainer, backbone, data, method, AdamW(lr=RATE), None, held)
 
 
 def train_blocks(federation: Federation, clients_per_block: int) -> Round:
