@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -29,9 +30,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, bool | None, bool | None]:
-    """Give the next test the environment that this one found, in whatever order their fixtures tidied up."""
+    """Give the next test the environment, and the handlers of fedgram's log, that this one found.
+
+    In whatever order its fixtures tidied up; and the command line leaves a handler that writes into captured output.
+    """
+    log = logging.getLogger("fedgram")
+    found = log.handlers, log.level
     with mock.patch.dict(os.environ):
-        return (yield)
+        try:
+            return (yield)
+        finally:
+            log.handlers, log.level = found
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fedgram.errors import ConfigurationError
 
-__all__ = ["check_folder_name", "check_path"]
+__all__ = ["check_folder_name", "check_path", "check_run_name"]
 
 MOST_BYTES = 200
 """Of a folder's name: file systems take 255, and files beside it are called after it."""
@@ -31,6 +31,17 @@ def check_folder_name(setting: str, name: str) -> str:
     if fault is not None:
         shown = name if len(name) <= 60 else name[:57] + "..."
         raise ConfigurationError(f"{setting} {fault}; got {shown!r}")
+    return name
+
+
+def check_run_name(setting: str, name: str) -> str:
+    """Return the name of a run, which may be that of a folder in a folder, such as ``group/run``.
+
+    Raises:
+        ConfigurationError: a part of it is no name of a folder, or it leads elsewhere than below the runs' folder.
+    """
+    for part in name.split("/") if name.strip("/") == name else [name]:
+        check_folder_name(setting, part)
     return name
 
 

@@ -29,7 +29,7 @@ from fedgram.hardware import check_hardware, check_requests
 from fedgram.launch import choose_accelerator, devices_per_node, follow_srun, nodes, without_srun_hint
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
-from fedgram.names import check_folder_name, check_path
+from fedgram.names import check_path, check_run_name
 from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
 from fedgram.preparation import Preparation, prepare
 from fedgram.progress import ProgressBar
@@ -144,7 +144,7 @@ class FederatedTrainer:
         self.loggers = loggers
         check_path("trainer.default_root_dir", default_root_dir)
         self.default_root_dir = expand_home(default_root_dir)
-        self.name = None if name is None else check_folder_name("trainer.name", name)
+        self.name = None if name is None else check_run_name("trainer.name", name)
         self.preempt_signal = preempt_signal
         self.requeue = requeue
         self.stop_signals = StopSignals(preempt_signal)
