@@ -11,7 +11,8 @@ def rough_prices(*_: object) -> Prices:
     return Prices(_TRAINING, 7)
 
 
-def rough_flops_by_round(*arguments: object) -> list[TrainingFlops]:
-    """Stands for `fedgram.flops.flops_by_round`, whose last argument is the number of rounds."""
-    rounds = arguments[-1]
-    return [_TRAINING] * int(str(rounds))
+def rough_flops_by_round(
+    _task: object, _config: object, _method: object, _longest: int, _clients: int, rounds: int
+) -> list[TrainingFlops]:
+    """Stands for `fedgram.flops.flops_by_round`."""
+    return [_TRAINING] * rounds

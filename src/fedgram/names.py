@@ -38,10 +38,10 @@ def check_run_name(setting: str, name: str) -> str:
     """Return the name of a run, which may be that of a folder in a folder, such as ``group/run``.
 
     Raises:
-        ConfigurationError: a part of it is no name of a folder, or it leads elsewhere than below the runs' folder.
+        ConfigurationError: a part of it is no name of a folder, as in ``/run``, ``../run`` and ``group//run``.
     """
-    for part in name.split("/") if name.strip("/") == name else [name]:
-        check_folder_name(setting, part)
+    for part in name.split("/"):
+        check_folder_name(f"each part of {setting} {name[:60]!r}" if "/" in name else setting, part)
     return name
 
 

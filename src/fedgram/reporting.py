@@ -4,7 +4,7 @@ import csv
 import io
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,21 +72,33 @@ def write_partition(folder: Path, data: FederatedData, shards: Shards) -> "Figur
 def write_predictions(path: Path, inputs: Mapping[str, list[Any]], predictions: Mapping[str, list[Any]]) -> None:
     """Write a table of predictions, one row per sample, in the order of the data.
 
-    A column of the data that has the name of one of the table's own is called ``input NAME``.
+    A column of the data that has the name of one of the table's own is called ``input NAME``, and where the data has a
+    column of that name too, ``input input NAME``.
 
     Args:
         path: the file.
         inputs: columns of the data.
-        predictions: what is predicted.
+        predictions: columns of what is predicted.
     """
-    own = {"sample", *predictions}
-    columns = {f"input {name}" if name in own else name: values for name, values in inputs.items()}
-    columns |= predictions
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["sample", *columns])
-    writer.writerows([index, *row] for index, row in enumerate(zip(*columns.values(), strict=True)))
+    writer.writerow(["sample", *_distinct(["sample", *predictions], inputs), *predictions])
+    rows = zip(*inputs.values(), *predictions.values(), strict=True)
+    writer.writerows([index, *row] for index, row in enumerate(rows))
     atomic_write(path, text.getvalue().encode())
+
+
+def _distinct(own: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return names for columns beside a table's own: ``input NAME`` for those whose name the table has itself."""
+    own, names = list(own), list(names)
+    taken, found = {*own, *names}, []
+    for name in names:
+        unique = name
+        while name in own and unique in taken:
+            unique = f"input {unique}"
+        taken.add(unique)
+        found.append(unique)
+    return found
 
 
 def summarise(federation: "Federation") -> dict[str, Any]:

@@ -152,13 +152,12 @@ class FederatedTrainer:
         self.folder: RunFolder | None = None
         self.plan: Plan | None = None
         self.federation: Federation | None = None
-        self._check()
-        check_requests(accelerator, devices, num_nodes, strategy, threads)
         self.callbacks = [*(callbacks or []), *([ProgressBar()] if progress_bar else [])]
         self.accelerator = accelerator
         self.devices = devices
         self.strategy = strategy
         self._asked_nodes = num_nodes
+        self._check()
 
     @cached_property
     def num_nodes(self) -> int:
@@ -183,6 +182,7 @@ class FederatedTrainer:
             )
 
     def _check(self) -> None:
+        check_requests(self.accelerator, self.devices, self._asked_nodes, self.strategy, self.threads)
         at_least_one = (
             "rounds",
             "clients",

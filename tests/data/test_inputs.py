@@ -76,12 +76,12 @@ def test_a_source_without_columns_repeats_its_texts(made):
 
 def test_columns_of_the_data_do_not_hide_those_of_the_table(tmp_path):
     path = tmp_path / "p.csv"
-    inputs = {"prediction": ["x", "y"], "sample": [7, 8], "text": ["a, b", 'c "d"']}
-    write_predictions(path, inputs, {"prediction": ["no", "yes"], "probability": list(np.array([0.5, 0.75]))})
+    inputs = {"label": ["x", "y"], "sample": [7, 8], "input label": ["u", "v"], "text": ["a, b", 'c "d"']}
+    write_predictions(path, inputs, {"label": ["no", "yes"], "probability": list(np.array([0.5, 0.75]))})
     with path.open(newline="") as file:
         table = list(csv.reader(file))
     assert table == [
-        ["sample", "input prediction", "input sample", "text", "prediction", "probability"],
-        ["0", "x", "7", "a, b", "no", "0.5"],
-        ["1", "y", "8", 'c "d"', "yes", "0.75"],
+        ["sample", "input input label", "input sample", "input label", "text", "label", "probability"],
+        ["0", "x", "7", "u", "a, b", "no", "0.5"],
+        ["1", "y", "8", "v", 'c "d"', "yes", "0.75"],
     ]
