@@ -79,19 +79,22 @@ TABLE = {
 
 @pytest.mark.parametrize("kind", known_methods(), ids=lambda kind: kind.__name__)
 def test_every_method_has_a_row_and_a_paragraph_that_say_what_it_says(kind):
+    assert kind.__name__ in TABLE, f"{kind.__name__} needs a row in the table of docs/methods.md"
     _, _, paper, _, exact, ranks, about, _ = TABLE[kind.__name__]
     assert kind.paper.arxiv in paper
     assert str(kind.paper.year) in paper or kind.paper.venue.split()[0] in paper
     assert (exact == "yes") == kind.exact
     assert (ranks != "-") == kind.heterogeneous
     assert len(about) > 10
-    assert f"\n**{kind.__name__}**" in DOCUMENT
+    wanted = f"**{kind.__name__}**"
+    assert f"\n{wanted}" in DOCUMENT, f"docs/methods.md needs a paragraph that begins with {wanted}"
 
 
 def test_every_method_stands_in_the_sweep_of_all():
     sweep = read_sweep(Path(__file__).parents[1] / "configs/sweeps/methods.yaml")
     classes = {str(point.overrides.get("method", "FLoRG")).rpartition(".")[2] for point in sweep.points}
-    assert classes == {kind.__name__ for kind in known_methods()}
+    missing = {kind.__name__ for kind in known_methods()} ^ classes
+    assert not missing, f"the axis method of configs/sweeps/methods.yaml must have each method, and no other: {missing}"
 
 
 def test_a_method_is_a_short_file():

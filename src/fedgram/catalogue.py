@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from fedgram.arguments import OneLineParser
+from fedgram.method_facts import read_methods
 
 if TYPE_CHECKING:
     from fedgram.cost import Payloads
@@ -89,15 +90,15 @@ def entries(sent: "Mapping[str, Payloads] | None" = None) -> list[Entry]:
     return [
         Entry(
             name,
-            f"{kind.paper.authors}, {kind.paper.year}",
-            kind.paper.arxiv or "-",
-            kind.travels,
-            kind.exact,
-            kind.heterogeneous,
+            f"{method.paper.authors}, {method.paper.year}",
+            method.paper.arxiv or "-",
+            method.travels,
+            method.exact,
+            method.heterogeneous,
             None if sent is None else (sent[name].most["up"].adapter, sent[name].most["down"].adapter),
         )
-        for kind in known_methods()
-        for name in kind.variants or {kind.__name__: {}}
+        for method in read_methods()
+        for name in method.variants or [method.name]
     ]
 
 
@@ -128,7 +129,7 @@ def _print(rows: Sequence[Entry], *, markdown: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fedgram.cost.tables import markdown_table
+    from fedgram.markdown import markdown_table
 
     head = _HEAD + ([] if rows[0].sent is None else _SENT)
     console = Console()

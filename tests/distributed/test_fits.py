@@ -1,16 +1,14 @@
 """Every method on one process and on several over gloo, in one go and in parts: the same bits."""
 
-import inspect
 import json
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-import fedgram.methods
 from distributed.fits import CASES
+from fedgram.catalogue import known_methods
 from fedgram.checkpoint import load
 from fedgram.cohort import cut_blocks, deal_blocks
-from fedgram.methods import Method
 from fedgram.state import tensor_hash
 from tables import rows, without_ranks
 
@@ -86,20 +84,17 @@ def test_every_rank_ends_with_the_bits_of_one_process(alone, fits, size, name):
         assert found[0] == found[1], file.name
 
 
-def methods():
-    found = [thing for thing in vars(fedgram.methods).values() if inspect.isclass(thing) and issubclass(thing, Method)]
-    return [method for method in found if not inspect.isabstract(method)]
-
-
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", known_methods())
 def test_every_method_and_every_choice_of_its_own_is_among_the_cases(method):
     """A new method, or a new choice of one, needs a case."""
     made = [case.method() for case in CASES.values()]
     own = [vars(one) for one in made if type(one) is method]
-    assert own
+    add = f"add a case of {method.__name__} to CASES in tests/distributed/fits.py"
+    assert own, f"no whole fit of it is compared on one process and on several: {add}"
     hints = get_type_hints(vars(method)["__init__"]) if "__init__" in vars(method) else {}
     for setting in (name for name, hint in hints.items() if get_origin(hint) is Literal):
-        assert {one[setting] for one in own} == set(get_args(hints[setting])), setting
+        missing = set(get_args(hints[setting])) - {one[setting] for one in own}
+        assert not missing, f"{add} for each {setting} of {sorted(missing)}"
 
 
 def test_the_cases_remember_what_a_run_that_goes_on_must_know(alone):

@@ -1,4 +1,4 @@
-"""One harness for all methods: a new method adds a `Case` with its oracle, and nothing else."""
+"""One harness for all methods: a new method adds a `Case` with its oracle, and nothing else here."""
 
 import math
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedgram.catalogue import known_methods
 from fedgram.checkpoint import Checkpoint, load, save
 from fedgram.collectives import Ranks
 from fedgram.errors import TrainingError
@@ -306,6 +307,16 @@ def delta_w(adapter, layer):
     """The adapter's ΔW, multiplied out, with what the server has added to the frozen weight."""
     adapter.load({field: tensor.double().unsqueeze(0) for field, tensor in layer.items()})
     return adapter.added_to(torch.zeros(adapter.d_out, adapter.d_in).double()) + layer.get("residual", 0)
+
+
+@pytest.mark.parametrize("kind", known_methods(), ids=lambda kind: kind.__name__)
+def test_every_method_has_a_case(kind):
+    """Nothing here would test it otherwise."""
+    assert kind in {type(case.make()) for case in METHODS.values()}, (
+        f"{kind.__name__} is not tested against NumPy. Add its server step, written with NumPy alone, to "
+        f"tests/methods/oracles.py, and an entry to METHODS in tests/methods/test_harness.py, such as "
+        f'"{kind.__name__}": Case(partial({kind.__name__}, rank=2), oracles.step_of_{kind.__name__.lower()})'
+    )
 
 
 def test_aggregation_equals_the_oracle(case):

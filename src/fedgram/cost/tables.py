@@ -1,15 +1,16 @@
 """Estimates of costs as tables: on a terminal, and in Markdown."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedgram.cost.figures import Cost, Estimate, Setting
+from fedgram.markdown import markdown_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["WIDTH", "bytes_of", "header", "markdown", "markdown_table", "rich_tables", "short"]
+__all__ = ["WIDTH", "bytes_of", "header", "markdown", "rich_tables", "short"]
 
 _UNKNOWN = "-"
 WIDTH = 100
@@ -173,9 +174,3 @@ def markdown(estimate: Estimate) -> list[str]:
         rows = [[cost.method, *(column.cell(cost) for column in columns)] for cost in estimate.costs]
         lines += ["", f"**{title[0].upper()}{title[1:]}**", "", *markdown_table(["method", *heads], rows, heads)]
     return [*lines, "", *(f"- {note}" for note in _notes(estimate))]
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[str]) -> list[str]:
-    """Return the lines of a table, of which some columns, by their heads, hold numbers."""
-    rule = "|" + "".join("---:|" if name in numbers else "---|" for name in head)
-    return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from fedgram.adapters import Adapter, ClientLayer, find_targets, swap, swap_heads
 from fedgram.adapters.base import layer_sizes
 from fedgram.errors import ConfigurationError, require_choice
+from fedgram.method_facts import Paper
 from fedgram.methods.fields import Field, cut, fill_up, select
 from fedgram.methods.ranks import ClientRanks, check_ranks, deal_ranks
 from fedgram.seeding import torch_generator
@@ -49,23 +50,6 @@ HeadPolicy = Literal["averaged", "local", "frozen"]
 Bound = Literal["least", "most"]
 Diagnostics = dict[str, dict[str, float]]
 """Figures about one aggregation: layer -> name -> value."""
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Where a method comes from.
-
-    Attributes:
-        authors: such as "Zhang et al.".
-        year: of its publication, or of its first version where there is none.
-        venue: such as "NeurIPS", or "arXiv".
-        arxiv: its number there.
-    """
-
-    authors: str
-    year: int
-    venue: str
-    arxiv: str
 
 
 @dataclass(frozen=True)
