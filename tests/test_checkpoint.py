@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import made_checkpoints
-from fedgram.checkpoint import Checkpoint, compare_settings, fingerprint, load, save
+from fedgram.checkpoint import Checkpoint, fingerprint, load, save
 from fedgram.errors import CheckpointError
+from fedgram.run_settings import compare_settings
 from fedgram.state import flatten, state_hash
 from made_checkpoints import PROGRESS, parts_of, resigned
 

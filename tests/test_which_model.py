@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from fedgram import FederatedTrainer, FedIT, FLoRG, TextClassification, TextClassificationData
-from fedgram.checkpoint import WEIGHTS_SETTING, load, save
+from fedgram.checkpoint import load, save
 from fedgram.errors import CheckpointError
 from fedgram.models.digest import weights_digest
+from fedgram.run_settings import WEIGHTS_SETTING
 from test_trainer import fit  # noqa: F401 (a fixture)
 from tiny_models import save_tiny
 

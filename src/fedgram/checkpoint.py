@@ -16,12 +16,10 @@ from fedgram.facts import CLIENT, wrong_facts, wrong_names
 from fedgram.files import atomic_write
 from fedgram.state import State, flatten, unflatten
 
-__all__ = ["WEIGHTS_SETTING", "Checkpoint", "compare_settings", "fingerprint", "load", "load_first", "save"]
+__all__ = ["Checkpoint", "fingerprint", "load", "load_first", "save"]
 
 log = logging.getLogger(__name__)
 
-WEIGHTS_SETTING = "model.weights"
-"""The setting that is the digest of the weights that the backbone was loaded with."""
 _FORMAT = "2"
 _UNSIGNED = "0" * 64
 """Stands in the place of a file's digest while that is computed."""
@@ -169,38 +167,3 @@ def _clients_of(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
             number, key = name.removeprefix(CLIENT).split("|", 1)
             clients.setdefault(int(number), {})[key] = tensor
     return clients
-
-
-def compare_settings(
-    path: Path, saved: dict[str, Any], present: dict[str, Any], helps: str = "use the settings it has"
-) -> None:
-    """Refuse to go on with another run's checkpoint.
-
-    Args:
-        path: the checkpoint, for messages.
-        saved: its settings; one of a version that recorded no digest of the backbone's weights has none, and a warning
-            says that they are not compared.
-        present: the settings here.
-        helps: what to do where they differ.
-
-    Raises:
-        CheckpointError: settings differ; the message shows each with both values.
-    """
-    present = json.loads(json.dumps(present))  # as the saved ones went through JSON
-    if WEIGHTS_SETTING in present and WEIGHTS_SETTING not in saved:
-        log.warning("%s does not record the backbone's weights: whether they are the same is not checked", path)
-        del present[WEIGHTS_SETTING]
-    different = [
-        _difference(key, saved.get(key), present.get(key), present.get("model.backbone"))
-        for key in sorted(saved.keys() | present.keys())
-        if saved.get(key) != present.get(key)
-    ]
-    if different:
-        raise CheckpointError(f"the checkpoint {path} is of another run ({'; '.join(different)}); {helps}")
-
-
-def _difference(key: str, saved: Any, present: Any, backbone: Any) -> str:
-    """Return in which way a setting differs."""
-    if key == WEIGHTS_SETTING:
-        return f"the backbone {backbone!r} has other weights than it had there"
-    return f"{key}: {saved!r} there, {present!r} here"

@@ -83,6 +83,10 @@ _PROGRESS: dict[str, tuple[str, _Check]] = {
     "best": ("numbers by name", _is_metrics),
     "devices": ("names of devices", _is_names),
 }
+_OPTIONAL: dict[str, tuple[str, _Check]] = {
+    "backbone_config": ("a text", lambda value: isinstance(value, str)),
+}
+"""What progress may say besides."""
 _FLOPS = ("client_flops", "server_flops")
 
 
@@ -95,7 +99,8 @@ def wrong_facts(facts: Mapping[str, Any], named: str) -> str | None:
     """
     wrong = _misfit(facts, _FACTS, "")
     wrong = wrong or _misfit(facts["settings"], _SETTINGS, "settings.")
-    return wrong or _misfit(facts["progress"], _PROGRESS, "progress.") or _contradiction(facts, named)
+    given = {key: check for key, check in _OPTIONAL.items() if key in facts["progress"]} if wrong is None else {}
+    return wrong or _misfit(facts["progress"], _PROGRESS | given, "progress.") or _contradiction(facts, named)
 
 
 def _misfit(found: Mapping[str, Any], expected: Mapping[str, tuple[str, _Check]], where: str) -> str | None:

@@ -237,9 +237,7 @@ class Federation:
         batches = [
             self._batches(current, client, steps) for client, steps in zip(block.clients, block.steps, strict=True)
         ]
-        span = (0.0, 1.0)
-        if self.optimizer.span == "run":
-            span = ((current.number - 1) / self.plan.rounds, current.number / self.plan.rounds)
+        span = self.optimizer.span_of(current.number, self.plan.rounds)
         self.network.share(self.state)
         origins = self._origins(current, block) if self.optimizer.needs_origin else None
         steps = np.array(block.steps)
@@ -473,6 +471,7 @@ class Federation:
             "metrics": self.metrics,
             "best": self.best,
             "devices": self.devices,
+            "backbone_config": self.network.task.config_digest(),
         }
 
     def resume(self, checkpoint: Checkpoint) -> None:

@@ -67,6 +67,8 @@ class ClientOptimizer(ABC):
         warmup: the share of the span, 0 to 1, over which the learning rate rises in a line from zero. The very first
             step of the span then has a learning rate of zero.
         span: what the schedule stretches over: every "round" anew, or the whole "run".
+        schedule_rounds: the number of rounds that a schedule over the run spans; trainer.rounds if not given. Set it to
+            the most rounds that a run may come to, where it is to be extended later.
         keep_state: whether a client keeps the optimizer's moments, and its count of steps, until it takes part again;
             else they are fresh every round.
 
@@ -84,6 +86,7 @@ class ClientOptimizer(ABC):
         span: Span = "round",
         keep_state: bool = False,
         decay_towards: DecayTarget = "zero",
+        schedule_rounds: int | None = None,
     ) -> None:
         _require(0 < lr < math.inf, "lr", "a positive number", lr, "SGD often wants 0.1 to 0.001, AdamW 1e-3 to 1e-5")
         _require(0 <= weight_decay < math.inf, "weight_decay", "a number >= 0", weight_decay, "0 turns it off")
@@ -102,11 +105,47 @@ class ClientOptimizer(ABC):
         _require(decay_towards in ("zero", "start"), "decay_towards", "zero or start", decay_towards, "zero is torch's")
         self.keep_state = keep_state
         self.decay_towards = decay_towards
+        counts = schedule_rounds is None or schedule_rounds >= 1
+        _require(counts, "schedule_rounds", "at least 1, or null", schedule_rounds, "null is trainer.rounds")
+        fits = schedule_rounds is None or span == "run"
+        _require(fits, "schedule_rounds", "left out where span is round", schedule_rounds, "set optimizer.span to run")
+        self.schedule_rounds = schedule_rounds
 
     @property
     def needs_origin(self) -> bool:
         """Whether `update` must be given where parameters are drawn to."""
         return self.weight_decay > 0 and self.decay_towards == "start"
+
+    @property
+    def depends_on_rounds(self) -> bool:
+        """Whether the learning rate of a round depends on how many rounds the schedule spans."""
+        return self.span == "run" and (self.schedule != "constant" or self.warmup > 0)
+
+    def span_of(self, number: int, rounds: int) -> tuple[float, float]:
+        """Return where a round begins and ends in what the schedule spans, as shares of it.
+
+        Args:
+            number: of the round, from 1.
+            rounds: of the run.
+        """
+        if self.span == "round":
+            return 0.0, 1.0
+        spanned = self.schedule_rounds or rounds
+        return (number - 1) / spanned, number / spanned
+
+    def check_rounds(self, rounds: int) -> None:
+        """Refuse a run that is longer than a schedule at whose end the learning rate is zero.
+
+        Raises:
+            ConfigurationError: it is so.
+        """
+        spanned = self.schedule_rounds or rounds
+        if rounds > spanned and self.schedule != "constant":
+            raise ConfigurationError(
+                f"trainer.rounds is {rounds}, but the learning rate falls to zero over optimizer.schedule_rounds = "
+                f"{spanned}; set schedule_rounds to at least {rounds} from the start of a run, or rounds to at most "
+                f"{spanned}"
+            )
 
     def init(self, params: Float[Tensor, "C P"]) -> dict[str, Tensor]:
         """Return the memory of an optimizer that has made no step.

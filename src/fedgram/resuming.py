@@ -68,7 +68,7 @@ def checkpoint_to_go_on_from(
     path, checkpoint = load_first(find_checkpoints(place, *home(trainer)))
     if checkpoint.round > trainer.rounds:
         raise ConfigurationError(
-            f"trainer.rounds is {trainer.rounds}, but {path} stands at round {checkpoint.round}; set it to more"
+            f"trainer.rounds is {trainer.rounds}, but {path} stands at round {checkpoint.round}; set it to that or more"
         )
     return path, checkpoint
 

@@ -1,12 +1,10 @@
 """From settings, data and a model to a federation that can start, or go on."""
 
-import hashlib
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from lightning.fabric.loggers.logger import Logger
 from fedgram import frozen, tracking
 from fedgram.adapters.inject import linear_layers
 from fedgram.block_trial import BlockTrial, try_blocks
-from fedgram.checkpoint import WEIGHTS_SETTING, Checkpoint, compare_settings, load_first
+from fedgram.checkpoint import Checkpoint, load_first
 from fedgram.clients import ClientStore, Models
 from fedgram.cohort import cohort_size, local_step_count
 from fedgram.collectives import Ranks
@@ -36,6 +34,7 @@ from fedgram.phases import check_phases
 from fedgram.reporting import describe, write_partition
 from fedgram.resuming import checkpoint_to_go_on_from, folder_of, home, lock_run_that_goes_on, start_of
 from fedgram.run_folder import UNTRAINED, RunFolder, find_checkpoints, newest_checkpoints
+from fedgram.run_settings import WEIGHTS_SETTING, check_same_run, dealing, settings_of
 from fedgram.shortcuts import shorten
 from fedgram.slurm import current_job
 from fedgram.state import State, flatten, to
@@ -78,9 +77,9 @@ def trained_models(
         "trainer.seed": trainer.seed,
     }
     if method.personal:  # whose samples are whose
-        present |= {"trainer.clients": trainer.clients, **_dealing(data)}
-    saved = {key: checkpoint.settings[key] for key in present if key in checkpoint.settings}
-    compare_settings(path, saved, present, "use the settings it has, another run's --ckpt_path, or --ckpt_path none")
+        present |= {"trainer.clients": trainer.clients, **dealing(data)}
+    helps = "use the settings it has, another run's --ckpt_path, or --ckpt_path none"
+    check_same_run(path, checkpoint, present, network.task.config_digest(), helps, partly=True)
     log.log(level, "%s, after round %d", path, checkpoint.round)
     initial = network.initial_state(_type_of(checkpoint.settings.get("trainer.precision")))
     start = {**initial, "server": method.server_start(initial, checkpoint.settings["trainer.clients"])}
@@ -206,6 +205,7 @@ def begin(
     The run's folder is locked until `held` is closed: one that goes on before its checkpoints are looked for.
     """
     method.check_clients(trainer.clients)
+    optimizer.check_rounds(trainer.rounds)
     ranks = connect(trainer, data, method)
     goes_on_from = lock_run_that_goes_on(trainer, ranks, ckpt_path, held)
     network = assemble(trainer, ranks, model, data, method)
@@ -226,12 +226,12 @@ def begin(
     _check_start(ranks, network, start)
     chosen = {"clients_per_block": ranks.broadcast(clients_per_block), "threads": _threads(trainer, checkpoint)}
     plan = Plan(**{key: chosen.get(key, getattr(trainer, key)) for key in Plan.__dataclass_fields__})
-    settings = _settings(trainer, plan, network, data, method, optimizer)
+    settings = settings_of(trainer, plan, network, data, method, optimizer)
     with ranks.apart():
         if ranks.rank == 0:
             trial.report()
         if path is not None and checkpoint is not None:
-            compare_settings(path, checkpoint.settings, settings)
+            check_same_run(path, checkpoint, settings, network.task.config_digest())
             check_tensors(path, checkpoint, start, method, optimizer)
         own = folder_of(trainer, ranks, path, held)
     trainer.folder, trainer.plan = RunFolder(Path(ranks.broadcast(str(own.path)))), plan
@@ -325,40 +325,6 @@ def _threads(trainer: "FederatedTrainer", checkpoint: Checkpoint | None) -> int:
     if trainer.threads is None and checkpoint is not None:
         torch.set_num_threads(int(checkpoint.settings["trainer.threads"]))
     return torch.get_num_threads()
-
-
-def _settings(
-    trainer: "FederatedTrainer",
-    plan: Plan,
-    network: ClientNetwork,
-    data: FederatedData,
-    method: Method,
-    optimizer: ClientOptimizer,
-) -> dict[str, Any]:
-    """Return what makes a run this run: a checkpoint is refused where one of these differs."""
-    model, free = network.task, ("rounds", "evaluate_every", "evaluate_at_start", "personal_evaluation", "keep_last")
-    kept = {f"trainer.{key}": value for key, value in asdict(plan).items() if key not in free}
-    if optimizer.span == "run":
-        kept["trainer.rounds"] = plan.rounds
-    return {
-        **kept,
-        "trainer.precision": trainer.precision,
-        **describe(model, "model"),
-        "model.dtype": str(model.weights_dtype),
-        "model.monitor": model.monitor,
-        WEIGHTS_SETTING: network.weights,
-        "data.batch_size": data.batch_size,
-        "data.fingerprint": data.fingerprint(),
-        **_dealing(data),
-        **describe(method, "method"),
-        **describe(optimizer, "optimizer"),
-    }
-
-
-def _dealing(data: FederatedData) -> dict[str, Any]:
-    """Return what decides which samples a client gets: how they are dealt, and of what groups and units they are."""
-    digest = hashlib.sha256(data.groups("train").tobytes() + data.units("train").tobytes())
-    return {"data.groups": digest.hexdigest(), **describe(data.partition, "data.partition")}
 
 
 def _loggers(trainer: "FederatedTrainer", folder: RunFolder, method: Method) -> list[Logger]:

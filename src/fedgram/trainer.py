@@ -282,12 +282,13 @@ class FederatedTrainer:
             model: the task: a backbone with a head, its loss and metrics.
             datamodule: the data and how it is split among the clients.
             method: the federated method.
-            optimizer: the clients' optimizer, for which there is nothing to fetch.
+            optimizer: the clients' optimizer, AdamW by default.
             ckpt_path: left to fit, whose arguments these are.
 
         Returns:
             What was found, and where it is.
         """
+        (optimizer or DEFAULT_OPTIMIZER()).check_rounds(self.rounds)
         return prepare(self, model, datamodule, method)
 
     def cost(

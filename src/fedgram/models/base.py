@@ -1,6 +1,8 @@
 """What a task is to the trainer: a backbone with a head, a loss per sample, and metrics."""
 
+import hashlib
 import inspect
+import json
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FederatedTask"]
 
+_OF_OTHERS = ("_name_or_path", "transformers_version", "id2label", "label2id", "problem_type")
+"""Entries of a configuration that say where it comes from, or what the data is."""
 Batch = dict[str, Tensor]
 Outputs = dict[str, Tensor]
 
@@ -175,6 +179,14 @@ class FederatedTask(pl.LightningModule, ABC):
         """Return a digest of the weights that the backbone was loaded with, before anything changes them."""
         network = self.loaded()
         return weights_digest(network, self.head_start.drawn if self.pretrained else list(network.state_dict()))
+
+    def config_digest(self) -> str:
+        """Return the version of Transformers, and a digest of what its configuration of the backbone says."""
+        from transformers import __version__ as version
+
+        config: Any = self.loaded().config
+        found = {key: value for key, value in config.to_dict().items() if key not in _OF_OTHERS}
+        return f"{version} {hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()}"
 
     def cast(self, dtype: torch.dtype) -> None:
         """Change the type of the network's weights."""
