@@ -194,7 +194,7 @@ def legs(passes: int, paddings: Sequence[str]) -> Iterator[tuple[int, str]]:
 def race(arguments: argparse.Namespace, contestants: Sequence[Contestant], deadline: float) -> list[dict[str, Any]]:
     """Run all passes, as many as end in time, and return the figures of all runs.
 
-    fedgram computes on real tokens only, whatever the padding: it takes part at the first one.
+    fedgram computes nothing on padding, however much there is: it takes part at the first one.
     """
     runs: list[dict[str, Any]] = []
     took: dict[str, float] = {}
@@ -386,8 +386,8 @@ def missing(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 def limit_sentence(limit: Mapping[str, float]) -> str:
     """Return the arithmetic limit in words."""
     return (
-        f"The arithmetic limit: {limit['gflop_per_step']:.2f} GFLOP a client-step are needed (counted; real tokens "
-        f"only), and products of these shapes run at {limit['float32_gflops']:.0f} GFLOP/s in float32 and "
+        f"The arithmetic limit: {limit['gflop_per_step']:.2f} GFLOP a client-step are needed (counted, without "
+        f"padding), and products of these shapes run at {limit['float32_gflops']:.0f} GFLOP/s in float32 and "
         f"{limit['bfloat16_gflops']:.0f} in bfloat16 here, by oneDNN: {limit['float32']:.1f} and "
         f"{limit['bfloat16']:.1f} client-steps a second. `nn.Linear`, which the others use, multiplies at "
         f"{limit['float32_linear_gflops']:.0f} and {limit['bfloat16_linear_gflops']:.0f} GFLOP/s."

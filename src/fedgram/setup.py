@@ -269,7 +269,8 @@ def _open_folder(federation: Federation) -> None:
     folder, plan = federation.folder, federation.plan
     what = "a new run" if federation.finished < 0 else f"goes on after round {federation.finished}"
     network = federation.network
-    rows = "real tokens only" if network.packs else "one row at a time" if network.one_by_one else "padded batches"
+    packed, alone, padded = "nothing computed on padding", "one text at a time", "texts padded to one length"
+    rows = packed if network.packs else alone if network.one_by_one else padded
     log.info(
         "%s: %s; clients_per_block %d, threads %d, %s", folder.path, what, plan.clients_per_block, plan.threads, rows
     )

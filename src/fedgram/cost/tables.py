@@ -140,7 +140,7 @@ def _notes(estimate: Estimate) -> list[str]:
         *(_not_known(cost) for cost in estimate.costs if cost.unknown),
         "first: round 1, for which all know the start from the seed; what is sent down answers uploads",
         "later: the mean of two rounds after it, to a client that has missed none",
-        "operations: of matrix products on real tokens; of the server also of decompositions and means",
+        "operations: of matrix products, without those on padding; of the server also of decompositions and means",
         "memory: weights, and for each client of a block parameters, moments and activations",
     ]
     return [*notes, "trainer.clients_per_block is auto: a run chooses it"] if setting.auto else notes
