@@ -58,7 +58,7 @@ def test_a_narrow_terminal_is_told_what_there_is_no_room_for(runs, compared, mon
     monkeypatch.setenv("COLUMNS", "80")
     out = compared()
     assert max(map(len, out.splitlines())) <= 80
-    assert "No room for seconds, FLOPs (client, server), peak MB" in " ".join(out.split())
+    assert "No room for seconds (in all, training/round), FLOPs (client, server), peak MB" in " ".join(out.split())
 
 
 def test_into_a_file_all_columns_are_printed(runs, compared, monkeypatch):
@@ -201,3 +201,51 @@ def test_help_teaches_with_examples(compared, capsys):
 def test_a_comparison_needs_no_torch(runs):
     code = "import sys; from fedgram.compare import main; main(['runs']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stdout=subprocess.DEVNULL)
+
+
+def test_columns_and_their_order_are_chosen_in_every_form_of_the_table(runs, compared, tmp_path):
+    files = [f"--{kind}={tmp_path / kind}" for kind in ("csv", "markdown", "latex")]
+    out = compared("--columns", "method,seconds,metric", "--sort", "-seconds", *files)
+    assert [line.split()[0] for line in out.splitlines() if line.startswith("F")] == ["FLoRG", "FedIT"]
+    assert row_of(out, "FLoRG") == ["FLoRG", "12.3", "71.00", "±", "2.48"]
+    assert "| method | seconds in all | accuracy % ± 95 % |" in (tmp_path / "markdown").read_text()
+    assert "method & in all & " in (tmp_path / "latex").read_text()
+    assert "megabytes_up" not in (tmp_path / "csv").read_text().splitlines()[0]
+    assert row_of(compared("--sort", "seconds"), "FedIT") == row_of(out := compared("--sort=accuracy"), "FedIT")
+    assert out.index("FedIT") < out.index("FLoRG")
+
+
+def test_a_row_for_each_run_is_sorted_and_cut_likewise(runs, compared):
+    out = compared("--each", "--columns", "run,after", "--sort", "-after")
+    assert [line.split()[-1] for line in out.splitlines() if "/version_" in line] == sorted(
+        ("70.00", "71.00", "72.00", "65.00", "65.50", "66.00"), reverse=True
+    )
+
+
+def test_a_page_of_latex_has_few_columns_and_every_table_a_label_of_its_own(runs, compared, tmp_path):
+    for task in ("a b", "a_b"):
+        write_run(tmp_path / "other", task=task)
+    compared(tmp_path / "other", "--by", "task", "--latex", tmp_path / "t.tex", "--target", "0.6")
+    text = (tmp_path / "t.tex").read_text()
+    assert [line.strip() for line in text.splitlines() if "label" in line] == [
+        r"\label{tab:a-b-2-rounds}",
+        r"\label{tab:a-b-2-rounds-2}",
+    ]
+    assert "% no room for MB to 60 % (up, down), " in text
+    (header, _) = [line for line in text.splitlines() if line.strip().startswith("method &")]
+    assert header.count("&") <= 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--columns", "method,secnods"], "--columns 'secnods': there is no such column; did you mean seconds"),
+        (["--sort", "-acuracy"], "--sort 'acuracy': there is no such column; did you mean accuracy"),
+        (["--sort", "round_to_target"], "--sort 'round_to_target': there is no such column"),
+        (["--paper", "table1", "--sort", "p"], "--sort can't be given with --paper"),
+        (["--paper", "table1", "--columns", "p"], "--columns can't be given with --paper"),
+    ],
+)
+def test_a_column_that_is_not_there_is_refused(runs, arguments, message):
+    with pytest.raises((DataError, ConfigurationError), match=message):
+        main(arguments)

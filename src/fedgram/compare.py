@@ -2,8 +2,9 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from fedgram.comparison.overview import View, group_tables, run_table
 from fedgram.comparison.panels import PICTURE_TYPES, save_picture
 from fedgram.comparison.paper import check_matches, group_for_paper, load, match
 from fedgram.comparison.paper_tables import paper_tables
+from fedgram.comparison.selection import select
 from fedgram.comparison.statistics import INTERVALS
 from fedgram.comparison.tables import Table, csv_text
 from fedgram.errors import ConfigurationError, DataError, OutputError
@@ -39,12 +41,14 @@ examples:
   fedgram compare runs/paper_table4 --by task --by rank  a table for each task and rank
   fedgram compare runs --metric f1 --interval bootstrap
   fedgram compare runs --each                            a row for each run, whatever it is of
+  fedgram compare runs --columns method,accuracy,megabytes_up,seconds --sort -megabytes_up
   fedgram compare runs --csv runs.csv --latex runs.tex --plot curves.svg
   fedgram compare runs --report report.html              tables, pictures and settings in one file
   fedgram compare runs/paper_table1 --paper table1       FLoRG's paper beside your runs
 
 Of runs of equal settings and seed, the last version counts. With few seeds prefer --interval t: the bootstrap of three
-is too narrow. On a narrow terminal some columns are left out; the files have them all, and --csv in full precision.
+is too narrow. On a narrow terminal, and on a page of LaTeX, some columns are left out: --columns chooses. The other
+files have them all, and --csv has them in full precision.
 """
 
 
@@ -69,11 +73,12 @@ def main(arguments: Sequence[str]) -> None:
     """
     from rich.console import Console
 
-    given = make_parser().parse_args(arguments)
+    given = make_parser().parse_args(_with_minus(arguments))
     _check_options(given)
     runs = read_runs(given.runs)
     _check_metric(runs, given.metric, given.target)
     answer = _answer(given, runs)
+    answer = replace(answer, tables=select(answer.tables, given.columns, given.sort))
     console = Console()
     _show(console, answer)
     for path in _write(given, answer):
@@ -110,6 +115,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--interval", choices=list(INTERVALS), default="t", help="how intervals over seeds are made; default: t"
     )
     what.add_argument("--each", action="store_true", help="a row for each run instead of means over seeds")
+    what.add_argument(
+        "--columns", metavar="A,B", help="these columns, in this order, by the names that a wrong one lists"
+    )
+    what.add_argument(
+        "--sort", metavar="[-]COLUMN", help="sort by a column, with a minus from the highest down; default: best first"
+    )
     what.add_argument("--paper", metavar="TABLE", help="FLoRG's paper beside your runs: table1 to table12")
     what.add_argument("--force", action="store_true", help="compare runs that can't be, and say what differs")
     files = parser.add_argument_group("files")
@@ -122,11 +133,18 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _with_minus(arguments: Sequence[str]) -> list[str]:
+    """Join ``--sort -COLUMN``, where argparse would take the second for an option."""
+    text = "\0".join(arguments)  # which no argument can hold
+    return re.sub(r"(?<![^\0])--sort\0(-[^-\0])", r"--sort=\1", text).split("\0") if text else []
+
+
 def _check_options(given: argparse.Namespace) -> None:
     """Refuse what can't be asked for together, before anything is read."""
     if given.plot is not None and given.plot.suffix not in PICTURE_TYPES:
         raise ConfigurationError(f"--plot {given.plot}: the name must end in one of {', '.join(PICTURE_TYPES)}")
     asked = {"by": given.by, "metric": given.metric, "target": given.target is not None, "each": given.each}
+    asked |= {"columns": given.columns is not None, "sort": given.sort is not None}
     if given.paper:
         load(given.paper)
         if others := [option for option, is_asked in asked.items() if is_asked]:
@@ -187,9 +205,8 @@ def _show(console: "Console", answer: _Answer) -> None:
         console.print()
     left_out = dict.fromkeys(name for table in answer.tables for name in table.left_out(width))
     if left_out:
-        text = (
-            f"No room for {', '.join(left_out)}: a wider terminal shows them, and so do --csv, --markdown and --latex."
-        )
+        where = "a wider terminal shows them, and so do --columns, --csv and --markdown"
+        text = f"No room for {', '.join(left_out)}: {where}."
         console.print(text, markup=False, highlight=False, style="dim")
     for warning in answer.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False, style="yellow")
@@ -218,7 +235,12 @@ def _write_markdown(path: Path, answer: _Answer) -> list[Path]:
 
 
 def _write_latex(path: Path, answer: _Answer) -> list[Path]:
-    atomic_write(path, "\n".join(table.latex() for table in answer.tables).encode())
+    labels: list[str] = []
+    for table in answer.tables:
+        count = sum(other.slug == table.slug for other in answer.tables[: len(labels)])
+        labels.append(f"{table.slug}-{count + 1}" if count else table.slug)
+    texts = (table.latex(label) for table, label in zip(answer.tables, labels, strict=True))
+    atomic_write(path, "\n".join(texts).encode())
     return [path]
 
 

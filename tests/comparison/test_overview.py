@@ -103,7 +103,8 @@ def test_costs_are_means_over_seeds(tmp_path):
     row = texts(tables_of(tmp_path)[0])["FLoRG"]
     assert (row["parameters up"], row["parameters down"]) == ("2,000", "4,000")
     assert (row["MB up"], row["MB down"]) == ("0.01", "0.02")
-    assert row["seconds"] == "15.5"
+    assert row["seconds in all"] == "15.5"
+    assert row["seconds training/round"] == "-"
     assert row["peak MB"] == "512.0"
     assert row["FLOPs client"] == f"{2 * CLIENT_FLOPS:.2e}".replace("e+0", "e")
     assert row["FLOPs server"] == f"{2 * SERVER_FLOPS:.2e}".replace("e+0", "e")
@@ -209,11 +210,67 @@ def test_a_run_in_a_folder_of_another_name_is_told_with_its_method(tmp_path):
 
 
 def test_eighty_characters_have_room_for_the_metric_the_difference_and_the_megabytes(tmp_path):
-    write_runs(tmp_path, {"FLoRG-top_r_aligned": [0.7, 0.8], "FedIT": [0.6, 0.7]})
+    write_runs(tmp_path, {"FLoRG-top_r_aligned": [0.7, 0.8, 0.75], "FedIT": [0.6, 0.7, 0.65]})
     (table,) = tables_of(tmp_path)
     console = Console(width=80, file=io.StringIO())
     console.print(table.rich(80), crop=False)
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     (row,) = [line for line in lines if line.startswith("FLoRG")]
-    assert row.split() == ["FLoRG-top_r_aligned", "2", "75.00", "±", "63.53", "+10.00", "-", "0.01", "0.02"]
+    assert row.split() == ["FLoRG-top_r_aligned", "3", "75.00", "±", "12.42", "+10.00", "-", "0.01", "0.02"]
+
+
+def test_methods_stand_in_the_order_of_the_metric_and_models_of_clients_after_them(tmp_path):
+    write_runs(tmp_path, {"FedIT": [0.6], "FLoRG": [0.8], "FFALoRA": [0.7]})
+    write_runs(tmp_path, {"FedSALoRA": [0.95]}, personal_evaluation="own")
+    assert list(texts(tables_of(tmp_path)[0])) == ["FLoRG", "FFALoRA", "FedIT", "FedSALoRA*"]
+    assert list(texts(tables_of(tmp_path, View(metric="loss"))[0])) == ["FLoRG", "FFALoRA", "FedIT", "FedSALoRA*"]
+
+
+def test_a_method_without_the_metric_stands_last(tmp_path):
+    write_run(tmp_path, "FLoRG", final={"loss": 0.1, "accuracy": None})
+    write_runs(tmp_path, {"FedIT": [0.1]})
+    assert list(texts(tables_of(tmp_path)[0])) == ["FedIT", "FLoRG"]
+
+
+def test_of_two_seeds_both_figures_are_shown_and_no_interval(tmp_path):
+    write_runs(tmp_path, {"FLoRG": [0.7, 0.84], "FedIT": [0.6, 0.7, 0.65]})
+    (table,) = tables_of(tmp_path)
+    assert texts(table)["FLoRG"]["accuracy % ± 95 %"] == "77.00 (70.00, 84.00)"
+    assert "(a, b): the figures of two seeds, whose interval would tell less" in table.notes
+    assert texts(tables_of(tmp_path, View(metric="loss"))[0])["FLoRG"]["loss ± 95 %"] == "0.2300 (0.3000, 0.1600)"
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "text"),
+    [
+        ("accuracy", [0.99, 0.9, 0.95], "94.67 [83.47, 100.00]"),
+        ("accuracy", [0.0, 0.1, 0.02], "4.00 [0.00, 17.14]"),
+        ("pearson", [0.99, 0.9, 0.95], "0.9467 [0.8347, 1.0000]"),
+        ("loss", [0.0, 0.1, 0.02], "0.0400 [0.0000, 0.1714]"),
+        ("perplexity", [0.0, 0.1, 0.02], "0.0400 ± 0.1314"),
+    ],
+)
+def test_an_interval_ends_where_the_metric_can_be_no_larger_or_smaller(tmp_path, metric, values, text):
+    for seed, value in enumerate(values):
+        write_run(tmp_path, seed=seed, final={metric: value}, initial={})
+    (table,) = tables_of(tmp_path, View(metric=metric))
+    shown = next(cells for cells in texts(table).values())
+    assert text in shown.values()
+    assert any(f"cut where it goes beyond what {metric} can be" in note for note in table.notes) == ("[" in text)
+    assert float(table.records()[0]["low"]) < 0.9  # programs read the interval as it is
+
+
+def test_the_cheapest_and_the_fastest_are_bold_in_their_columns(tmp_path):
+    write_run(tmp_path, "FLoRG", seconds=10.04, seconds_training=4.0)
+    write_run(tmp_path, "FedIT", seconds=9.96, seconds_training=6.0, parameters={"up": 10, "down": 2000})
+    write_run(tmp_path, "FFALoRA", seconds=12.0, seconds_training=5.0)
+    (table,) = tables_of(tmp_path)
+    assert bold(table) == {
+        ("FLoRG", "seconds in all"),
+        ("FedIT", "seconds in all"),
+        ("FLoRG", "seconds training/round"),
+        ("FedIT", "MB up"),
+        ("FedIT", "parameters up"),
+    }
+    assert texts(table)["FLoRG"]["seconds training/round"] == "2.00"

@@ -11,7 +11,6 @@ from fedgram.comparison.statistics import (
     paired_difference,
     rank_agreement,
     t_interval,
-    winners,
 )
 
 FIGURES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
@@ -125,12 +124,6 @@ def test_the_best_are_the_highest_or_the_lowest_and_all_of_equal_ones():
     assert best(values) == {2, 3}
     assert best(values, lowest=True) == {0, 4}
     assert best([np.nan]) == best([]) == frozenset()
-
-
-def test_nobody_wins_where_all_are_alike():
-    assert winners([0.5, 0.5, np.nan]) == winners([0.5]) == winners([]) == frozenset()
-    assert winners([0.5, 0.4]) == {0}
-    assert winners([0.5, 0.4], lowest=True) == {1}
 
 
 def test_agreement_of_orders_is_that_of_ranks():

@@ -41,7 +41,7 @@ def plain(text):
 def test_a_terminal_shows_title_headers_in_two_lines_rows_and_notes():
     lines = [line.rstrip() for line in plain(shown(TABLE, 80)).splitlines()]
     assert lines[0] == "rte_x, 3 rounds"
-    assert lines[1].split() == ["parameters"]
+    assert lines[1].split() == ["──", "parameters", "──"]
     assert lines[2].split() == ["method", "up", "down", "seconds"]
     assert lines[4].split() == ["FLoRG_a|b", "1,234,567", "-1.20", "3.50e12"]
     assert lines[5].split() == ["<Fed>&IT*", "2", "±", "1", "-", "-"]
@@ -59,7 +59,7 @@ def test_what_looks_like_markup_is_shown_as_it_is():
         assert text in plain(shown(table, 80))
 
 
-@pytest.mark.parametrize(("width", "gone"), [(80, []), (36, ["seconds"]), (26, ["parameters (down)", "seconds"])])
+@pytest.mark.parametrize(("width", "gone"), [(80, []), (35, ["seconds"]), (26, ["parameters (down)", "seconds"])])
 def test_a_narrow_terminal_loses_columns_of_the_highest_rank_first_and_says_which(width, gone):
     out = plain(shown(TABLE, width))
     assert "1,234,567" in out
@@ -113,6 +113,7 @@ def test_latex_has_booktabs_spanning_headers_bold_and_escaped_signs():
         "\\begin{table}\n"
         "  \\centering\n"
         "  \\caption{rte\\_x, 3 rounds}\n"
+        "  \\label{tab:rte-x-3-rounds}\n"
         "  \\begin{tabular}{lrrr}\n"
         "    \\toprule\n"
         "    \\multicolumn{1}{c}{} & \\multicolumn{2}{c}{parameters} & \\multicolumn{1}{c}{} \\\\\n"
@@ -154,7 +155,7 @@ class Reader(HTMLParser):
             self.rows.append([])
         if tag in ("th", "td"):
             self.rows[-1].append("")
-            self.spans.append(dict(attributes).get("colspan"))
+            self.spans.append(tuple(dict(attributes).get(key) for key in ("rowspan", "colspan")))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -173,11 +174,11 @@ def test_html_is_well_formed_with_spanning_headers_bold_and_escaped_signs():
     reader.feed(TABLE.html())
     assert not reader.open
     assert reader.rows == [
-        ["", "parameters", ""],
-        ["method", "up", "down", "seconds"],
+        ["method", "parameters", "seconds"],
+        ["up", "down"],
         *([cell.text for cell in row] for row in ROWS),
     ]
-    assert reader.spans[:3] == ["1", "2", "1"]
+    assert reader.spans[:3] == [("2", None), (None, "2"), ("2", None)]
     assert reader.bold == ["1,234,567"]
     assert reader.items == list(TABLE.notes)
     assert "<Fed>" not in TABLE.html()

@@ -6,22 +6,30 @@ from functools import wraps
 import numpy as np
 
 from fedgram.comparison.statistics import Estimate, Interval
+from fedgram.run_folder import is_loss
 
 __all__ = [
+    "bounds_of",
     "count_text",
     "difference_text",
     "estimate_text",
     "flops_text",
+    "interval_text",
+    "is_cut",
     "is_share",
     "mean_text",
     "metric_text",
     "p_text",
     "seconds_text",
+    "shows_points",
     "size_text",
     "target_text",
 ]
 
 _SHARES = ("accuracy", "f1", "macro_f1", "exact_match")
+_CORRELATIONS = ("matthews_correlation", "pearson", "spearman")
+_PAIR = 2
+"""Seeds whose figures are shown in the place of an interval."""
 
 
 def is_share(metric: str) -> bool:
@@ -31,6 +39,17 @@ def is_share(metric: str) -> bool:
     (True, False)
     """
     return metric.startswith(_SHARES)
+
+
+def bounds_of(metric: str) -> tuple[float, float]:
+    """Return the least and the largest value that a metric can have.
+
+    >>> bounds_of("accuracy"), bounds_of("pearson"), bounds_of("loss")
+    ((0.0, 1.0), (-1.0, 1.0), (0.0, inf))
+    """
+    if is_share(metric):
+        return 0.0, 1.0
+    return (-1.0, 1.0) if metric.startswith(_CORRELATIONS) else (0.0 if is_loss(metric) else -np.inf, np.inf)
 
 
 def _known(write: Callable[[float], str]) -> Callable[[float], str]:
@@ -98,13 +117,44 @@ def target_text(value: float, metric: str) -> str:
 
 
 def estimate_text(found: Estimate, metric: str, how: Interval) -> str:
-    """Return a mean, with its interval if it has one: ± half of it where it is symmetric, or both ends."""
-    mean = metric_text(found.mean, metric)
+    """Return a mean of a metric, with its interval if it has one."""
+    return interval_text(found, lambda value: metric_text(value, metric), bounds_of(metric), how)
+
+
+def interval_text(found: Estimate, write: Callable[[float], str], bounds: tuple[float, float], how: Interval) -> str:
+    """Return a mean, with what is known of its spread: ± half of the interval, or its ends, or the figures themselves.
+
+    The ends of an interval that goes beyond what is possible are cut, and shown. Of two seeds Student's interval is
+    12.7 times as wide as they are apart, and tells less than the two figures do.
+
+    Args:
+        found: the mean and its interval.
+        write: how figures are written.
+        bounds: the least and the largest possible figure.
+        how: which interval it is.
+
+    >>> two = Estimate(0.5, -1.0, 2.0, 2, (0.4, 0.6))
+    >>> interval_text(two, "{:.1f}".format, (0, 1), "t"), interval_text(two, "{:.1f}".format, (0, 1), "bootstrap")
+    ('0.5 (0.4, 0.6)', '0.5 [0.0, 1.0]')
+    """
+    mean = write(found.mean)
     if np.isnan(found.low):
         return mean
-    if how == "t":
-        return f"{mean} ± {metric_text(found.half_width, metric)}"
-    return f"{mean} [{metric_text(found.low, metric)}, {metric_text(found.high, metric)}]"
+    if how == "t" and shows_points(found):
+        return f"{mean} ({', '.join(map(write, found.points))})"
+    if how == "t" and not is_cut(found, bounds):
+        return f"{mean} ± {write(found.half_width)}"
+    return f"{mean} [{write(max(found.low, bounds[0]))}, {write(min(found.high, bounds[1]))}]"
+
+
+def shows_points(found: Estimate) -> bool:
+    """Say whether figures stand in the place of an interval."""
+    return found.count == _PAIR
+
+
+def is_cut(found: Estimate, bounds: tuple[float, float]) -> bool:
+    """Say whether an interval goes beyond what is possible."""
+    return found.low < bounds[0] or found.high > bounds[1]
 
 
 def _scaled(value: float, metric: str) -> str:

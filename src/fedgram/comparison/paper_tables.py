@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedgram.comparison.figures import flops_text, is_share, p_text, seconds_text
+from fedgram.comparison.figures import flops_text, interval_text, is_share, p_text, seconds_text
 from fedgram.comparison.overview import PERSONAL_NOTE
 from fedgram.comparison.paper import Match, PaperRow, PaperTable, measured_by_seed
 from fedgram.comparison.runs import Group, short_name
-from fedgram.comparison.statistics import Estimate, Interval, estimate, paired_difference, rank_agreement, winners
+from fedgram.comparison.selection import leading
+from fedgram.comparison.statistics import Estimate, Interval, estimate, paired_difference, rank_agreement
 from fedgram.comparison.tables import Cell, Column, Table
 
 __all__ = ["paper_tables"]
@@ -164,9 +165,8 @@ def _conditions(groups: Sequence[Group]) -> str:
 def _entry_cells(match: Match, interval: Interval) -> list[list[Cell]]:
     """Return the cells of each entry: method, seeds, ours, the paper's, and how they differ."""
     paper_row, entries = match.paper_row, _entries(match, interval)
-    lowest = paper_row.lowest_is_best
-    ours = winners([np.nan if entry.is_personal else entry.ours.mean for entry in entries], lowest)
-    papers = winners([entry.paper for entry in entries], lowest)
+    ours = _leading([np.nan if entry.is_personal else entry.ours.mean for entry in entries], paper_row)
+    papers = _leading([entry.paper for entry in entries], paper_row)
     return [
         [
             _name(entry),
@@ -177,6 +177,10 @@ def _entry_cells(match: Match, interval: Interval) -> list[list[Cell]]:
         ]
         for index, entry in enumerate(entries)
     ]
+
+
+def _leading(figures: Sequence[float], paper_row: PaperRow) -> frozenset[int]:
+    return leading(figures, [_text(figure, paper_row) for figure in figures], paper_row.lowest_is_best)
 
 
 def _entries(match: Match, interval: Interval) -> list[_Entry]:
@@ -210,8 +214,8 @@ def _ours(entry: _Entry, paper_row: PaperRow, interval: Interval, bold: bool) ->
     found = entry.ours
     text = _text(found.mean, paper_row)
     if not np.isnan(found.low):
-        ends = f"[{_text(found.low, paper_row)}, {_text(found.high, paper_row)}]"
-        text += f" ± {_text(found.half_width, paper_row)}" if interval == "t" else f" {ends}"
+        bounds = (0.0, 100.0) if is_share(paper_row.quantity) else (0.0, np.inf)
+        text = interval_text(found, lambda value: _text(value, paper_row), bounds, interval)
     elif entry.group is not None and paper_row.target is not None and np.isnan(found.mean):
         values = list(measured_by_seed(entry.group, paper_row).values())
         text = f"- ({np.count_nonzero(~np.isnan(values))}/{len(values)})"

@@ -22,7 +22,6 @@ __all__ = [
     "paired_difference",
     "rank_agreement",
     "t_interval",
-    "winners",
 ]
 
 Interval = Literal["t", "bootstrap"]
@@ -44,12 +43,14 @@ class Estimate:
         low: the lower end of the interval.
         high: the upper end.
         count: n.
+        points: x₁ ... xₙ.
     """
 
     mean: float
     low: float
     high: float
     count: int
+    points: tuple[float, ...] = ()
 
     @property
     def half_width(self) -> float:
@@ -72,7 +73,7 @@ def t_interval(values: Sequence[float]) -> Estimate:
 
     half = float(stdtrit(len(x) - 1, (1 + LEVEL) / 2) * x.std(ddof=1) / np.sqrt(len(x)))
     mean = float(x.mean())
-    return Estimate(mean, mean - half, mean + half, len(x))
+    return Estimate(mean, mean - half, mean + half, len(x), tuple(x.tolist()))
 
 
 def bootstrap_interval(values: Sequence[float]) -> Estimate:
@@ -89,11 +90,11 @@ def bootstrap_interval(values: Sequence[float]) -> Estimate:
     means = numpy_generator(0, "bootstrap").choice(x, (_DRAWS, len(x))).mean(axis=1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     mean = float(x.mean())
-    return Estimate(mean, min(float(low), mean), max(float(high), mean), len(x))
+    return Estimate(mean, min(float(low), mean), max(float(high), mean), len(x), tuple(x.tolist()))
 
 
 def _without_interval(x: np.ndarray) -> Estimate:
-    return Estimate(float(x[0]) if len(x) else np.nan, np.nan, np.nan, len(x))
+    return Estimate(float(x[0]) if len(x) else np.nan, np.nan, np.nan, len(x), tuple(x.tolist()))
 
 
 INTERVALS: Mapping[Interval, Callable[[Sequence[float]], Estimate]] = {
@@ -159,16 +160,6 @@ def best(means: Sequence[float], lowest: bool = False) -> frozenset[int]:
         return frozenset()
     top = min(known) if lowest else max(known)
     return frozenset(index for index, value in enumerate(means) if value == top)
-
-
-def winners(figures: Sequence[float], lowest: bool = False) -> frozenset[int]:
-    """Return where the best figures stand if there are worse ones.
-
-    >>> sorted(winners([0.5, 0.7, 0.7])), sorted(winners([0.7, 0.7]))
-    ([1, 2], [])
-    """
-    found = best(figures, lowest)
-    return found if len(found) < np.count_nonzero(~np.isnan(figures)) else frozenset()
 
 
 def rank_agreement(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:

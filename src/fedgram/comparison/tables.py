@@ -3,20 +3,26 @@
 import csv
 import html
 import io
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table as RichTable
+    from rich.text import Text
 
 __all__ = ["Cell", "Column", "Table", "csv_text"]
 
 _UNBROKEN = 12
 """Characters that a column of words keeps on a narrow terminal."""
+_GAP = "  "
+"""What stands between columns that have a header in common, as wide as that between others."""
+_PAGE = 80
+"""Characters of a line that a page of LaTeX has room for."""
 _LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -38,12 +44,16 @@ class Column:
         words: whether it holds words, which stand on the left and may be broken into lines, and not numbers.
         rank: of columns that a narrow terminal has no room for, those of the highest rank go first, together; those
             of rank 0 always stay.
+        keys: what it is called in options: its name, and perhaps others.
+        best: whether the highest or the lowest value of its cells is the best; of some there is no best.
     """
 
     header: str
     group: str = ""
     words: bool = False
     rank: int = 0
+    keys: tuple[str, ...] = ()
+    best: Literal["highest", "lowest"] | None = None
 
     @property
     def name(self) -> str:
@@ -59,11 +69,15 @@ class Cell:
         text: what readers see.
         bold: whether it is the best of its kind.
         values: what programs read, in full precision, by the names of columns in a CSV file.
+        value: what rows are sorted by, and which is the best: a number, nan where it is unknown, or a text.
+        shown: the value as readers see it, where the text says more: those that are shown alike are equally good.
     """
 
     text: str = "-"
     bold: bool = False
     values: Mapping[str, Any] = field(default_factory=dict)
+    value: float | str = math.nan
+    shown: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,19 +140,40 @@ class Table:
         from rich.text import Text
 
         grid = RichTable(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True, show_edge=False)
-        above, has_groups = "", any(column.group for column in self.columns)
-        for column in self.columns:
-            top = f"{column.group if column.group != above else ''}\n" if has_groups else ""
+        spans, has_groups = self._spans(), any(column.group for column in self.columns)
+        for name, start, end in spans:
+            words, header = self._may_break(start, end), self._line(start, end)
+            top = f"{_spanning(name, header.cell_len if end > start + 1 else 0)}\n" if has_groups else ""
             grid.add_column(
-                Text(f"{top}{column.header}"),
-                justify="left" if column.words else "right",
-                no_wrap=not column.words,
-                overflow="fold",
+                Text(top) + header, justify="left" if words else "right", no_wrap=not words, overflow="fold"
             )
-            above = column.group
         for row in self.rows:
-            grid.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in row))
+            grid.add_row(*(self._line(start, end, row) for _, start, end in spans))
         return grid
+
+    def _may_break(self, start: int, end: int) -> bool:
+        """Say whether what stands under one header is words, which may be broken into lines."""
+        return end == start + 1 and self.columns[start].words
+
+    def _line(self, start: int, end: int, row: "Sequence[Cell] | None" = None) -> "Text":
+        """Return some neighbouring cells of a row, or the headers of their columns, in one line of fixed places."""
+        from rich.text import Text
+
+        line = Text()
+        for index in range(start, end):
+            column, text = self.columns[index], self._cell_text(index, row)
+            if end > start + 1:
+                widest = max(self._cell_text(index, other).cell_len for other in (None, *self.rows))
+                text.align("left" if column.words else "right", widest)
+            line = Text.assemble(line, _GAP if index > start else "", text)
+        return line
+
+    def _cell_text(self, index: int, row: "Sequence[Cell] | None") -> "Text":
+        from rich.text import Text
+
+        if row is None:
+            return Text(self.columns[index].header)
+        return Text(row[index].text, style="bold" if row[index].bold else "")
 
     def markdown(self) -> str:
         """Return it as Markdown, the best in bold."""
@@ -152,12 +187,26 @@ class Table:
             lines += ["", *(f"- {_markdown(note)}" for note in self.notes)]
         return "\n".join(lines) + "\n"
 
-    def latex(self) -> str:
-        r"""Return it as a LaTeX table for the package booktabs, the best in \textbf."""
+    def latex(self, label: str = "") -> str:
+        r"""Return it as a LaTeX table for the package booktabs, the best in \textbf, in a comment what a page cuts off.
+
+        Args:
+            label: what \ref calls it, behind "tab:"; by default it is made of the title.
+        """
+        lines = [f"% no room for {', '.join(gone)}: --columns chooses"] if (gone := self.left_out(_PAGE)) else []
+        return "\n".join([*lines, *self._fitted(_PAGE)._latex(label or self.slug)]) + "\n"
+
+    @property
+    def slug(self) -> str:
+        """The title in small letters, digits and hyphens."""
+        return re.sub("[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+    def _latex(self, label: str) -> list[str]:
         lines = [
             r"\begin{table}",
             r"  \centering",
             rf"  \caption{{{_latex(self.title)}}}",
+            rf"  \label{{tab:{label}}}",
             rf"  \begin{{tabular}}{{{''.join('l' if column.words else 'r' for column in self.columns)}}}",
             r"    \toprule",
             *self._latex_groups(),
@@ -170,7 +219,7 @@ class Table:
         lines += [r"    \bottomrule", r"  \end{tabular}"]
         if self.notes:
             lines.append(rf"  \par\footnotesize {' '.join(_sentence(_latex(note)) for note in self.notes)}")
-        return "\n".join([*lines, r"\end{table}"]) + "\n"
+        return [*lines, r"\end{table}"]
 
     def _groups(self) -> list[tuple[str, int, int]]:
         """Return the headers above headers, each with the columns that it spans: its first, and that after its last."""
@@ -181,6 +230,14 @@ class Table:
             start = end
         return spans
 
+    def _spans(self) -> list[tuple[str, int, int]]:
+        """Return the same with each column apart that has no header above its own."""
+        return [
+            span
+            for name, start, end in self._groups()
+            for span in ([(name, start, end)] if name else [("", index, index + 1) for index in range(start, end)])
+        ]
+
     def _latex_groups(self) -> list[str]:
         spans = self._groups()
         if not any(name for name, _, _ in spans):
@@ -190,19 +247,35 @@ class Table:
         return [_latex_row(cells), f"    {rules}"]
 
     def html(self) -> str:
-        """Return it as an HTML table with its notes below, the best in <b>; cells of numbers are of class number."""
-        tops = "".join(f'<th colspan="{end - start}">{html.escape(name)}</th>' for name, start, end in self._groups())
-        kinds = ["" if column.words else ' class="number"' for column in self.columns]
-        heads = "".join(f"<th{k}>{html.escape(c.header)}</th>" for k, c in zip(kinds, self.columns, strict=True))
+        """Return it as an HTML table, the best in <b>, that scrolls where it is wide, with its notes below.
+
+        Cells of numbers are of class number, those of the first column, which stays in sight, of class first.
+        """
+        kinds = [_kind(column, index) for index, column in enumerate(self.columns)]
         rows = (
             "".join(f"<td{kind}>{_html(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) for row in self.rows
         )
         body = "\n".join(f"<tr>{row}</tr>" for row in rows)
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
         return (
-            f"<table>\n<caption>{html.escape(self.title)}</caption>\n<thead>\n<tr>{tops}</tr>\n<tr>{heads}</tr>\n"
-            f"</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n" + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
+            f'<p class="title">{html.escape(self.title)}</p>\n<div class="scroll" tabindex="0">\n<table>\n<thead>\n'
+            f"{self._html_head(kinds)}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>\n"
+            + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
         )
+
+    def _html_head(self, kinds: Sequence[str]) -> str:
+        """Return the rows of headers: those without one above them are two rows high, if there are any above others."""
+        heads = [f"<th{kind}>{html.escape(c.header)}</th>" for kind, c in zip(kinds, self.columns, strict=True)]
+        if not any(column.group for column in self.columns):
+            return f"<tr>{''.join(heads)}</tr>"
+        tops = (
+            f'<th class="group" colspan="{end - start}">{html.escape(name)}</th>'
+            if name
+            else heads[start].replace("<th", '<th rowspan="2"', 1)
+            for name, start, end in self._spans()
+        )
+        below = (head for head, column in zip(heads, self.columns, strict=True) if column.group)
+        return f"<tr>{''.join(tops)}</tr>\n<tr>{''.join(below)}</tr>"
 
     def records(self) -> list[dict[str, Any]]:
         """Return its rows for programs."""
@@ -219,6 +292,16 @@ def csv_text(tables: Iterable[Table]) -> str:
     return text.getvalue().replace("\r\n", "\n")
 
 
+def _spanning(name: str, width: int) -> str:
+    """Return a header that stands above columns of some width together: in the middle of a line.
+
+    >>> _spanning("MB", 10), _spanning("MB", 5)
+    ('─── MB ───', '  MB ')
+    """
+    rule = "─" * ((width - len(name) - 2) // 2)
+    return f"{rule} {name} {rule}".strip().center(width) if name and width else name
+
+
 def _width(grid: "RichTable") -> int:
     """Return how wide a table is that nothing is broken in."""
     from rich.console import Console
@@ -231,9 +314,9 @@ def _width(grid: "RichTable") -> int:
 def _least_width(table: Table, grid: "RichTable") -> int:
     """Return how narrow a table can be made by breaking words alone."""
     spare = 0
-    for index, column in enumerate(table.columns):
-        if column.words:
-            texts = [column.header, *(row[index].text for row in table.rows)]
+    for _, index, end in table._spans():
+        if table._may_break(index, end):
+            texts = [table.columns[index].header, *(row[index].text for row in table.rows)]
             spare += max(0, max(map(len, texts)) - _UNBROKEN)
     return _width(grid) - spare
 
@@ -259,6 +342,12 @@ def _latex(text: str) -> str:
 
 def _sentence(text: str) -> str:
     return text if text.endswith(".") else f"{text}."
+
+
+def _kind(column: Column, index: int) -> str:
+    """Return the attribute of a cell's classes."""
+    classes = ["number"] * (not column.words) + ["first"] * (index == 0)
+    return f' class="{" ".join(classes)}"' if classes else ""
 
 
 def _html(cell: Cell) -> str:
