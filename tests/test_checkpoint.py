@@ -185,6 +185,10 @@ def put(path, value):
         ("progress/best", {"accuracy": 1.0}, "progress.best should have accuracy and a round of at most 7"),
         ("progress/best/round", 8, "progress.best should have accuracy and a round of at most 7"),
         ("progress/devices", [], "progress.devices should be names of devices"),
+        ("progress/classes", ["bad"], "progress.classes should be null or the names of at least two classes"),
+        ("progress/classes", ["bad", "bad"], "progress.classes should be null or the names"),
+        ("progress/classes", ["bad", 1], "progress.classes should be null or the names"),
+        ("progress/classes", "bad", "progress.classes should be null or the names"),
         (
             "progress/client_flops",
             7,

@@ -49,6 +49,10 @@ def _is_totals(value: Any) -> bool:
     return all(_ROW[key](row[key]) for row in value for key in _ROW) and len(set(keys)) == len(keys)
 
 
+def _is_classes(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value) and 1 < len(value) == len({*value})
+
+
 def _is_names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) and name for name in value)
 
@@ -85,6 +89,7 @@ _PROGRESS: dict[str, tuple[str, _Check]] = {
 }
 _OPTIONAL: dict[str, tuple[str, _Check]] = {
     "backbone_config": ("a text", lambda value: isinstance(value, str)),
+    "classes": ("null or the names of at least two classes", lambda value: value is None or _is_classes(value)),
 }
 """What progress may say besides."""
 _FLOPS = ("client_flops", "server_flops")

@@ -472,6 +472,7 @@ class Federation:
             "best": self.best,
             "devices": self.devices,
             "backbone_config": self.network.task.config_digest(),
+            "classes": self.network.task.classes,
         }
 
     def resume(self, checkpoint: Checkpoint) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedgram.trainer import FederatedTrainer
 
 __all__ = [
+    "CLASSES",
     "WEIGHTS_SETTING",
     "check_same_run",
     "compare_settings",
@@ -35,6 +36,8 @@ _FREE = ("rounds", "evaluate_every", "evaluate_at_start", "personal_evaluation",
 """Settings of the trainer that change no round that is done."""
 _SCHEDULE = "optimizer.schedule_rounds"
 _CONFIG = "model.config"
+CLASSES = "model.classes"
+"""What messages call the names of the classes, which are no setting, but what the data had."""
 
 
 def settings_of(
@@ -91,7 +94,7 @@ def check_same_run(
     Args:
         path: its file, for messages.
         checkpoint: what was read.
-        present: the settings here.
+        present: the settings here, and as `CLASSES` the names of the classes, which former versions did not record.
         config: what `FederatedTask.config_digest` returns here.
         helps: what to do where they differ.
         partly: whether ``present`` has some of the settings alone, and no others are compared.
@@ -112,6 +115,10 @@ def check_same_run(
     saved |= {key: present[key] for key in equal if key in present and key in saved}
     if then.partition(" ")[0] == config.partition(" ")[0]:  # another version may have entries that this one lacks
         saved, present = saved | {_CONFIG: then}, present | {_CONFIG: config}
+    if CLASSES in present and "classes" in checkpoint.progress:
+        saved[CLASSES] = checkpoint.progress["classes"]
+    elif CLASSES in present:
+        present = {key: value for key, value in present.items() if key != CLASSES}
     if partly:
         saved = {key: saved[key] for key in present if key in saved}
     compare_settings(path, saved, present, helps)

@@ -1,7 +1,7 @@
 """From settings, data and a model to a federation that can start, or go on."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +13,12 @@ from lightning.fabric.loggers.logger import Logger
 from fedgram import frozen, tracking
 from fedgram.adapters.inject import linear_layers
 from fedgram.block_trial import BlockTrial, try_blocks
-from fedgram.checkpoint import Checkpoint, load_first
-from fedgram.clients import ClientStore, Models
+from fedgram.checkpoint import Checkpoint
 from fedgram.cohort import cohort_size, local_step_count
 from fedgram.collectives import Ranks
 from fedgram.compute import Compute, find_prices
 from fedgram.data import FederatedData, Shards
+from fedgram.data.classes import renumber
 from fedgram.errors import ConfigurationError
 from fedgram.federation import Federation, Plan
 from fedgram.forms import check_tensors
@@ -31,10 +31,10 @@ from fedgram.models.tokenizers import check_unknown
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.phases import check_phases
-from fedgram.reporting import describe, write_partition
-from fedgram.resuming import checkpoint_to_go_on_from, folder_of, home, lock_run_that_goes_on, start_of
-from fedgram.run_folder import UNTRAINED, RunFolder, find_checkpoints, newest_checkpoints
-from fedgram.run_settings import WEIGHTS_SETTING, check_same_run, dealing, settings_of
+from fedgram.reporting import write_partition
+from fedgram.resuming import checkpoint_to_go_on_from, folder_of, lock_run_that_goes_on, start_of
+from fedgram.run_folder import RunFolder
+from fedgram.run_settings import CLASSES, check_same_run, settings_of
 from fedgram.shortcuts import shorten
 from fedgram.slurm import current_job
 from fedgram.state import State, flatten, to
@@ -43,66 +43,12 @@ from fedgram.trial import Trial, rows_to_try, try_adapted
 if TYPE_CHECKING:
     from fedgram.trainer import FederatedTrainer
 
-__all__ = ["WEIGHTS", "assemble", "begin", "build", "check_steps", "connect", "trained_models"]
+__all__ = ["WEIGHTS", "assemble", "begin", "build", "check_steps", "connect", "trained_type"]
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
 """The type of the frozen weights, where the precision changes it."""
-
-
-def trained_models(
-    trainer: "FederatedTrainer",
-    network: ClientNetwork,
-    data: FederatedData,
-    method: Method,
-    ckpt_path: str | None,
-    ranks: Ranks,
-) -> Models:
-    """Return the models of a checkpoint, or those that training would start from, and log which they are."""
-    initial = network.initial_state()
-    # Only the models of clients ask whose samples are whose.
-    everything = np.zeros(len(data.split("train")), np.int64)
-    shards = data.shards(trainer.clients, trainer.seed) if method.personal else Shards.of(everything, 1)
-    paths, level = _checkpoints_to_judge(trainer, ckpt_path, ranks), logging.DEBUG if ranks.rank else logging.INFO
-    if not paths:
-        log.log(level, "the untrained model: the backbone, with the adapters and the head that training starts from")
-        start = method.model({**initial, "server": method.server_start(initial, trainer.clients)})
-        return Models(start, ClientStore(), shards, trainer.seed)
-    path, checkpoint = load_first(paths)
-    present = {
-        **describe(method, "method"),
-        **describe(network.task, "model"),
-        WEIGHTS_SETTING: network.weights,
-        "trainer.seed": trainer.seed,
-    }
-    if method.personal:  # whose samples are whose
-        present |= {"trainer.clients": trainer.clients, **dealing(data)}
-    helps = "use the settings it has, another run's --ckpt_path, or --ckpt_path none"
-    check_same_run(path, checkpoint, present, network.task.config_digest(), helps, partly=True)
-    log.log(level, "%s, after round %d", path, checkpoint.round)
-    initial = network.initial_state(_type_of(checkpoint.settings.get("trainer.precision")))
-    start = {**initial, "server": method.server_start(initial, checkpoint.settings["trainer.clients"])}
-    helps = "has this data as many labels as the run's, and is the backbone the same?"
-    check_tensors(path, checkpoint, start, method, helps=helps)
-    model = method.model({"server": {}, **checkpoint.state})
-    return Models(model, ClientStore(checkpoint.clients), shards, trainer.seed)
-
-
-def _checkpoints_to_judge(trainer: "FederatedTrainer", ckpt_path: str | None, ranks: Ranks) -> list[Path]:
-    """Return the files that may hold the model that is asked for; none where that is the untrained one."""
-    if ckpt_path == UNTRAINED:
-        return []
-    if ckpt_path is not None:
-        return find_checkpoints(ckpt_path, *home(trainer))
-    found = newest_checkpoints(*home(trainer))
-    if not found and ranks.rank == 0:
-        log.warning(
-            "WARNING: no run in %s has a checkpoint, so the model that answers is UNTRAINED; fedgram fit trains one, "
-            "--ckpt_path takes another run's, and --ckpt_path none asks for the untrained one",
-            trainer.default_root_dir / trainer.run_name,
-        )
-    return found
 
 
 def connect(trainer: "FederatedTrainer", data: FederatedData, method: Method) -> Ranks:
@@ -115,10 +61,15 @@ def connect(trainer: "FederatedTrainer", data: FederatedData, method: Method) ->
 
 
 def assemble(
-    trainer: "FederatedTrainer", ranks: Ranks, model: FederatedTask, data: FederatedData, method: Method
+    trainer: "FederatedTrainer",
+    ranks: Ranks,
+    model: FederatedTask,
+    data: FederatedData,
+    method: Method,
+    classes: Sequence[str] | None = None,
 ) -> ClientNetwork:
-    """Make the network on each process."""
-    network = build(trainer, ranks, model, data, method, trainer.fabric.autocast)
+    """Make the network on each process, for the data's classes, or for those of a run that was trained before."""
+    network = build(trainer, ranks, model, data, method, trainer.fabric.autocast, classes)
     with ranks.apart():
         if trainer.packing and not network.one_by_one:
             reason = shorten(network, rows_to_try(data.tables.values(), 7), trainer.precision)
@@ -147,6 +98,7 @@ def build(
     data: FederatedData,
     method: Method,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
+    classes: Sequence[str] | None = None,
 ) -> ClientNetwork:
     """Read the data, and put the method's adapters into the backbone."""
     with ranks.apart():
@@ -155,6 +107,8 @@ def build(
             data.prepare_data()
     with ranks.apart():
         data.setup()
+        if classes is not None and (note := renumber(data, classes)) and ranks.rank == 0:
+            log.info("%s", note)
         check_unknown(data.tokenizer, data.split("train").ids)
         model.configure_for(data.tokenizer, data, trainer.seed)
         digest = ""
@@ -169,14 +123,14 @@ def build(
         frozen.install(linear_layers(model.loaded()).values())
         layers = method.install(model.loaded(), trainer.seed)  # after the weights' type is set: L, R and A₁ keep theirs
         model.loaded().to(ranks.device)
-        dtype = _type_of(trainer.precision)
+        dtype = trained_type(trainer.precision)
         network = ClientNetwork(model, layers, ranks.device, dtype, autocast, model.pad_id, method.shared_fields)
         try_adapted(network, trial, method.keeps_start)
     network.weights = ranks.broadcast(digest)
     return network
 
 
-def _type_of(precision: str | None) -> torch.dtype:
+def trained_type(precision: str | None) -> torch.dtype:
     """Return the type of adapters and heads."""
     return torch.float64 if precision == "64-true" else torch.float32
 
@@ -231,7 +185,8 @@ def begin(
         if ranks.rank == 0:
             trial.report()
         if path is not None and checkpoint is not None:
-            check_same_run(path, checkpoint, settings, network.task.config_digest())
+            present = settings | {CLASSES: network.task.classes}
+            check_same_run(path, checkpoint, present, network.task.config_digest())
             check_tensors(path, checkpoint, start, method, optimizer)
         own = folder_of(trainer, ranks, path, held)
     trainer.folder, trainer.plan = RunFolder(Path(ranks.broadcast(str(own.path)))), plan

@@ -26,6 +26,7 @@ from fedgram.federation import Federation, Plan
 from fedgram.files import check_output, expand_home
 from fedgram.finite import undefined
 from fedgram.hardware import check_hardware, check_requests
+from fedgram.judging import find_judged, models_of
 from fedgram.launch import choose_accelerator, devices_per_node, follow_srun, nodes, without_srun_hint
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
@@ -35,7 +36,7 @@ from fedgram.preparation import Preparation, prepare
 from fedgram.progress import ProgressBar
 from fedgram.reporting import summarise, write_predictions
 from fedgram.run_folder import RunFolder
-from fedgram.setup import assemble, begin, connect, trained_models
+from fedgram.setup import assemble, begin, connect
 from fedgram.slow_types import warn_of_slow_type
 from fedgram.slurm import DEFAULT_EARLY, StopSignals, current_job, requeue
 from fedgram.state import State
@@ -387,10 +388,11 @@ class FederatedTrainer:
         path = expand_home(output)
         check_output(path)
         ranks = connect(self, datamodule, method)
-        network = assemble(self, ranks, model, datamodule, method)
+        judged = find_judged(self, ckpt_path, ranks)
+        network = assemble(self, ranks, model, datamodule, method, None if judged is None else judged.classes)
         with ranks.apart():
             table = datamodule.split(split)
-            state = _model_of(client, trained_models(self, network, datamodule, method, ckpt_path, ranks))
+            state = _model_of(client, models_of(judged, self, network, datamodule, method, ranks))
         with located(f"{split} split"):
             outputs = infer(network, [(state, np.arange(len(table)))], table, datamodule.eval_batch_size, ranks)
         if ranks.rank == 0:
@@ -406,11 +408,12 @@ class FederatedTrainer:
         ckpt_path: str | None,
     ) -> dict[str, float]:
         ranks = connect(self, datamodule, method)
-        network = assemble(self, ranks, model, datamodule, method)
+        judged = find_judged(self, ckpt_path, ranks)
+        network = assemble(self, ranks, model, datamodule, method, None if judged is None else judged.classes)
         with ranks.apart():
             if not all(datamodule.is_labelled(part) for part in datamodule.parts(split).values()):
                 raise ConfigurationError(f"the {split} split has no labels to compare with; use fedgram predict")
-            models = trained_models(self, network, datamodule, method, ckpt_path, ranks)
+            models = models_of(judged, self, network, datamodule, method, ranks)
         metrics = evaluate(network, models, datamodule, split, ranks, self.personal_evaluation)
         if (names := undefined(metrics)) and ranks.rank == 0:
             log_undefined(names, split)

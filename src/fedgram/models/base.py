@@ -180,6 +180,14 @@ class FederatedTask(pl.LightningModule, ABC):
         network = self.loaded()
         return weights_digest(network, self.head_start.drawn if self.pretrained else list(network.state_dict()))
 
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes that its answers are about, by their numbers, known once `configure_for` was called.
+
+        None of a task that has no classes.
+        """
+        return None
+
     def config_digest(self) -> str:
         """Return the version of Transformers, and a digest of what its configuration of the backbone says."""
         from transformers import __version__ as version

@@ -56,6 +56,10 @@ class TextClassification(FederatedTask):
         classes = None if self.is_regression else self.label_names
         self.build(tokenizer, seed, classes, **self.head_settings(data.num_labels))
 
+    @property
+    def classes(self) -> list[str] | None:
+        return None if self.is_regression else list(self.label_names)
+
     def head_settings(self, labels: int) -> dict[str, Any]:
         return {"num_labels": labels, "problem_type": "regression" if labels == 1 else "single_label_classification"}
 

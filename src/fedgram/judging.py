@@ -1,0 +1,118 @@
+"""The model that test, validate and predict ask: of which checkpoint it is, and whether that is of the same run."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedgram.checkpoint import Checkpoint, load_first
+from fedgram.clients import ClientStore, Models
+from fedgram.collectives import Ranks
+from fedgram.data import FederatedData, Shards
+from fedgram.forms import check_tensors
+from fedgram.methods import Method
+from fedgram.network import ClientNetwork
+from fedgram.reporting import describe
+from fedgram.resuming import home
+from fedgram.run_folder import UNTRAINED, find_checkpoints, newest_checkpoints
+from fedgram.run_settings import CLASSES, WEIGHTS_SETTING, check_same_run, dealing
+from fedgram.setup import trained_type
+
+if TYPE_CHECKING:
+    from fedgram.trainer import FederatedTrainer
+
+__all__ = ["Judged", "find_judged", "models_of"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A checkpoint whose models are asked.
+
+    Attributes:
+        path: its file.
+        checkpoint: what was read from that.
+    """
+
+    path: Path
+    checkpoint: Checkpoint
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """The names of the classes that its models answer with; None without any, and of former versions."""
+        return self.checkpoint.progress.get("classes")
+
+
+def find_judged(trainer: "FederatedTrainer", ckpt_path: str | None, ranks: Ranks) -> Judged | None:
+    """Return the checkpoint that is asked for; None where that is the untrained model."""
+    with ranks.apart():
+        paths = _checkpoints_to_judge(trainer, ckpt_path, ranks)
+        return Judged(*load_first(paths)) if paths else None
+
+
+def _checkpoints_to_judge(trainer: "FederatedTrainer", ckpt_path: str | None, ranks: Ranks) -> list[Path]:
+    """Return the files that may hold the model that is asked for; none where that is the untrained one."""
+    if ckpt_path == UNTRAINED:
+        return []
+    if ckpt_path is not None:
+        return find_checkpoints(ckpt_path, *home(trainer))
+    found = newest_checkpoints(*home(trainer))
+    if not found and ranks.rank == 0:
+        log.warning(
+            "WARNING: no run in %s has a checkpoint, so the model that answers is UNTRAINED; fedgram fit trains one, "
+            "--ckpt_path takes another run's, and --ckpt_path none asks for the untrained one",
+            trainer.default_root_dir / trainer.run_name,
+        )
+    return found
+
+
+def models_of(
+    judged: Judged | None,
+    trainer: "FederatedTrainer",
+    network: ClientNetwork,
+    data: FederatedData,
+    method: Method,
+    ranks: Ranks,
+) -> Models:
+    """Return the models of a checkpoint, or those that training would start from, and log which they are."""
+    initial = network.initial_state()
+    # Only the models of clients ask whose samples are whose.
+    everything = np.zeros(len(data.split("train")), np.int64)
+    shards = data.shards(trainer.clients, trainer.seed) if method.personal else Shards.of(everything, 1)
+    level = logging.DEBUG if ranks.rank else logging.INFO
+    if judged is None:
+        log.log(level, "the untrained model: the backbone, with the adapters and the head that training starts from")
+        start = method.model({**initial, "server": method.server_start(initial, trainer.clients)})
+        return Models(start, ClientStore(), shards, trainer.seed)
+    path, checkpoint = judged.path, judged.checkpoint
+    _check_run(judged, trainer, network, data, method)
+    log.log(level, "%s, after round %d", path, checkpoint.round)
+    initial = network.initial_state(trained_type(checkpoint.settings.get("trainer.precision")))
+    start = {**initial, "server": method.server_start(initial, checkpoint.settings["trainer.clients"])}
+    helps = "has this data as many labels as the run's, and is the backbone the same?"
+    check_tensors(path, checkpoint, start, method, helps=helps)
+    model = method.model({"server": {}, **checkpoint.state})
+    return Models(model, ClientStore(checkpoint.clients), shards, trainer.seed)
+
+
+def _check_run(
+    judged: Judged, trainer: "FederatedTrainer", network: ClientNetwork, data: FederatedData, method: Method
+) -> None:
+    """Refuse a checkpoint of another run: of a method, model or seed, or of classes that are not these."""
+    present = {
+        **describe(method, "method"),
+        **describe(network.task, "model"),
+        WEIGHTS_SETTING: network.weights,
+        CLASSES: network.task.classes,
+        "trainer.seed": trainer.seed,
+    }
+    if method.personal:  # whose samples are whose
+        present |= {"trainer.clients": trainer.clients, **dealing(data)}
+    if network.task.classes and "classes" not in judged.checkpoint.progress:
+        log.warning("%s does not record the names of its classes: whether they are these is not checked", judged.path)
+    helps = "use the settings it has, another run's --ckpt_path, or --ckpt_path none"
+    check_same_run(judged.path, judged.checkpoint, present, network.task.config_digest(), helps, partly=True)
