@@ -31,8 +31,8 @@ from fedgram.methods import Method, Phase
 from fedgram.models import FederatedTask
 from fedgram.models.loading import positions
 from fedgram.network import ClientNetwork
-from fedgram.skeleton import batch_of, client_round, client_start, cut, equal_layers, skeleton
-from fedgram.state import Layout, merge, split, stack, without
+from fedgram.skeleton import batch_of, client_round, client_start, cut, equal_layers, form_of, skeleton
+from fedgram.state import Layout, State, merge, split, stack, without
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -140,7 +140,7 @@ def training_flops(
         found = []
         for part in parts:
             with countable(f"{method.name} on {task.backbone!r}"), skeleton(task, config, method) as network:
-                found.append(_counted(_Steps(network, method, part, clients), longest))
+                found.append(_counted_once(_Steps(network, method, part, clients), longest))
         _counted_before[key] = _mean(found, parts)
     return _counted_before[key]
 
@@ -193,6 +193,28 @@ class _Steps:
     method: Method
     part: _Part
     clients: int
+
+
+_forms: dict[Any, TrainingFlops] = {}
+"""What was counted before, by the forms of the network and of what is trained: many methods have LoRA's."""
+
+
+def _counted_once(steps: _Steps, longest: int) -> TrainingFlops:
+    network, task = steps.network, steps.network.task
+    loaded: Any = task.loaded()
+    backbone = repr([type(task), task.settings, loaded.config.to_dict(), longest])
+    form = backbone, form_of(network.layers), form_of(network.shared), form_of(_start(steps))
+    if form not in _forms:
+        _forms[form] = _counted(steps, longest)
+    return _forms[form]
+
+
+def _start(steps: _Steps) -> tuple[State, State]:
+    """Return what a client trains, and what it holds meanwhile."""
+    state = steps.network.initial_state()
+    steps.network.share(state)
+    start = client_start(steps.method, state, steps.clients, steps.part.number)
+    return split(without(start, steps.part.phase.absent), steps.part.phase.trained)
 
 
 def _counted(steps: _Steps, longest: int) -> TrainingFlops:
@@ -268,10 +290,7 @@ def _check(found: TrainingFlops, counted: Sequence[int], tokens: int) -> None:
 def _step(steps: _Steps, samples: int, tokens: int) -> list[int]:
     """Count one local step of one client, product by product."""
     network = steps.network
-    state = network.initial_state()
-    network.share(state)
-    start = client_start(steps.method, state, steps.clients, steps.part.number)
-    own, held = split(without(start, steps.part.phase.absent), steps.part.phase.trained)
+    own, held = _start(steps)
     layout, fixed = Layout.of(own), stack([held])
     trained = layout.pack([own]).requires_grad_()
     table, rows = batch_of(network, samples, tokens)

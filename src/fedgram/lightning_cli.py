@@ -5,8 +5,8 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import yaml
@@ -17,12 +17,12 @@ import fedgram
 from fedgram.callbacks import Callback
 from fedgram.comparison import Run
 from fedgram.comparison.overview import run_table
-from fedgram.cost import Estimate, Payloads, every_method, find_payloads
+from fedgram.cost import Announce, Estimate, Payloads, every_method, find_payloads, silent
 from fedgram.cost.tables import WIDTH, markdown, rich_tables
 from fedgram.data import FederatedData
 from fedgram.errors import UsageError
 from fedgram.event_files import silence_writers
-from fedgram.files import atomic_write
+from fedgram.files import atomic_write, check_output, expand_home
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
@@ -30,7 +30,7 @@ from fedgram.option_errors import OptionError
 from fedgram.trainer import FederatedTrainer
 from fedgram.usage import FedgramParser
 
-__all__ = ["Built", "FedgramCLI", "build", "cost_of", "run", "traffic_of"]
+__all__ = ["Built", "FedgramCLI", "announced", "build", "cost_of", "run", "traffic_of"]
 
 _GIVEN = {"model", "datamodule", "method", "optimizer"}
 """Arguments of the trainer's commands that the CLI builds from config sections of their own."""
@@ -85,7 +85,9 @@ class FedgramCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return dict.fromkeys(("fit", "prepare", "cost", "validate", "test", "predict"), _GIVEN)
+        return dict.fromkeys(("fit", "prepare", "validate", "test", "predict"), _GIVEN) | {
+            "cost": _GIVEN | {"announce"}
+        }
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -139,9 +141,14 @@ class FedgramCLI(LightningCLI):
 
     def cost(self, **kwargs: Any) -> None:
         """Print what was told, and write it to a file if asked to."""
-        found, options = self.trainer.cost(**kwargs), self.config_init["cost"]
-        if options["json"] is not None:
-            atomic_write(Path(options["json"]).expanduser(), (json.dumps(found.as_dict(), indent=1) + "\n").encode())
+        options = self.config_init["cost"]
+        path = None if options["json"] is None else expand_home(options["json"])
+        if path is not None:
+            check_output(path)
+        with announced("costs") as announce:
+            found = self.trainer.cost(**kwargs, announce=announce)
+        if path is not None:
+            atomic_write(path, (json.dumps(found.as_dict(), indent=1) + "\n").encode())
         console = Console()
         if options["markdown"]:
             console.print("\n".join(markdown(found)), soft_wrap=True, markup=False, highlight=False)
@@ -181,6 +188,17 @@ class FedgramCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: a checkpoint of another run is refused, not adapted to."""
+
+
+@contextmanager
+def announced(what: str) -> Iterator[Announce]:
+    """Yield a function that shows on a terminal which of several methods is being counted, in a line that goes away."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield silent
+        return
+    with console.status(f"{what}: reading the backbone's configuration") as line:
+        yield lambda name, number, count: line.update(f"{what}: {name}, {number} of {count}")
 
 
 class Built(NamedTuple):
@@ -226,7 +244,9 @@ def traffic_of(options: Sequence[str]) -> dict[str, Payloads]:
         FedgramError: as for the commands.
     """
     trainer, given = build(options, "cost")
-    return find_payloads(trainer, given["model"], given["datamodule"], every_method(given["method"]))
+    with announced("payloads") as announce:
+        methods = every_method(given["method"])
+        return find_payloads(trainer, given["model"], given["datamodule"], methods, announce=announce)
 
 
 def cost_of(options: Sequence[str]) -> Estimate:

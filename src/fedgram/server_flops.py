@@ -73,8 +73,19 @@ def server_flops(method: Method, layers: Mapping[str, ClientLayer], clients: int
         return round(adapters + _of_head(method, head, cohort))
 
 
+_counted_before: dict[str, Aggregation] = {}
+"""By all that it depends on: the traffic of a method and its operations both ask for it."""
+
+
 def aggregation(method: Method, d_in: int, d_out: int, clients: int, cohort: int) -> Aggregation:
     """Count the aggregation of one layer, on small layers of its proportions where that is exact."""
+    key = repr([type(method), vars(method), d_in, d_out, clients, cohort])
+    if key not in _counted_before:
+        _counted_before[key] = _aggregation(method, d_in, d_out, clients, cohort)
+    return _counted_before[key]
+
+
+def _aggregation(method: Method, d_in: int, d_out: int, clients: int, cohort: int) -> Aggregation:
     unit = math.gcd(d_in, d_out)
     a, b = d_in // unit, d_out // unit
     # From here on all sides of a layer are well beyond the rows of all clients, near which formulas change their form.

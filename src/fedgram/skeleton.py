@@ -30,7 +30,7 @@ from fedgram.state import State
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["batch_of", "client_round", "client_start", "cut", "equal_layers", "longest_sample", "skeleton"]
+__all__ = ["batch_of", "client_round", "client_start", "cut", "equal_layers", "form_of", "longest_sample", "skeleton"]
 
 
 @contextmanager
@@ -54,14 +54,50 @@ def skeleton(
     own, level = task.network, log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), isolated(0, "skeleton"), quiet():
-            task.network = network = _draw(task, config, dtype)
-            layers = method.install(network, seed=0)
-        place, pad = torch.device("cpu"), pad_id_of(network)
-        yield ClientNetwork(task, layers, place, clients_dtype, nullcontext, pad, method.shared_fields)
+        with _drawn_once(task, config, dtype) as (mode, network):
+            with mode, isolated(0, "skeleton"), quiet():
+                task.network = network
+                layers = method.install(network, seed=0)
+            place, pad = torch.device("cpu"), pad_id_of(network)
+            yield ClientNetwork(task, layers, place, clients_dtype, nullcontext, pad, method.shared_fields)
     finally:
         task.network = own
         log.setLevel(level)
+
+
+_kept: dict[str, tuple[FakeTensorMode, Any]] = {}
+"""The networks that were drawn last, as they were drawn, by all that they depend on: to draw one takes a while."""
+_MOST_KEPT = 2
+"""The weights' type of a run, and single precision, by which operations are counted."""
+
+
+@contextmanager
+def _drawn_once(
+    task: FederatedTask, config: "PretrainedConfig", dtype: torch.dtype
+) -> Iterator[tuple[FakeTensorMode, Any]]:
+    """Yield a network and the mode of its tensors; whatever is done to its modules meanwhile is undone afterwards."""
+    key = repr([type(task), task.settings, config.to_dict(), dtype])
+    if key in _kept:
+        mode, network = _kept.pop(key)  # so that nobody else has it meanwhile
+    else:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with mode, isolated(0, "skeleton"), quiet():
+            network = _draw(task, config, dtype)
+    drawn = {module: _attributes(module) for module in network.modules()}
+    try:
+        yield mode, network
+    finally:
+        for module, attributes in drawn.items():
+            vars(module).clear()
+            vars(module).update(attributes)
+        while len(_kept) >= _MOST_KEPT:
+            del _kept[next(iter(_kept))]
+        _kept[key] = mode, network
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module, with its own tables of parameters, modules and hooks copied."""
+    return {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()}
 
 
 def _draw(task: FederatedTask, config: "PretrainedConfig", dtype: torch.dtype) -> Any:
@@ -74,8 +110,8 @@ def _draw(task: FederatedTask, config: "PretrainedConfig", dtype: torch.dtype) -
 
 def longest_sample(task: FederatedTask, config: "PretrainedConfig") -> int | None:
     """Return how many tokens a backbone has positions for; None where there is no limit."""
-    with FakeTensorMode(), isolated(0, "skeleton"), quiet():
-        return positions(_draw(task, config, torch.float32))
+    with _drawn_once(task, config, torch.float32) as (_, network):
+        return positions(network)
 
 
 def client_round(clients: int, number: int = 2, last: int | None = None, cohort: int = 1) -> RoundInfo:
@@ -115,6 +151,26 @@ def _form(layer: nn.Module) -> list[tuple[Any, ...]]:
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_parameters(recurse=False)
     yield from module.named_buffers(recurse=False)
+
+
+def form_of(value: Any) -> Any:
+    """Return all that the operations of a network's part depend on: types, numbers, texts, and the shapes of tensors.
+
+    What is none of these has a form of its own that equals no other, so that nothing is taken to be alike by mistake.
+    """
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device | torch.Size):
+        return value
+    if isinstance(value, torch.Tensor):
+        return (value.shape, value.stride(), value.dtype, value.requires_grad)
+    if isinstance(value, nn.Module):
+        return type(value), form_of(vars(value))
+    if isinstance(value, dict):
+        return type(value), tuple((form_of(key), form_of(item)) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(form_of, value))
+    if isinstance(value, set | frozenset) and all(isinstance(item, str) for item in value):
+        return type(value), tuple(sorted(value))
+    return object()
 
 
 def cut(network: ClientNetwork, layers: nn.ModuleList, depth: int) -> None:

@@ -17,7 +17,7 @@ from fedgram.callbacks import Callback
 from fedgram.checkpoint import load_first
 from fedgram.clients import Models, PersonalEvaluation
 from fedgram.cohort import ClientWeights, cohort_size
-from fedgram.cost import Estimate, estimate
+from fedgram.cost import Announce, Estimate, estimate, silent
 from fedgram.cost import every_method as all_methods
 from fedgram.data import FederatedData
 from fedgram.errors import ConfigurationError, Preempted, located, require_choice
@@ -303,6 +303,7 @@ class FederatedTrainer:
         labels: int | None = None,
         samples: int | None = None,
         every_method: bool = False,
+        announce: Announce = silent,
     ) -> Estimate:
         """Tell what fit would cost: parameters and bytes sent, operations, and memory.
 
@@ -322,9 +323,10 @@ class FederatedTrainer:
             samples: of the train split, where it is not known what the data holds.
             every_method: tell it for every method with its defaults, but for method.rank, method.alpha and
                 method.target_modules; --method all is short for it.
+            announce: is called before each method is counted, with its name, its number and how many there are.
         """
         methods = all_methods(method) if every_method else {method.name: method}
-        return estimate(self, model, datamodule, methods, tokens, labels, samples)
+        return estimate(self, model, datamodule, methods, tokens, labels, samples, announce)
 
     def validate(
         self, model: FederatedTask, datamodule: FederatedData, method: Method, ckpt_path: str | None = None

@@ -5,7 +5,7 @@ client_flops and server_flops for samples of one length.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -39,10 +39,17 @@ if TYPE_CHECKING:
 
     from fedgram.trainer import FederatedTrainer
 
-__all__ = ["estimate", "every_method", "find_payloads"]
+__all__ = ["Announce", "estimate", "every_method", "find_payloads", "silent"]
+
+Announce = Callable[[str, int, int], None]
+"""Takes the name of the method that is counted next, its number, and how many there are."""
 
 _SAMPLES = 32
 """Samples of every class of a client that has enough of them to tell all that it can about its data."""
+
+
+def silent(name: str, number: int, count: int) -> None:
+    """Announce nothing."""
 
 
 def every_method(like: Method) -> dict[str, Method]:
@@ -64,6 +71,7 @@ def estimate(
     tokens: int | None = None,
     labels: int | None = None,
     samples: int | None = None,
+    announce: Announce = silent,
 ) -> Estimate:
     """Return what a run would cost with each of some methods.
 
@@ -75,6 +83,7 @@ def estimate(
         tokens: of every sample; if not given the data's max_length, or what the backbone has positions for.
         labels: of the head; if not given what the data says, or 2.
         samples: of the train split, where the data does not say.
+        announce: is called before each method is counted.
 
     Raises:
         ConfigurationError: a setting is out of range, or a method does not fit the backbone.
@@ -82,7 +91,7 @@ def estimate(
     """
     config, setting = describe(trainer, model, data, tokens, labels, samples)
     about = _about(trainer, model, data, config, setting)
-    return Estimate(setting, tuple(_cost(name, method, about) for name, method in methods.items()))
+    return Estimate(setting, tuple(_cost(name, method, about) for name, method in _announced(methods, announce)))
 
 
 def find_payloads(
@@ -91,15 +100,22 @@ def find_payloads(
     data: FederatedData,
     methods: Mapping[str, Method],
     labels: int | None = None,
+    announce: Announce = silent,
 ) -> dict[str, Payloads]:
     """Return what is sent with each of some methods, by name, and nothing that takes longer (see `estimate`)."""
     config, setting = describe(trainer, model, data, labels=labels)
     about = _about(trainer, model, data, config, setting)
     found = {}
-    for name, method in methods.items():
+    for name, method in _announced(methods, announce):
         with countable(f"{name} on {model.backbone!r}"), skeleton(model, config, method, *about.types) as network:
             found[name] = _payloads(method, network, about)
     return found
+
+
+def _announced(methods: Mapping[str, Method], announce: Announce) -> Iterator[tuple[str, Method]]:
+    for number, (name, method) in enumerate(methods.items(), 1):
+        announce(name, number, len(methods))
+        yield name, method
 
 
 def describe(
