@@ -1,7 +1,8 @@
 """The model that test, validate and predict ask: of which checkpoint it is, and whether that is of the same run."""
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,8 @@ from fedgram.data import FederatedData, Shards
 from fedgram.forms import check_tensors
 from fedgram.methods import Method
 from fedgram.network import ClientNetwork
-from fedgram.reporting import describe
+from fedgram.reporting import describe, evaluated_samples
+from fedgram.results import Result
 from fedgram.resuming import home
 from fedgram.run_folder import UNTRAINED, find_checkpoints, newest_checkpoints
 from fedgram.run_settings import CLASSES, WEIGHTS_SETTING, check_same_run, dealing
@@ -45,6 +47,22 @@ class Judged:
     def classes(self) -> Sequence[str] | None:
         """The names of the classes that its models answer with; None without any, and of former versions."""
         return self.checkpoint.progress.get("classes")
+
+    def result(self, data: FederatedData, split: str, metrics: Mapping[str, float], how: str | None) -> Result:
+        """Return what its models score on a split, with what they were judged on.
+
+        Args:
+            data: the data.
+            split: the split.
+            metrics: what they score.
+            how: on what models of clients were judged; None where there is one model.
+        """
+        parts = data.parts(split).values()
+        digest = hashlib.sha256("\n".join(f"{part}:{data.split(part).fingerprint()}" for part in parts).encode())
+        samples = {part: evaluated_samples(data, part) for part in parts}
+        return Result(
+            split, self.checkpoint.round, self.path.name, data.name, metrics, samples, how, digest.hexdigest()
+        )
 
 
 def find_judged(trainer: "FederatedTrainer", ckpt_path: str | None, ranks: Ranks) -> Judged | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fedgram.federation import Federation
 
-__all__ = ["describe", "device_kind", "summarise", "write_partition", "write_predictions"]
+__all__ = ["describe", "device_kind", "evaluated_samples", "summarise", "write_partition", "write_predictions"]
 
 
 def describe(thing: object, prefix: str) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def summarise(federation: "Federation") -> dict[str, Any]:
         "bytes_down": down.bytes,
         "client_flops": federation.compute.sums().get("client_flops"),
         "server_flops": federation.compute.sums().get("server_flops"),
-        "evaluated_samples": _evaluated_samples(federation.data) if federation.metrics else 0,
+        "evaluated_samples": evaluated_samples(federation.data, "validation") if federation.metrics else 0,
         "personal_evaluation": federation.plan.personal_evaluation if federation.method.personal else None,
         "seconds": federation.seconds,
         "seconds_training": federation.seconds_training,
@@ -139,9 +139,9 @@ def summarise(federation: "Federation") -> dict[str, Any]:
     }
 
 
-def _evaluated_samples(data: FederatedData) -> int:
-    """Return how many answers the final metrics are about: samples of the validation split, of SQuAD its questions."""
-    return len(np.unique(data.units("validation")))
+def evaluated_samples(data: FederatedData, split: str) -> int:
+    """Return how many answers the metrics of a split are about: its samples, or of SQuAD its questions."""
+    return len(np.unique(data.units(split)))
 
 
 def device_kind(device: "torch.device") -> str:

@@ -9,7 +9,7 @@ from fedgram.checkpoint import Checkpoint, load_first
 from fedgram.collectives import Ranks
 from fedgram.errors import ConfigurationError
 from fedgram.lock import lock_run
-from fedgram.run_folder import UNTRAINED, RunFolder, find_checkpoints, find_run_of
+from fedgram.run_folder import UNTRAINED, RunFolder, find_checkpoints, find_run_of, run_of
 from fedgram.slurm import Job, current_job
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def lock_run_that_goes_on(
     with ranks.apart():
         if ranks.rank == 0:
             found = _place_to_go_on_from(trainer, ckpt_path)
-            folder = None if found is None else _run_of(find_checkpoints(found, *home(trainer))[0])
+            folder = None if found is None else run_of(find_checkpoints(found, *home(trainer))[0])
             if folder is not None:
                 held.callback(lock_run(folder).close)
     return ranks.broadcast(found)
@@ -44,19 +44,13 @@ def _place_to_go_on_from(trainer: "FederatedTrainer", ckpt_path: str | None) -> 
         return str(begun.path) if begun is not None and begun.round_checkpoints() else None
     if Path(ckpt_path).stem == "best":
         raise ConfigurationError("a run goes on where it stands, with --ckpt_path last; best is for validate and test")
-    folder = _run_of(find_checkpoints(ckpt_path, *home(trainer))[0]) if ckpt_path == "last" else None
+    folder = run_of(find_checkpoints(ckpt_path, *home(trainer))[0]) if ckpt_path == "last" else None
     return ckpt_path if folder is None else str(folder)
 
 
 def home(trainer: "FederatedTrainer") -> tuple[Path, str]:
     """Return the root folder of the runs, and the name of this one."""
     return trainer.default_root_dir, trainer.run_name
-
-
-def _run_of(checkpoint: Path) -> Path | None:
-    """Return the folder of the run that a checkpoint lies in; None where it lies elsewhere, or nowhere."""
-    lies_in_run = checkpoint.parent.name == "checkpoints" and checkpoint.parent.is_dir()
-    return checkpoint.parent.parent if lies_in_run else None
 
 
 def checkpoint_to_go_on_from(
@@ -88,7 +82,7 @@ def start_of(job: Job) -> dict[str, Any]:
 
 def folder_of(trainer: "FederatedTrainer", ranks: Ranks, checkpoint: Path | None, held: ExitStack) -> RunFolder:
     """Return the folder of the run that goes on, which is locked, or a new one, and lock it."""
-    own = None if checkpoint is None else _run_of(checkpoint)
+    own = None if checkpoint is None else run_of(checkpoint)
     if own is not None:
         return RunFolder(own)
     if ranks.rank:

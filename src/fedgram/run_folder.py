@@ -22,6 +22,7 @@ __all__ = [
     "find_run_of",
     "is_loss",
     "newest_checkpoints",
+    "run_of",
     "versions",
 ]
 
@@ -152,6 +153,10 @@ class RunFolder:
             return next(iter(self.round_checkpoints()), self.round_checkpoint(0))
         return self.path / "checkpoints" / f"{alias}.safetensors"
 
+    def result(self, split: str, round_number: int) -> Path:
+        """Return the path of what the model after a round scores on a split."""
+        return self.path / "results" / f"{split}_round_{round_number:06d}.json"
+
     def keep_checkpoints(self, count: int) -> None:
         """Delete the checkpoints of all but the newest rounds."""
         for path in self.round_checkpoints()[count:]:
@@ -166,9 +171,12 @@ class RunFolder:
         later = [path for path in self.round_checkpoints() if path > self.round_checkpoint(round_number)]
         for path in later:
             _delete(path)
-        remove_leftovers([self.path, self.path / "checkpoints"])
+        remove_leftovers([self.path, self.path / "checkpoints", self.path / "results"])
         for table in (self.metrics, self.communication, self.diagnostics):
             table.keep_until(round_number)
+        for path in (self.path / "results").glob("*_round_*.json"):
+            if path > self.result(path.name.partition("_round_")[0], round_number):
+                path.unlink()
         if later:  # else the summary is of what is left
             self.reopen()
 
@@ -234,6 +242,12 @@ def find_checkpoints(ckpt_path: str, root: Path, name: str) -> list[Path]:
         f"--ckpt_path {ckpt_path}: no run in {root / name} has such a checkpoint; leave ckpt_path out to start anew, "
         "or set trainer.name and trainer.default_root_dir to the run's"
     )
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the folder of the run that a checkpoint lies in; None where it lies elsewhere, or nowhere."""
+    lies_in_run = checkpoint.parent.name == "checkpoints" and checkpoint.parent.is_dir()
+    return checkpoint.parent.parent if lies_in_run else None
 
 
 def newest_checkpoints(root: Path, name: str) -> list[Path]:

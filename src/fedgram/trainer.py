@@ -35,6 +35,7 @@ from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
 from fedgram.preparation import Preparation, prepare
 from fedgram.progress import ProgressBar
 from fedgram.reporting import summarise, write_predictions
+from fedgram.results import keep_result
 from fedgram.run_folder import RunFolder
 from fedgram.setup import assemble, begin, connect
 from fedgram.slow_types import warn_of_slow_type
@@ -331,7 +332,7 @@ class FederatedTrainer:
     def validate(
         self, model: FederatedTask, datamodule: FederatedData, method: Method, ckpt_path: str | None = None
     ) -> dict[str, float]:
-        """Evaluate a run's model, or the untrained one, on the validation split.
+        """Evaluate a run's model, or the untrained one, on the validation split, and keep the result in its folder.
 
         Args:
             model: the task.
@@ -346,7 +347,7 @@ class FederatedTrainer:
     def test(
         self, model: FederatedTask, datamodule: FederatedData, method: Method, ckpt_path: str | None = None
     ) -> dict[str, float]:
-        """Evaluate a run's model, or the untrained one, on the test split.
+        """Evaluate a run's model, or the untrained one, on the test split, and keep the result in its folder.
 
         Args:
             model: the task.
@@ -419,6 +420,9 @@ class FederatedTrainer:
         metrics = evaluate(network, models, datamodule, split, ranks, self.personal_evaluation)
         if (names := undefined(metrics)) and ranks.rank == 0:
             log_undefined(names, split)
+        if judged is not None and ranks.rank == 0:
+            how = self.personal_evaluation if method.personal else None
+            keep_result(judged.path, judged.result(datamodule, split, metrics, how))
         return metrics
 
     @contextmanager
