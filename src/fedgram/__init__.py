@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedgram.data import GLUE, IID, Dirichlet, Quickstart, SQuAD, TextClassificationData
+    from fedgram.early_stopping import EarlyStopping
     from fedgram.methods import (
         FLASC,
         FLTAC,
@@ -44,6 +45,7 @@ __version__ = version("fedgram")
 _HOMES = {
     "AdamW": "optim",
     "Dirichlet": "data",
+    "EarlyStopping": "early_stopping",
     "FederatedTrainer": "trainer",
     "GLUE": "data",
     "IID": "data",
@@ -65,6 +67,7 @@ __all__ = [
     "AdamW",
     "CELoRA",
     "Dirichlet",
+    "EarlyStopping",
     "FFALoRA",
     "FLoRA",
     "FLoRANA",

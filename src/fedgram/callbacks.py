@@ -1,8 +1,10 @@
 """Hooks into a run."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedgram.monitor import Mode
     from fedgram.trainer import FederatedTrainer
 
 __all__ = ["Callback", "Row"]
@@ -14,8 +16,20 @@ Row = dict[str, float]
 class Callback:
     """Does something at certain moments of a run; override what you need.
 
-    Give your own in a config as ``trainer.callbacks: [{class_path: my_module.MyCallback}]``.
+    Give your own in a config as ``trainer.callbacks: [{class_path: my_module.MyCallback}]``. Every process has its own
+    objects. ``trainer.should_stop = True``, in any process, ends the run at the end of the round.
     """
+
+    def on_setup(self, trainer: "FederatedTrainer", figures: Mapping[str, "Mode"]) -> None:
+        """Before anything is written.
+
+        Args:
+            trainer: the run's.
+            figures: the columns of metrics.csv that a round can be judged by, and which way each is better.
+
+        Raises:
+            ConfigurationError: a setting of the callback does not fit the run.
+        """
 
     def on_fit_start(self, trainer: "FederatedTrainer", first_round: int) -> None:
         """Before the first round that is to be run; ``first_round`` is greater than 1 after a resume."""
@@ -26,8 +40,30 @@ class Callback:
     def on_block_end(self, trainer: "FederatedTrainer", clients: int) -> None:
         """After a block of clients was trained on this rank."""
 
+    def on_round_logged(self, trainer: "FederatedTrainer", row: Row) -> None:
+        """Before the checkpoint of a round, which keeps what `state_dict` returns; ``row`` is that of metrics.csv."""
+
     def on_round_end(self, trainer: "FederatedTrainer", row: Row) -> None:
-        """After a round was logged; ``row`` is its row of metrics.csv."""
+        """After a round counts, as its checkpoint is there; ``row`` is its row of metrics.csv."""
 
     def on_fit_end(self, trainer: "FederatedTrainer") -> None:
         """After the last round, also when the run stops early."""
+
+    def reason_to_stop(self) -> str | None:
+        """Return why the run should end after the round that is done; None where it should not.
+
+        It is asked for at the end of each round, and where a run goes on, before a round begins.
+        """
+        return None
+
+    @property
+    def state_key(self) -> str:
+        """The name of the callback's state in checkpoints."""
+        return type(self).__name__
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what checkpoints keep of the callback, as JSON has it: dicts, lists, texts, numbers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned, where a run goes on."""

@@ -53,6 +53,15 @@ def _is_classes(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value) and 1 < len(value) == len({*value})
 
 
+def _is_stop(value: Any) -> bool:
+    fits = isinstance(value, dict) and value.keys() == {"reason", "rounds"}
+    return fits and isinstance(value["reason"], str) and _is_positive(value["rounds"])
+
+
+def _is_states(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(state, dict) for state in value.values())
+
+
 def _is_names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) and name for name in value)
 
@@ -88,8 +97,11 @@ _PROGRESS: dict[str, tuple[str, _Check]] = {
     "devices": ("names of devices", _is_names),
 }
 _OPTIONAL: dict[str, tuple[str, _Check]] = {
-    "backbone_config": ("a text", lambda value: isinstance(value, str)),
     "classes": ("null or the names of at least two classes", lambda value: value is None or _is_classes(value)),
+    **dict.fromkeys(("backbone_config", "monitor"), ("a text", lambda value: isinstance(value, str))),
+    "evaluated": ("a whole number from -1 on", lambda value: _is_count(value) or (_is_number(value) and value == -1)),
+    "stopped": ("null, or a reason and rounds", lambda value: value is None or _is_stop(value)),
+    "callbacks": ("states by name", _is_states),
 }
 """What progress may say besides."""
 _FLOPS = ("client_flops", "server_flops")
@@ -138,7 +150,7 @@ def _contradiction(facts: Mapping[str, Any], named: str) -> str | None:
         )
     if not number and (progress["totals"] or any(flops)):
         return "it holds round 0, before which nothing is sent or trained, but progress counts what was"
-    return _wrong_best(progress["best"], number, settings["model.monitor"])
+    return _wrong_best(progress["best"], number, progress.get("monitor", settings["model.monitor"]))
 
 
 def _wrong_best(best: Mapping[str, Any], number: int, monitor: str) -> str | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedgram import tracking
 from fedgram.block import Trained, train_block
+from fedgram.callbacks import Callback
 from fedgram.checkpoint import Checkpoint, save
 from fedgram.clients import ClientStore, Models, PersonalEvaluation, divergence, to_keep
 from fedgram.cohort import (
@@ -35,6 +36,7 @@ from fedgram.cohort import (
 from fedgram.collectives import Ranks
 from fedgram.compute import Compute
 from fedgram.data import FederatedData, Shards
+from fedgram.ending import states_of, stopping
 from fedgram.errors import located
 from fedgram.evaluation import evaluate, log_undefined
 from fedgram.features import features_of
@@ -42,6 +44,7 @@ from fedgram.finite import remedy, spoilt_losses, spoilt_tensor, undefined
 from fedgram.flops import Work
 from fedgram.ledger import Ledger
 from fedgram.methods import Diagnostics, Method, Phase, RoundInfo
+from fedgram.monitor import LOSS, Monitor
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.reporting import device_kind
@@ -128,7 +131,12 @@ class Federation:
         seconds_training: of these, those of local training and of the server, without evaluation and figures.
         initial: the evaluation before training.
         metrics: the last evaluation.
-        best: the evaluation with the best monitored metric, with its round; empty where that was never defined.
+        monitor: the figure that the best checkpoint is chosen by.
+        callbacks: whose states checkpoints keep.
+        evaluated_at: the last round that was evaluated; -1 where none was.
+        stopped: why the run ends with the round that is done; None where it does not.
+        stop_is_kept: whether that holds, where the run goes on, until it is given more rounds.
+        best: the evaluation with the best monitored figure, with its round; empty where that was never defined.
         undefined: the metrics that the last evaluation had no value for.
         devices: the kinds of devices that the run has had so far, in the order of their first use.
     """
@@ -157,6 +165,11 @@ class Federation:
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     undefined: frozenset[str] = frozenset()
+    monitor: Monitor = LOSS
+    callbacks: Sequence[Callback] = ()
+    evaluated_at: int = -1
+    stopped: str | None = None
+    stop_is_kept: bool = False
     devices: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -389,16 +402,25 @@ class Federation:
 
     def evaluate(self, current: Round) -> None:
         """Evaluate the server's model on the validation split, if the round is one to evaluate."""
-        if not self.is_due(current.number):
-            return
-        if "validation" in self.data.tables:
-            how = self.plan.personal_evaluation
-            with located(f"round {current.number}"):
-                self.metrics = evaluate(self.network, self.models(), self.data, "validation", self.ranks, how)
-            self._notice_undefined()
-            current.row |= {column_of(key): value for key, value in self.metrics.items()}
+        if self.is_due(current.number):
+            current.row |= self._evaluate(current.number)
         if current.number == 0:
             self.initial = self.metrics
+
+    def evaluate_last(self) -> dict[str, float]:
+        """Evaluate the model after the last round that is done, and return what that adds to its row of metrics.csv."""
+        return self._evaluate(self.finished)
+
+    def _evaluate(self, number: int) -> dict[str, float]:
+        """Evaluate the model as of a round, and return the columns of metrics.csv."""
+        self.evaluated_at = number
+        if "validation" not in self.data.tables:
+            return {}
+        how = self.plan.personal_evaluation
+        with located(f"round {number}"):
+            self.metrics = evaluate(self.network, self.models(), self.data, "validation", self.ranks, how)
+        self._notice_undefined()
+        return {column_of(key): value for key, value in self.metrics.items()}
 
     def _notice_undefined(self) -> None:
         """Log which metrics are undefined, where that is news."""
@@ -406,6 +428,11 @@ class Federation:
         if now - self.undefined and self.ranks.rank == 0:
             log_undefined(sorted(now - self.undefined), "validation")
         self.undefined = now
+
+    @property
+    def stopping(self) -> str | None:
+        """Which callbacks may end the run early."""
+        return stopping(self.callbacks)
 
     def models(self) -> Models:
         """Return the models as they are now."""
@@ -434,11 +461,26 @@ class Federation:
         )
         self.tracker.log_round(current.row, self.evaluated(current.row), current.diagnostics)
 
-    def checkpoint(self) -> None:
-        """Save where the run stands, and as ``best`` as well if the monitored metric has never been better."""
-        better = self._is_best()
+    def amend(self, found: dict[str, float]) -> None:
+        """Write what was evaluated after the last round was logged, and tell the loggers."""
+        if self.ranks.rank or not found:
+            return
+        sent = {f"megabytes_{way}": self.totals.total(way).bytes / tracking.MEGABYTE for way in ("up", "down")}
+        row = {"round": self.finished, **sent, **found}
+        self.folder.metrics.amend(self.finished, found)
+        self.tracker.log_round(row, self.evaluated(row), {})
+
+    def checkpoint(self, row: dict[str, float]) -> None:
+        """Save where the run stands, and as ``best`` as well if the monitored figure has never been better.
+
+        Args:
+            row: the figures of the last round.
+        """
+        figure, key = row.get(self.monitor.column, math.nan), self.monitor.key
+        better = self.monitor.is_better(figure, self.best.get(key, math.nan))
         if better:
-            self.best = {"round": self.finished, **self.metrics}
+            evaluated = self.metrics if self.evaluated_at == self.finished else {}
+            self.best = {"round": self.finished, **evaluated, key: figure}
         if self.ranks.rank:
             return
         now = self.standing()
@@ -450,15 +492,6 @@ class Federation:
     def standing(self) -> Checkpoint:
         """Return all that is needed to go on from here."""
         return Checkpoint(self.state, self.finished, self.settings, self.progress(), self.store.tensors)
-
-    def _is_best(self) -> bool:
-        monitor, mode = self.network.task.monitor, self.network.task.monitor_mode
-        if monitor not in self.metrics or not self.is_due(self.finished) or math.isnan(self.metrics[monitor]):
-            return False
-        if not self.best or math.isnan(self.best[monitor]):
-            return True
-        new, old = self.metrics[monitor], self.best[monitor]
-        return new > old if mode == "max" else new < old
 
     def progress(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside the tensors."""
@@ -473,6 +506,10 @@ class Federation:
             "devices": self.devices,
             "backbone_config": self.network.task.config_digest(),
             "classes": self.network.task.classes,
+            "monitor": self.monitor.key,
+            "evaluated": self.evaluated_at,
+            "stopped": {"reason": self.stopped, "rounds": self.plan.rounds} if self.stop_is_kept else None,
+            "callbacks": states_of(self.callbacks),
         }
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -488,6 +525,12 @@ class Federation:
         self.initial = checkpoint.progress["initial"]
         self.metrics = checkpoint.progress["metrics"]
         self.best = checkpoint.progress["best"]
+        if self.monitor.key not in self.best:  # it was chosen by another figure
+            self.best = {}
+        self.evaluated_at = checkpoint.progress.get("evaluated", self.finished)
+        stopped = checkpoint.progress.get("stopped")
+        if stopped is not None and self.plan.rounds <= stopped["rounds"]:
+            self.stopped, self.stop_is_kept = stopped["reason"], True
         self.devices = list(dict.fromkeys([*checkpoint.progress["devices"], *self.devices]))
 
     def _recall(self) -> None:

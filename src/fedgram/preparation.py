@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedgram.collectives import Ranks
 from fedgram.data import FederatedData
+from fedgram.ending import set_up
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.models.sources import find_source, folder_of
@@ -72,6 +73,7 @@ def prepare(trainer: "FederatedTrainer", model: FederatedTask, data: FederatedDa
     """Fetch, tokenise and check all that a run needs, in this process and on the CPU."""
     method.check_clients(trainer.clients)
     network = build(trainer, Ranks(), model, data, method)
+    set_up(trainer, model, data)
     shards, start = data.shards(trainer.clients, trainer.seed), network.initial_state()
     check_steps(trainer, method, data, shards)
     sizes = shards.sizes

@@ -70,6 +70,11 @@ class Table:
         else:
             self._replace([*self._read(), *new])
 
+    def amend(self, round_number: int, further: Mapping[str, Any]) -> None:
+        """Add columns to the row of a round."""
+        rows = self._read()
+        self._replace([{**row, **further} if _round_of(row) == round_number else row for row in rows])
+
     def keep_until(self, round_number: int) -> None:
         """Drop the rows from the first one on that is of a later round, or that is no whole row."""
         self._replace(list(takewhile(lambda row: _round_of(row) <= round_number, self._read())))

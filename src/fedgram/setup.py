@@ -19,6 +19,7 @@ from fedgram.collectives import Ranks
 from fedgram.compute import Compute, find_prices
 from fedgram.data import FederatedData, Shards
 from fedgram.data.classes import renumber
+from fedgram.ending import recall, set_up
 from fedgram.errors import ConfigurationError
 from fedgram.federation import Federation, Plan
 from fedgram.forms import check_tensors
@@ -28,6 +29,7 @@ from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.models.loading import positions
 from fedgram.models.tokenizers import check_unknown
+from fedgram.monitor import TRAIN_LOSS
 from fedgram.network import ClientNetwork
 from fedgram.optim import ClientOptimizer
 from fedgram.phases import check_phases
@@ -164,6 +166,7 @@ def begin(
     goes_on_from = lock_run_that_goes_on(trainer, ranks, ckpt_path, held)
     network = assemble(trainer, ranks, model, data, method)
     with ranks.apart():
+        set_up(trainer, model, data)
         shards, start = data.shards(trainer.clients, trainer.seed), network.initial_state()
         start = to({**start, "server": method.server_start(start, trainer.clients)}, ranks.device)
         if ranks.rank == 0:  # or every process would warn
@@ -195,9 +198,12 @@ def begin(
     federation = Federation(
         plan, settings, ranks, network, data, shards, method, optimizer, trainer.folder, tracker, start, start, compute
     )
+    federation.monitor, federation.callbacks = trainer.monitored, trainer.callbacks
     if checkpoint is not None:
         federation.resume(checkpoint)
     with ranks.apart():
+        if checkpoint is not None:
+            recall(trainer.callbacks, checkpoint.progress.get("callbacks", {}))
         if ranks.rank == 0:
             _open_folder(federation)
     return federation
@@ -231,7 +237,8 @@ def _open_folder(federation: Federation) -> None:
     )
     if "validation" not in federation.data.tables:
         log.warning(
-            "there is no validation split: this run is not evaluated, and no checkpoint is its best; %s",
+            "there is no validation split: this run is not evaluated%s; %s",
+            "" if federation.monitor.column == TRAIN_LOSS else ", and no checkpoint is its best",
             federation.data.validation_remedy,
         )
     if len(federation.devices) > 1:

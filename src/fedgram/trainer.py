@@ -20,6 +20,8 @@ from fedgram.cohort import ClientWeights, cohort_size
 from fedgram.cost import Announce, Estimate, estimate, silent
 from fedgram.cost import every_method as all_methods
 from fedgram.data import FederatedData
+from fedgram.early_stopping import EarlyStopping
+from fedgram.ending import conclude, is_over
 from fedgram.errors import ConfigurationError, Preempted, located, require_choice
 from fedgram.evaluation import evaluate, infer, log_undefined
 from fedgram.federation import Federation, Plan
@@ -30,6 +32,7 @@ from fedgram.judging import find_judged, models_of
 from fedgram.launch import choose_accelerator, devices_per_node, follow_srun, nodes, without_srun_hint
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
+from fedgram.monitor import LOSS
 from fedgram.names import check_path, check_run_name
 from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
 from fedgram.preparation import Preparation, prepare
@@ -42,7 +45,7 @@ from fedgram.slow_types import warn_of_slow_type
 from fedgram.slurm import DEFAULT_EARLY, StopSignals, current_job, requeue
 from fedgram.state import State
 
-__all__ = ["FederatedTrainer"]
+__all__ = ["EarlyStopping", "FederatedTrainer"]
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,8 @@ class FederatedTrainer:
             each answer the whole split and takes the plain mean of the scores, for N times the cost.
         evaluate_every: rounds between evaluations on the validation split; the last round is always evaluated.
         evaluate_at_start: evaluate before training as well, as round 0.
+        monitor: what decides which checkpoint is the best: a metric of the task, by default the first one, or the
+            loss of which less is better: val_loss or train_loss.
         keep_last: how many checkpoints of rounds are kept besides the best; if the newest is damaged, the one before is
             used.
         seed: of all that is random. Equal seeds and settings give equal bits.
@@ -94,6 +99,8 @@ class FederatedTrainer:
         folder: the run's folder, for callbacks, once `fit` has begun; likewise
         plan: what was chosen for the run, and
         federation: the run itself: the server's state, the last metrics and so on.
+        should_stop: callbacks set it, in any process, to have the run end with the round that is done.
+        monitored: the figure that the best checkpoint is chosen by, once data and model are known.
 
     Raises:
         ConfigurationError: a setting is out of range.
@@ -112,6 +119,7 @@ class FederatedTrainer:
         personal_evaluation: PersonalEvaluation = "own",
         evaluate_every: int = 1,
         evaluate_at_start: bool = True,
+        monitor: str | None = None,
         keep_last: int = 2,
         seed: int = 0,
         threads: int | None = None,
@@ -139,6 +147,9 @@ class FederatedTrainer:
         self.personal_evaluation: PersonalEvaluation = personal_evaluation
         self.evaluate_every = evaluate_every
         self.evaluate_at_start = evaluate_at_start
+        self.monitor = monitor
+        self.monitored = LOSS
+        self.should_stop = False
         self.keep_last = keep_last
         self.seed = seed
         self.threads = threads
@@ -248,6 +259,8 @@ class FederatedTrainer:
                 warn_of_slow_type(federation.network, self.precision)
             with self._ending_together(federation):
                 for number in range(federation.finished + 1, self.rounds + 1):
+                    if is_over(self, federation):
+                        break
                     current = federation.sample(number)  # nobody in round 0, which is the evaluation before training
                     federation.describe(current)
                     blocks = federation.deal(current, federation.cut(current))
@@ -263,8 +276,10 @@ class FederatedTrainer:
                     federation.evaluate(current)
                     with federation.ranks.apart(f"round {number}"):
                         federation.log(current)
-                        federation.checkpoint()
+                        self.fabric.call("on_round_logged", trainer=self, row=current.row)
+                        federation.checkpoint(current.row)
                         self.fabric.call("on_round_end", trainer=self, row=current.row)
+                conclude(federation)
             return self._finish(federation)
 
     def prepare(

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from fedgram.comparison.figures import is_share
 from fedgram.comparison.overview import View, by_seed
-from fedgram.comparison.runs import Group, short_name, slices
+from fedgram.comparison.runs import Group, Run, short_name, slices
 from fedgram.comparison.statistics import estimate
 
 __all__ = ["caveats"]
@@ -50,6 +51,7 @@ def caveats(groups: Sequence[Group], view: View) -> list[str]:
 def _of_slice(groups: Sequence[Group], metric: str, view: View) -> Iterable[str]:
     yield from _few_seeds(groups)
     yield from _other_seeds(groups)
+    yield from _ended_early(groups)
     yield from _not_evaluated(groups, metric)
     yield from _coarse(groups, metric, view)
     yield from _other_conditions(groups)
@@ -66,6 +68,14 @@ def _other_seeds(groups: Sequence[Group]) -> Iterable[str]:
     seeds = {group.label: " ".join(str(run.seed) for run in group.runs) for group in groups}
     if len(set(seeds.values())) > 1:
         yield f"other seeds ({_list(seeds)}): means are over other seeds too, differences over shared ones alone"
+
+
+def _ended_early(groups: Sequence[Group]) -> Iterable[str]:
+    """Say which runs a callback has ended."""
+    ended = [(group.label, run) for group in groups for run in group.runs if run.summary.get("stopped")]
+    if ended:
+        each = (f"{name}, seed {run.seed}: {run.summary['rounds']} of {run.planned_rounds}" for name, run in ended)
+        yield f"ended early by a callback, so that costs are of unlike rounds ({'; '.join(each)})"
 
 
 def _not_evaluated(groups: Sequence[Group], metric: str) -> Iterable[str]:
@@ -92,9 +102,13 @@ def _coarse(groups: Sequence[Group], metric: str, view: View) -> Iterable[str]:
 
 def _other_conditions(groups: Sequence[Group]) -> Iterable[str]:
     for key in _CONDITIONS:
-        values = {group.label: json.dumps(group.runs[0].setting(key)) for group in groups}
+        values = {group.label: json.dumps(_condition(group.runs[0], key)) for group in groups}
         if len(set(values.values())) > 1:
             yield f"other {short_name(key)} ({_list(values)}): not under the same conditions"
+
+
+def _condition(run: Run, key: str) -> Any:
+    return run.planned_rounds if key == "rounds" else run.setting(key)
 
 
 def _list(values: Mapping[str, str]) -> str:

@@ -66,6 +66,11 @@ class Run:
         """Whether its models belong to clients and each answered its client's share of the split."""
         return self.summary.get("personal_evaluation") == "own"
 
+    @property
+    def planned_rounds(self) -> Any:
+        """How many rounds it was to have, of which a callback may have ended it early."""
+        return self.summary.get("planned_rounds") or self.summary.get("rounds")
+
     def setting(self, key: str) -> Any:
         """Return one of its settings by the full or a short name, or task, method, seed or backbone; None without."""
         return self.settings.get(full, self.summary.get(full)) if (full := self._full_name(key)) else None
@@ -199,7 +204,8 @@ def _told_apart_by(run: Run) -> dict[str, Any]:
     """Return all that makes two runs different ones, and not repetitions of one."""
     # Of the two ways to tell the rounds, every run has the summary's.
     kept = {key: value for key, value in run.settings.items() if key not in (*_EXECUTION, "trainer.rounds")}
-    return kept | {key: run.summary.get(key) for key in ("method", "task", "rounds", "personal_evaluation")}
+    told = {key: run.summary.get(key) for key in ("method", "task", "personal_evaluation", "stopping")}
+    return kept | told | {"rounds": run.planned_rounds}  # repetitions may be ended early after unlike rounds
 
 
 def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:

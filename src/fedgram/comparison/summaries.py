@@ -75,6 +75,8 @@ _FIELDS: Mapping[str, _Check] = {
 """What each field of summary.json must be."""
 _OPTIONAL: Mapping[str, _Check] = {
     **dict.fromkeys(("backbone", "personal_evaluation", "git_commit", "data_fingerprint"), _TEXT),
+    **dict.fromkeys(("stopped", "stopping", "monitor"), _TEXT),
+    "planned_rounds": _WHOLE,
     **dict.fromkeys(("parameters_up", "parameters_down", "bytes_up", "bytes_down", "client_flops"), _COUNT),
     **dict.fromkeys(("server_flops", "evaluated_samples", "seconds", "seconds_training", "peak_megabytes"), _COUNT),
     "best": _METRICS,

@@ -175,6 +175,11 @@ class FederatedTask(pl.LightningModule, ABC):
         """Return what the head wants in the model's configuration for so many labels."""
         return {"num_labels": labels}
 
+    @property
+    def directions(self) -> dict[str, Literal["max", "min"]]:
+        """The metrics that `evaluate` returns, and whether larger or smaller is better; of those that are known."""
+        return {self.monitor: self.monitor_mode}
+
     def weights_digest(self) -> str:
         """Return a digest of the weights that the backbone was loaded with, before anything changes them."""
         network = self.loaded()

@@ -1,6 +1,6 @@
 """Classification and regression of one or two texts."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -62,6 +62,10 @@ class TextClassification(FederatedTask):
 
     def head_settings(self, labels: int) -> dict[str, Any]:
         return {"num_labels": labels, "problem_type": "regression" if labels == 1 else "single_label_classification"}
+
+    @property
+    def directions(self) -> dict[str, Literal["max", "min"]]:
+        return dict.fromkeys(self.metrics, "max")
 
     def outputs(self, batch: Batch) -> Outputs:
         return {"logits": self.say(batch).logits}

@@ -1,6 +1,6 @@
 """Answers to questions that are a stretch of a given context."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -55,6 +55,10 @@ class QuestionAnswering(FederatedTask):
 
     def head_settings(self, labels: int) -> dict[str, Any]:
         return {"num_labels": 2}  # the start's logit and the end's, whatever the data
+
+    @property
+    def directions(self) -> dict[str, Literal["max", "min"]]:
+        return dict.fromkeys(("f1", "exact_match"), "max")
 
     def outputs(self, batch: Batch) -> Outputs:
         said = self.say(batch)
