@@ -28,6 +28,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--board-picture", help="where test_tensorboard.py leaves a picture of TensorBoard")
 
 
+@pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark cases as slow of tests that have more than ``make test`` runs: it has some, spread evenly over all."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("quick_cases"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for alike in cases.values():
+        (count,) = alike[0].get_closest_marker("quick_cases").args
+        quick = {len(alike) * place // count for place in range(count)}
+        for place, item in enumerate(alike):
+            if place not in quick:
+                item.add_marker("slow")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, bool | None, bool | None]:
     """Give the next test the environment, and the handlers of fedgram's log, that this one found.

@@ -190,6 +190,7 @@ def pairs() -> dict[str, tuple[Cell, str]]:
     return {f"table{cell.table} {cell.config} {cell.override} {method}": (cell, method) for cell, method in chosen}
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize(("cell", "method"), pairs().values(), ids=pairs())
 def test_every_override_reaches_its_object(build, cell, method):
     overrides = f"{METHODS[method]} {cell.override}".split()
@@ -224,17 +225,28 @@ def test_the_runs_of_a_sweep_make_what_their_names_say(build, path, small):
     if small and "small" not in yaml.safe_load(path.read_text()):
         pytest.skip("it is small as it is")
     points = read_sweep(path, small=small).points
-    for point in points[-1:] if small else covering(points):  # what makes a sweep small is the same for all its points
-        made = build(*point.settings)
-        assert made["method"].name == point.labels.get("method", "FLoRG")
-        assert made["datamodule"].name == point.labels.get("task", made["datamodule"].name)
-        assert made["trainer"].seed == int(point.labels.get("trainer.seed", 0))
-        for key, found in {
-            "method.rank": made["method"].rank,
-            "data.partition.rho": getattr(made["datamodule"].partition, "rho", None),
-            "trainer.participation": made["trainer"].participation,
-        }.items():
-            assert found is None or float(point.labels.get(key, found)) == found
+    assert_makes_what_it_says(points[-1], build)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_runs_of_every_label_of_a_sweep_make_what_their_names_say(build, path):
+    for point in covering(read_sweep(path).points):  # what makes a sweep small is the same for all its points
+        assert_makes_what_it_says(point, build)
+
+
+def assert_makes_what_it_says(point: Point, build: Any) -> None:
+    """Assert that the settings of a run make what its labels name."""
+    made = build(*point.settings)
+    assert made["method"].name == point.labels.get("method", "FLoRG")
+    assert made["datamodule"].name == point.labels.get("task", made["datamodule"].name)
+    assert made["trainer"].seed == int(point.labels.get("trainer.seed", 0))
+    for key, found in {
+        "method.rank": made["method"].rank,
+        "data.partition.rho": getattr(made["datamodule"].partition, "rho", None),
+        "trainer.participation": made["trainer"].participation,
+    }.items():
+        assert found is None or float(point.labels.get(key, found)) == found
 
 
 def test_the_readme_names_every_override():
@@ -252,11 +264,13 @@ def test_the_readme_has_a_command_for_every_table():
     assert re.findall(r"# Table (\d+)$", README, re.MULTILINE) == [str(number) for number in range(1, 13)]
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_of_the_readme(build, command):
     build(*shlex.split(command, comments=True))
 
 
+@pytest.mark.quick_cases(9)
 @pytest.mark.parametrize("override", sorted({words for words in CHOICES if words.startswith("--")}))
 def test_what_the_readme_says_changes_a_choice(build, override):
     task = "squad" if "doc_stride" in override else "rte"
@@ -317,6 +331,7 @@ OF_THE_PAPER = ("roberta_large_squad", "llama_3.2_3b_mnli", "opt_125m_qqp")
 RUNNING = [*(name for name in EVERY if not name.startswith("paper/")), *(f"paper/{n}.yaml" for n in OF_THE_PAPER)]
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("name", RUNNING)
 def test_every_kind_of_config_runs(run, name):
     assert run(name)["settings"]["method"] == "FLoRG"
@@ -337,6 +352,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize(("table", "config", "overrides"), RUNS, ids=[f"table{r[0]} {r[1]} {r[2]}" for r in RUNS])
 def test_a_cell_of_every_kind_runs(run, table, config, overrides):
     words = overrides.split()

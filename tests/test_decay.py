@@ -111,6 +111,7 @@ class GradientsOff(AdamW):
         super().update(params, torch.zeros_like(grads), *rest)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "method",
     [FLoRG(rank=2, init_std=0.3), FLoRG(rank=2, init_std=0.3, projection="top_r"), FeDeRA(rank=2)],

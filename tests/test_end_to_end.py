@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(
 def test_the_quickstart_learns(tmp_path):
     """Fewer clients and rounds than the config has, and iid: enough to leave chance behind in half a minute."""
     overrides = {
+        "trainer.threads": 1,  # another test may have the other core
         "trainer.rounds": 3,
         "trainer.clients": 3,
         "trainer.local_steps": 8,

@@ -52,6 +52,7 @@ def standing(material, tmp_path, monkeypatch):  # noqa: F811
     return run
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CASES])
 def test_a_run_holds_what_is_expected_after_every_round(name, standing):
     path, checkpoint, start, method, optimizer = standing(name)

@@ -107,6 +107,7 @@ def test_the_hint_of_srun_is_silenced():
     assert [str(warning.message) for warning in caught] == ["another"]
 
 
+@pytest.mark.slow
 def test_fit_and_compare_where_unix_lacks(config, tmp_path):
     commands = f"fit;--config;{config};--trainer.rounds;1|compare;runs"
     done = subprocess.run(

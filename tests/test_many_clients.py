@@ -123,6 +123,7 @@ def test_a_million_clients_share_evenly_what_is_dealt_evenly(tiny_backbone, tmp_
     assert {row["largest_client"] for row in rows(trainer.folder.path, "partition.csv")} == {"1"}
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("participation", "rounds"), [(2, 4), (3, 1), (1, 3)])
 def test_a_run_that_goes_on_knows_when_each_client_last_took_part(fit, participation, rounds):  # noqa: F811
     keys = {"clients": 7, "participation": participation, "local_steps": 1, "evaluate_every": 9}

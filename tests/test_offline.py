@@ -66,6 +66,7 @@ def snapshot(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_what_was_prepared_runs_without_a_network(machine, repositories, tiny_data, tmp_path):
     arguments = options("--data", "TextClassificationData", "--data.path", tiny_data)
     with running(repositories) as server:

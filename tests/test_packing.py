@@ -148,6 +148,7 @@ def test_a_network_whose_layers_are_not_known_is_left_alone():
     assert network.config._attn_implementation == "eager"
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("method", [FLoRG(rank=2), FedIT(rank=2), FFALoRA(rank=2), FedExLoRA(rank=2)])
 def test_packing_is_a_matter_of_speed(fit, method):  # noqa: F811
     states = []

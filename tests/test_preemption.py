@@ -50,6 +50,7 @@ def requeued(monkeypatch):
     return jobs
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("stop", "finished"),
     [

@@ -78,6 +78,7 @@ def test_neither_an_accelerator_nor_ranks_are_needed(fedgram, config, monkeypatc
     assert "--trainer.devices 8" in out
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -147,6 +147,7 @@ def test_the_method_is_in_what_tensorboard_calls_the_run(fit, name, path):  # no
     assert file.parent == trainer.folder.path / path
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["FLoRG", "trial"])
 def test_a_run_that_goes_on_has_every_point_once(fit, stop, name):  # noqa: F811
     whole = events(fit(rounds=5, loggers=True, name="whole-FLoRG")[1].folder.path)

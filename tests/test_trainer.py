@@ -116,6 +116,7 @@ def test_a_frozen_head_is_neither_trained_nor_sent(fit):
     assert summary["parameters_up"] == 5 * 4 * 2 * 16
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("method", [FLoRG(rank=2, init_std=0.3), FedIT(rank=2)])
 def test_training_learns(fit, method):
     _, trainer = fit(method=method, lr=0.03, rounds=16, local_steps=8, partition=IID(), evaluate_every=16)
@@ -128,6 +129,7 @@ def test_equal_settings_give_equal_bits_and_another_seed_does_not(fit):
     assert first["state_hash"] == second["state_hash"] != other["state_hash"]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("method", [FLoRG(rank=2), FLoRG(rank=2, solver="eigh"), FedIT(rank=2)])
 def test_block_size_is_a_matter_of_speed(fit, method):
     keys = {"method": method, "precision": "64-true", "partition": Dirichlet(0.5), "local_steps": None, "rounds": 2}
@@ -143,6 +145,7 @@ def test_block_size_is_a_matter_of_speed(fit, method):
                     torch.testing.assert_close(tensor, states[0][part][name][field], rtol=0, atol=1e-10)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit, stop):
     keys = {"participation": 3, "partition": Dirichlet(0.5), "client_weights": "samples", "evaluate_every": 2}
@@ -158,6 +161,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit, stop):
     assert rows(one.folder.path, "communication.csv") == rows(two.folder.path, "communication.csv")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("finished", [0, 2])
 def test_a_run_killed_in_a_round_loses_that_round_only(fit, finished):
     class KilledError(Exception):
@@ -555,6 +559,7 @@ def test_both_forms_of_a_residual_are_one_method(fit):
     assert dense["final"] == pytest.approx(factored["final"], abs=1e-6)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("method", [FeDeRA(rank=2), FFALoRA(rank=2), FedExLoRA(rank=2), FeDeRA(rank=2, when="round")])
 def test_every_start_is_the_pretrained_function(fit, method):
     """Before training all methods say the same, whatever their adapters start from."""

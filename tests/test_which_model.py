@@ -46,6 +46,7 @@ def test_without_a_run_the_untrained_model_answers_with_a_warning(judge, command
     assert "the untrained model: the backbone" in logged
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("command", ["predict", "test", "validate"])
 def test_the_best_of_the_newest_run_answers_or_else_its_last(fit, judge, command):  # noqa: F811
     fit(rounds=1, lr=0.3)
@@ -92,6 +93,7 @@ def replace_weights(folder, factor=1.01):
     return lambda: path.write_bytes(kept)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("command", ["fit", "predict", "test", "validate"])
 def test_a_backbone_whose_weights_were_replaced_is_refused(fit, judge, tmp_path, command):  # noqa: F811
     folder = tmp_path / "opt"

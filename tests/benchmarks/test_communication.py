@@ -9,6 +9,8 @@ import communication
 from communication import METHODS, SAME_PAYLOAD, Rounds, compute_lines, implied_rows, payload_rows
 from fedgram.comparison.paper import load
 
+pytestmark = pytest.mark.slow  # the whole of `make communication` but for what it writes
+
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "communication.md").read_text()
 
 

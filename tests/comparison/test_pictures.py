@@ -440,6 +440,7 @@ def write_several(folder, methods, seeds=2, **more):
             write_run(folder, method, seed, accuracy=(0.5, 0.6, 0.7 + seed / 100), columns=columns, **more)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("methods", "is_beside"),
     [(MAIN[:1], False), (MAIN, False), ((*MAIN, *VARIANTS[:1]), True), ((*MAIN, *VARIANTS), True)],
@@ -489,6 +490,7 @@ def test_pictures_are_written_as_png_and_svg(tmp_path, groups):
                 assert image.width >= 690
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])
 def test_equal_pictures_are_equal_files_whatever_the_users_settings(tmp_path, groups, ending):
     write_several(tmp_path, MAIN[:2])

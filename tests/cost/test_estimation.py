@@ -81,6 +81,7 @@ def sums_of(folder):
     return [Size(*(total(direction, *key) for key in keys)) for direction in ("up", "down")]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.flops
 @pytest.mark.parametrize("name", ["FLoRG", "FedExLoRA-factored", "RoLoRA", "CELoRA"])
 def test_a_run_costs_what_was_told(fit, ask, even, name):  # noqa: F811
@@ -96,6 +97,7 @@ def test_a_run_costs_what_was_told(fit, ask, even, name):  # noqa: F811
     assert summary["server_flops"] == 4 * cost.server_flops
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.flops
 @pytest.mark.parametrize(
     "method", [SLoRA(rank=2, sparse_rounds=3, density=0.1), FedDPA(rank=2, schedule="sequential", local_from=4)]
@@ -137,6 +139,7 @@ def test_a_client_tells_of_one_sample_at_least(ask):
     assert most * 5 == cost.all_up + cost.up * -20
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("participation", [1.0, 0.1])
 def test_many_clients_and_rounds_take_seconds(even, tiny_backbone, participation):
     keys = {"rounds": 300, "clients": 300, "participation": participation}
@@ -203,6 +206,7 @@ def test_parts_that_stay_with_clients_or_frozen_are_told(ask):
     assert (local.trained.head, local.up.head) == (34, 0)
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("depth", [2, 5])
 @pytest.mark.parametrize("name", ["FLoRG", "FedIT", "FedExLoRA", "FFALoRA"])
 def test_memory_is_that_of_a_network_with_weights(tmp_path, ask, name, depth):

@@ -37,6 +37,7 @@ def drawn(figure):
     return file.getvalue()
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("many", [False, True], ids=["bars", "shares"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_shown_as_it_is_written(name, many):

@@ -250,6 +250,17 @@ def fit_all_with_plain_sums(**arguments):
     fit_all(**arguments)
 
 
+def fit_with_a_bug(rank, **arguments):
+    """Fit FedIT, which raises an IndexError where the first client of a rank starts."""
+
+    def raise_it(*_):
+        raise IndexError("a bug of mine")
+
+    if os.environ["RANK"] == str(rank):
+        FedIT.start = raise_it
+    fit("FedIT", **arguments)
+
+
 def _plain_sum(ranks, terms, count, like):
     total = torch.zeros_like(like, dtype=torch.float32)
     for term in terms():

@@ -12,7 +12,7 @@ from fedgram.cohort import cut_blocks, deal_blocks
 from fedgram.state import tensor_hash
 from tables import rows, without_ranks
 
-OTHER_SIZES = [
+EXCHANGES = [
     "FLoRG-polar",
     "FLoRG-polar-by-Gram-matrices",
     "FLoRG-eigh",
@@ -39,7 +39,7 @@ def fits(nursery, material, once):
     def run(size):
         with once(f"fits-on-{size}") as (folder, is_there):
             if not is_there:
-                arguments = {"names": names_on(size), "root": str(folder), "in_parts": size in (1, 3)}
+                arguments = {"names": names_on(size), "root": str(folder), "in_parts": size in (2, 3)}
                 nursery.run(size, "distributed.fits:fit_all", material=material, **arguments)
         return folder
 
@@ -56,11 +56,19 @@ def summaries(folder, size):
 
 
 def names_on(size):
-    """Every case runs on one process, in parts, and on two in one go; some in parts on three, and on four, one idle."""
-    return {1: list(CASES), 2: list(CASES), 3: OTHER_SIZES, 4: OTHER_SIZES[::4]}[size]
+    """Every case is fitted on one process and in parts on two; one of each exchange on three, and some on four."""
+    return {1: list(CASES), 2: list(CASES), 3: EXCHANGES, 4: EXCHANGES[::4]}[size]
 
 
-@pytest.mark.parametrize(("size", "name"), [(size, name) for size in (2, 3, 4) for name in names_on(size)])
+SIZES = [
+    pytest.param(size, name, marks=[pytest.mark.slow] if size != 3 else [], id=f"{size}-{name}")
+    for size in (2, 3, 4)
+    for name in names_on(size)
+]
+"""Two and four are for make test-slow: tests/methods/test_harness.py has every method on several ranks of threads."""
+
+
+@pytest.mark.parametrize(("size", "name"), SIZES)
 def test_every_rank_ends_with_the_bits_of_one_process(alone, fits, size, name):
     folder = fits(size)
     (expected,) = summaries(alone / name, 1)
@@ -73,8 +81,8 @@ def test_every_rank_ends_with_the_bits_of_one_process(alone, fits, size, name):
             assert summary[key] == expected[key], key
         assert summary["client_flops"] == expected["client_flops"] > 0
         assert summary["server_flops"] == expected["server_flops"] > 0
-        assert "stopped_after" in expected
-        assert ("stopped_after" in summary) == (size == 3)
+        assert "stopped_after" not in expected
+        assert ("stopped_after" in summary) == (size in (2, 3))
     runs = [root / name / "run" / "version_0" for root in (alone, folder)]
     for table in ("metrics.csv", "communication.csv", "diagnostics.csv", "partition.csv"):
         found = [without_ranks(rows(run, table)) for run in runs]
@@ -120,6 +128,7 @@ def test_the_cases_are_such_that_ranks_could_differ(alone):
     assert shapes == {(16, 16), (16, 24), (24, 16)}
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["FedIT", "FLoRG-eigh"])
 def test_sums_of_floats_would_not_give_the_same_bits(nursery, material, tmp_path, name):
     """What the tests above would see if sums over ranks were not exact."""

@@ -33,6 +33,7 @@ def folder(tiny_backbone, tiny_data, tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_whoever_starts_its_ranks_and_however_many(folder):
     whole = fit(folder, "whole")
     begun = fit(folder, "parts", "--trainer.rounds=2", launcher=TORCHRUN)

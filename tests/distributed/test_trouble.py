@@ -1,6 +1,7 @@
 """Runs on several processes, as a user starts them, of which one gets into trouble."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,8 +68,17 @@ def wait_for_round(folder, number):
     pytest.fail(f"round {number} was not reached")
 
 
-def test_a_bug_on_one_rank_calls_the_others_away_from_long_work(start):
+def test_a_bug_on_one_rank_calls_the_others_away_from_long_work(nursery, material, tmp_path):
     """Every client has more local steps than anybody could wait for."""
+    arguments = {"material": material, "root": str(tmp_path), "local_steps": 50_000}
+    outcome = nursery.ranks(2, "distributed.fits:fit_with_a_bug", rank=1, **arguments)
+    assert not outcome.stuck
+    assert all(outcome.codes)
+    assert re.search(r"rank 1, round 1, client \d: IndexError: a bug of mine", nursery.output())
+
+
+@pytest.mark.slow
+def test_a_bug_on_one_rank_is_the_error_of_the_program(start):
     process = start("--method=bug.Bug", "--trainer.devices=2", "--trainer.local_steps=1000000")
     output, _ = process.communicate(timeout=2 * SECONDS)
     assert process.returncode not in (0, None)

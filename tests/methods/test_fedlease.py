@@ -262,6 +262,7 @@ def test_the_ledger_has_what_a_run_sends(fit):  # noqa: F811
     assert {key.split("|")[2] for key in stands.clients[0]} == {"A", "B", "As", "Bs", "R", "weight", "bias"}
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("settings", "keep"),
     [({"experts": 2, "renormalise": True}, True), ({"warmup_rounds": 2, "head": "averaged"}, False)],

@@ -170,6 +170,7 @@ def test_what_is_trained_is_the_weight_itself_where_the_mask_is(tiny_backbone, t
     torch.testing.assert_close(network.run(table, asked)[0]["logits"], outputs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("cut", "keep"), [(1, True), (2, False), (3, True)])
 def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(fit, cut, keep):  # noqa: F811
     """Before the switch, at it and after it."""

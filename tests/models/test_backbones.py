@@ -204,6 +204,7 @@ def clients_of(network, table, steps):
     return start, batches
 
 
+@pytest.mark.quick_cases(20)
 @pytest.mark.parametrize("method", [FedIT(rank=2), FLoRG(rank=2, init_std=0.3)], ids=["FedIT", "FLoRG"])
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -239,6 +240,7 @@ def has_short_last_layer(network):
     return any(getattr(m.forward, "func", None) is first_token._forward for m in network.task.loaded().modules())
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize(("dtype", "digits"), [("bfloat16", 8), ("float16", 11)])
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("family", FAMILIES)

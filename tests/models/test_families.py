@@ -19,6 +19,7 @@ def cases():
         yield pytest.param(family, marks=slow)
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", cases())
 def test_a_family_answers_as_plain_transformers_does_or_is_refused_in_a_line(family, tmp_path):
