@@ -15,9 +15,10 @@ from fedgram.errors import FedgramError, UsageError, explain
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
+    "init": "write example files: a quickstart, a config for your own data, a sweep, SLURM scripts",
     "fit": "fine-tune a model across clients",
     "prepare": "download, tokenise and check what fit needs, where there is a network",
-    "cost": "tell what fit would cost: what is sent and computed, and memory",
+    "cost": "estimate what fit would cost: what is sent and computed, and memory",
     "methods": "list the methods: papers, what travels, and how much for a backbone",
     "validate": "evaluate a run's model on the validation split",
     "test": "evaluate a run's model on the test split",
@@ -42,16 +43,17 @@ options:
   --debug    with any command: show the traceback of an error
 
 examples:
-  fedgram fit --config configs/quickstart.yaml
-  fedgram fit --config configs/quickstart.yaml --method FedIT --trainer.rounds 5
-  fedgram fit --config configs/quickstart.yaml --print_config
-  fedgram fit --config configs/quickstart.yaml --ckpt_path last     go on with the newest run
-  fedgram prepare --config configs/roberta_qnli.yaml                on the login node of a cluster
-  fedgram methods --config configs/quickstart.yaml
-  fedgram cost --config configs/roberta_qnli.yaml --method all      in seconds, without weights or data
-  fedgram test --config configs/quickstart.yaml                     the newest run's best checkpoint
-  fedgram predict --config configs/quickstart.yaml --ckpt_path none the untrained model
-  fedgram sweep configs/sweeps/quickstart.yaml
+  fedgram init own-data reviews                         a config for your own CSV, with a sample of one
+  fedgram fit --config quickstart                       a config that comes with fedgram, or a file of your own
+  fedgram fit --config quickstart --method FedIT --trainer.rounds 5
+  fedgram fit --config quickstart --print_config
+  fedgram fit --config quickstart --ckpt_path last      go on with the newest run
+  fedgram prepare --config roberta_qnli                 on the login node of a cluster
+  fedgram methods                                       all methods, and with --config what each sends
+  fedgram cost --config roberta_qnli --method all       without weights or data
+  fedgram test --config quickstart                      the newest run's best checkpoint
+  fedgram predict --config quickstart --ckpt_path none  the untrained model
+  fedgram sweep quickstart                              a grid that comes with fedgram, or a file of your own
   fedgram compare runs
   tensorboard --logdir runs
 """
@@ -70,6 +72,10 @@ def _dispatch(arguments: list[str]) -> None:
         from fedgram.sweep.command import main as sweep
 
         sweep(arguments[1:])
+    elif arguments[0] == "init":
+        from fedgram.example_files import main as init
+
+        init(arguments[1:])
     elif arguments[0] == "methods":
         from fedgram.catalogue import main as methods
 

@@ -27,6 +27,7 @@ from fedgram.methods import Method
 from fedgram.models import FederatedTask
 from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
 from fedgram.option_errors import OptionError
+from fedgram.relative_paths import absolute
 from fedgram.trainer import FederatedTrainer
 from fedgram.usage import FedgramParser
 
@@ -41,7 +42,7 @@ _MADE: dict[str, Any] = {}
 
 
 class SaveConfig(Callback):
-    """Writes the run's full configuration into its folder, with what "auto" was resolved to."""
+    """Writes the run's full configuration into its folder: with absolute paths, and what "auto" was resolved to."""
 
     def __init__(self, parser: LightningArgumentParser, config: Any) -> None:
         self._parser = parser
@@ -50,7 +51,7 @@ class SaveConfig(Callback):
     def on_fit_start(self, trainer: FederatedTrainer, first_round: int) -> None:
         if trainer.folder is None or trainer.plan is None or trainer.fabric.global_rank:
             return
-        content = yaml.safe_load(self._parser.dump(self._config, skip_none=False, format="yaml"))
+        content = absolute(yaml.safe_load(self._parser.dump(self._config, skip_none=False, format="yaml")))
         content["trainer"] |= {"clients_per_block": trainer.plan.clients_per_block, "threads": trainer.plan.threads}
         content["ckpt_path"] = None
         header = f"# fedgram=={fedgram.__version__}: fedgram fit --config with this file repeats the run\n"

@@ -32,6 +32,7 @@ from fedgram.option_errors import (
     record,
     shown,
 )
+from fedgram.relative_paths import reading, settle
 from fedgram.user_classes import class_problem, known_classes, options_of_subclasses
 
 __all__ = ["Option", "Section", "refuse_nothing"]
@@ -107,7 +108,7 @@ class Option(ActionTypeHint):
             return value
         classes = self._bases or self._item_bases
         if classes and self._enable_path and _is_file(value):
-            return read_config(Path(value))
+            return _read_file(value)
         if classes and value.lstrip().startswith(("{", "[")):
             return read_yaml(value, self.dest, get_yaml_default_loader())
         with suppress(yaml.YAMLError):  # it may be a text
@@ -196,7 +197,7 @@ class Section(_ActionConfigLoad):
 
     def _load_config(self, value: Any, parser: Any) -> Any:
         if isinstance(value, str):
-            value = read_config(Path(value)) if _is_file(value) else read_yaml(value, self.dest)
+            value = _read_file(value) if _is_file(value) else read_yaml(value, self.dest)
         if not isinstance(value, dict | Namespace):
             raise record(_no_section(value).below(self.dest))
         return super()._load_config(value, parser)
@@ -270,6 +271,13 @@ def _is_file(text: str) -> bool:
         return Path(text).expanduser().exists() and not Path(text).expanduser().is_dir()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL, a home of nobody
         return False
+
+
+def _read_file(text: str) -> dict[str, Any]:
+    """Return the settings in a file."""
+    with reading(Path(text)):
+        settings: dict[str, Any] = settle(read_config(Path(text)))
+    return settings
 
 
 def _bounded(text: str) -> str:

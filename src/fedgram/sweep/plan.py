@@ -1,6 +1,6 @@
 """What a sweep's file says: a base config, what is set for all runs, and a grid.
 
-base: ../minilm_glue.yaml                # a config of fit, relative to this file; may hold {axis}
+base: ../minilm_glue.yaml                # a config of fit: relative to this file, or a packaged one; may hold {axis}
 set: {trainer.rounds: 8}                 # for every run
 grid:                                    # a run for every combination; a list of grids is their union
 method:                                # an axis of named variants, each with what it sets
@@ -28,6 +28,8 @@ from typing import Any
 from fedgram.config_file import NOTHING, read_text, read_yaml
 from fedgram.errors import ConfigurationError, UsageError
 from fedgram.names import check_folder_name
+from fedgram.packaged import configs
+from fedgram.relative_paths import reading, settle
 
 __all__ = ["Point", "Sweep", "read_sweep"]
 
@@ -124,13 +126,26 @@ def read_sweep(path: Path, *, small: bool = False, further: Mapping[str, str] | 
         for labels in _combinations(axes):
             own = [axes[axis][label] for axis, label in labels.items()]
             ruled = [rule["set"] for rule in rules if rule["if"].items() <= labels.items()]
-            overrides = _merged([common, *own, *ruled, dict(further or {})])
-            filled = {key: _filled(value, labels) for key, value in overrides.items()}
-            base = path.parent / str(_filled(content["base"], labels))
+            said, asked = (
+                _all_filled(_merged(each), labels) for each in ([common, *own, *ruled], [dict(further or {})])
+            )
+            with reading(path):
+                filled = _merged([settle(said), asked])
+            base = _base(path, str(_filled(content["base"], labels)))
             _add(points, Point(labels, _name(labels, union), base, filled))
     _check_bases(path, points.values())
     name = check_folder_name(f"{path}: the name of the sweep, from its file's,", path.stem)
     return Sweep(name + ("_small" if small else ""), tuple(points.values()))
+
+
+def _all_filled(overrides: Overrides, labels: Mapping[str, str]) -> Overrides:
+    return {key: _filled(value, labels) for key, value in overrides.items()}
+
+
+def _base(path: Path, name: str) -> Path:
+    """Return the base config: a file beside the sweep's, or one that comes with fedgram, by its name."""
+    beside = path.parent / name
+    return beside if beside.is_file() else configs().get(name, beside)
 
 
 def _union(grids: Sequence[Axes]) -> dict[str, list[str]]:
@@ -309,7 +324,8 @@ def _check_bases(path: Path, points: Iterable[Point]) -> None:
     for base in dict.fromkeys(point.base for point in points):
         if not base.is_file():
             raise ConfigurationError(
-                f"{path}: there is no base config {base}; its path is relative to the sweep's file"
+                f"{path}: there is no base config {base}; its path is relative to the sweep's file, or it is the "
+                "name of a config that comes with fedgram, such as quickstart"
             )
 
 
