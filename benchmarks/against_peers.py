@@ -73,6 +73,9 @@ CONTESTANTS = (
 )
 REFERENCE = CONTESTANTS[0]
 
+LONGEST = 1200.0
+"""Seconds that a run may take."""
+
 
 class RunFailedError(RuntimeError):
     """A contestant ended without its line of figures."""
@@ -92,7 +95,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="in all")
     keys = [contestant.key for contestant in CONTESTANTS]
     parser.add_argument("--only", nargs="+", choices=keys, default=keys, help="the contestants")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing that would end later")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin no pass that would end later, and cut what does"
+    )
     parser.add_argument("--retries", type=int, default=1, help="of a run without a round that counts")
     parser.add_argument("--no-check", action="store_true", help="do not compare the results")
     add_options(parser)
@@ -136,7 +141,7 @@ def environment(contestant: Contestant) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in foreign}
 
 
-def run(contestant: Contestant, words: Sequence[str], seconds: float = 1200) -> dict[str, Any]:
+def run(contestant: Contestant, words: Sequence[str], seconds: float = LONGEST) -> dict[str, Any]:
     """Run one contestant and return its figures.
 
     Raises:
@@ -191,12 +196,11 @@ def legs(passes: int, paddings: Sequence[str]) -> Iterator[tuple[int, str]]:
     return ((number, padding) for number in range(passes) for padding in paddings)
 
 
-def race(arguments: argparse.Namespace, contestants: Sequence[Contestant], deadline: float) -> list[dict[str, Any]]:
-    """Run all passes, as many as end in time, and return the figures of all runs.
+def race(arguments: argparse.Namespace, contestants: Sequence[Contestant], deadline: float) -> Iterator[dict[str, Any]]:
+    """Run all passes, as many as end in time, and yield the figures of each run.
 
     fedgram computes nothing on padding, however much there is: it takes part at the first one.
     """
-    runs: list[dict[str, Any]] = []
     took: dict[str, float] = {}
     for number, padding in legs(arguments.passes, arguments.padding):
         # The first at full padding has about twice the tokens of the one before.
@@ -205,19 +209,21 @@ def race(arguments: argparse.Namespace, contestants: Sequence[Contestant], deadl
         start = time.monotonic()
         for contestant in in_turn(contestants, number):
             if not contestant.ours or padding == arguments.padding[0]:
-                runs += repeated(contestant, arguments, padding, number)
+                yield from repeated(contestant, arguments, padding, number, deadline)
         took[padding] = time.monotonic() - start
-    return runs
 
 
 def repeated(
-    contestant: Contestant, arguments: argparse.Namespace, padding: str, number: int
+    contestant: Contestant, arguments: argparse.Namespace, padding: str, number: int, deadline: float
 ) -> Iterator[dict[str, Any]]:
-    """Run a contestant until a round of it counts, and yield the figures of each attempt."""
+    """Run a contestant until a round of it counts, and yield the figures of each attempt; none after the deadline."""
     for attempt in range(arguments.retries + 1):
         place = {"contestant": contestant.key, "padding": padding, "pass": number, "attempt": attempt}
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
         try:
-            figures = run(contestant, command(contestant, arguments, padding))
+            figures = run(contestant, command(contestant, arguments, padding), min(left, LONGEST))
         except RunFailedError as error:
             say(str(error))
             yield {**place, "failed": str(error), "seconds_per_round": []}
@@ -313,8 +319,13 @@ HEAD = [
 PADDED = {"dynamic": "Peers pad a batch to its longest sequence:", "max": "Peers pad all sequences to 128:"}
 
 
-def compare_results(arguments: argparse.Namespace, contestants: Sequence[Contestant]) -> dict[str, dict[str, float]]:
-    """Return, by contestant, how far the server's tensors are from the plain loop's after some rounds."""
+def compare_results(
+    arguments: argparse.Namespace, contestants: Sequence[Contestant], deadline: float
+) -> dict[str, dict[str, float]]:
+    """Return, by contestant, how far the server's tensors are from the plain loop's after some rounds.
+
+    Those whose turn comes after the deadline are left out.
+    """
     if REFERENCE not in contestants:
         return {}
     differences = {}
@@ -322,8 +333,11 @@ def compare_results(arguments: argparse.Namespace, contestants: Sequence[Contest
         for contestant in contestants:
             target = Path(folder) / f"{contestant.key}.npz"
             words = command(contestant, arguments, "dynamic", **CHECK, mem_interval=0, dump_state=target)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
             try:
-                run(contestant, words)
+                run(contestant, words, min(left, LONGEST))
             except RunFailedError as error:
                 say(str(error))
                 continue
@@ -421,10 +435,16 @@ def main(words: Sequence[str] | None = None) -> None:
     deadline = time.monotonic() + 60 * arguments.minutes
     contestants, left_out = present(arguments)
     limit = measured_limit(arguments)
-    differences = {} if arguments.no_check else compare_results(arguments, contestants)
-    runs = race(arguments, contestants, deadline)
-    figures = {"runs": runs, "limit": limit, "differences": differences, "left_out": left_out}
-    publish(arguments, "against_peers", lines_of(arguments, runs, limit, differences, left_out), figures)
+    say(limit_sentence(limit))
+    runs: list[dict[str, Any]] = []
+    differences: dict[str, dict[str, float]] = {}
+    try:
+        if not arguments.no_check:
+            differences = compare_results(arguments, contestants, deadline)
+        runs.extend(race(arguments, contestants, deadline))
+    finally:  # also of what a signal cuts short
+        figures = {"runs": runs, "limit": limit, "differences": differences, "left_out": left_out}
+        publish(arguments, "against_peers", lines_of(arguments, runs, limit, differences, left_out), figures)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ Scripts import this module by its bare name: Python puts a script's folder on th
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import statistics
@@ -143,23 +144,27 @@ def _gpus(names: Sequence[str]) -> str:
     return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in counts.items())
 
 
-def best_seconds(function: Callable[[], object], repeats: int = 5, after: Callable[[], object] = lambda: None) -> float:
+def best_seconds(
+    function: Callable[[], object],
+    repeats: int = 5,
+    after: Callable[[], object] = lambda: None,
+    within: float = math.inf,
+) -> float:
     """Return the shortest time of a call: what the code costs when nothing else disturbs it.
 
     Args:
         function: called once before it is timed.
         repeats: how often it is timed.
         after: called within the measured time, such as ``torch.cuda.synchronize``.
+        within: seconds after which it is timed no more; where the first call took as long, that is its time.
     """
-    function()
-    after()
-    seconds = []
-    for _ in range(repeats):
+    seconds: list[float] = []
+    while len(seconds) <= repeats and sum(seconds) < within:
         start = time.perf_counter()
         function()
         after()
         seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(seconds[1:] or seconds)
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

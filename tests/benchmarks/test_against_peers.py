@@ -117,7 +117,7 @@ def test_a_peer_that_fails_is_named_and_the_others_go_on(peers, tmp_path, capsys
 
 @pytest.mark.usefixtures("quick")
 def test_passes_end_in_time(peers, tmp_path, monkeypatch, capsys):
-    clock = iter(range(0, 10_000, 40))  # by it a pass takes 40 s; the fourth would begin at 360
+    clock = iter(range(0, 10_000, 25))  # by it a pass takes 50 s; the fourth would begin at 300
     monkeypatch.setattr(against_peers.time, "monotonic", lambda: next(clock))
     target = tmp_path / "figures.json"
     only = ["--only", "peft", "--no-check", "--json", str(target)]
@@ -125,10 +125,37 @@ def test_passes_end_in_time(peers, tmp_path, monkeypatch, capsys):
     assert "interleaved passes: 3;" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_run_that_would_go_past_the_end_is_cut_and_what_was_measured_is_shown(peers, capsys):
+    (peers / "peft_loop.py").write_text("import time; time.sleep(60)")
+    start = time.monotonic()
+    only = ["--only", "peft", "auto", "--no-check"]
+    against_peers.main(words(peers, "--passes", "2", "--minutes", "0.05", "--padding", "dynamic", *only))
+    assert time.monotonic() - start < 30
+    shown = capsys.readouterr().out
+    assert "PEFT, plain loop: no end within 3 s" in shown
+    assert "Failed: PEFT, plain loop." in shown
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_was_measured_before_a_signal_is_shown(peers, capsys, monkeypatch):
+    measure = against_peers.run
+
+    def run(contestant, *rest):
+        if contestant.key == "auto":
+            raise SystemExit(143)  # as the handler of SIGTERM does
+        return measure(contestant, *rest)
+
+    monkeypatch.setattr(against_peers, "run", run)
+    with pytest.raises(SystemExit, match="143"):
+        against_peers.main(words(peers, "--padding", "dynamic", "--only", "peft", "auto", "--no-check"))
+    assert "| PEFT, plain loop | 5.0 | 4.0 | 1.00 | 25 % | 1,500 | 7.2 |" in capsys.readouterr().out
+
+
 def test_a_run_without_a_quiet_round_is_repeated(peers, monkeypatch):
     (peers / "peft_loop.py").write_text(PEER.format(seconds=100.0, value=1.0))
     given = arguments(peers, "--retries", "2")
-    runs = list(against_peers.repeated(named("peft"), given, "dynamic", 0))
+    runs = list(against_peers.repeated(named("peft"), given, "dynamic", 0, float("inf")))
     assert [r["attempt"] for r in runs] == [0, 1, 2]
     assert against_peers.summarise(runs, "dynamic", "dynamic", 10) == {}
     assert "PEFT, plain loop" in against_peers.missing(runs)["Without a round that counts, as others used the machine"]
