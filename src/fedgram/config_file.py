@@ -4,6 +4,10 @@ A file is refused before anything is made of it: compressed, binary, nested with
 for more than any config needs. What a file that is no config holds is never printed.
 """
 
+import os
+import select
+import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,8 @@ NOTHING = "!!null"
 MOST_NODES = 100_000
 """Of a file after its aliases are replaced by what they stand for."""
 MOST_LEVELS = 50
+PATIENCE = 20
+"""Seconds for what writes a config into a pipe."""
 
 _MAGIC = {
     b"\x1f\x8b": "compressed (gzip)",
@@ -65,14 +71,15 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a config file.
+    """Return the text of a config file, or of a pipe, as of ``<(...)`` in a shell.
 
     Raises:
-        UsageError: it can't be read, is too large, or is no text.
+        UsageError: it can't be read, is a device, a pipe that nobody writes into, too large, or no text.
     """
     try:
-        with path.expanduser().open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)
+        raw = _read(path.expanduser())
+    except UsageError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, a home of nobody
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"{path}: can't be read: {reason}") from error
@@ -88,6 +95,39 @@ def read_text(path: Path) -> str:
     if kind is not None:
         raise UsageError(f"{path}: expected a config, which is YAML in UTF-8; the file is {kind}")
     return text
+
+
+def _read(path: Path) -> bytes:
+    """Return what a file or a pipe begins with, and a byte more than a config may have where there is more."""
+    mode = path.stat().st_mode
+    if stat.S_ISFIFO(mode):
+        return _read_pipe(path)
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a folder says what it is
+        raise UsageError(f"{path}: expected a config, which is a file; this is a terminal or another device")
+    with path.open("rb") as file:
+        return file.read(MOST_BYTES + 1)
+
+
+def _read_pipe(path: Path) -> bytes:
+    """Return what is written into a pipe until its writer closes it, within some seconds."""
+    until, found = time.monotonic() + PATIENCE, b""
+    # Without waiting, as to open a pipe that has no writer would wait for one.
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        while len(found) <= MOST_BYTES:
+            if not select.select([pipe], [], [], max(0.0, until - time.monotonic()))[0]:
+                came = f"{len(found)} bytes and no end" if found else "nothing"
+                raise UsageError(
+                    f"{path}: expected a config; this is a pipe, into which {came} was written in {PATIENCE} seconds; "
+                    "write the config to a file"
+                )
+            chunk = os.read(pipe, MOST_BYTES)
+            if not chunk:
+                break
+            found += chunk
+    finally:
+        os.close(pipe)
+    return found[: MOST_BYTES + 1]
 
 
 def read_yaml(

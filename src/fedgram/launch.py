@@ -9,8 +9,9 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -104,6 +105,8 @@ def launch(fabric: Fabric, num_nodes: int) -> None:
             f"with {there[1]} tasks on each were started; leave both at auto, or have srun (--nodes, "
             "--ntasks-per-node) or torchrun (--nnodes, --nproc-per-node) start as many"
         )
+    if devices > 1 and _started() is None:
+        _check_arguments(sys.argv[1:])
     fabric.launch()
     connected = dist.get_world_size() if dist.is_initialized() else 1
     if connected != num_nodes * devices:
@@ -111,6 +114,29 @@ def launch(fabric: Fabric, num_nodes: int) -> None:
             f"trainer.num_nodes is {num_nodes} and trainer.devices asks for {devices} a node, but {connected} "
             "processes are connected; several nodes are for srun or torchrun to start"
         )
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse pipes among the arguments of a program whose further processes Fabric starts with the same arguments.
+
+    Raises:
+        ConfigurationError: one is a pipe, from which nothing can be read twice.
+    """
+    for argument in arguments:
+        place = argument.partition("=")[2] or argument
+        if _is_pipe(place):
+            raise ConfigurationError(
+                f"{place} is a pipe, which the other processes of this run can't read as well; write what comes from it "
+                "to a file"
+            )
+
+
+def _is_pipe(place: str) -> bool:
+    """Say whether a text, most of which are no paths at all, is the path of a pipe."""
+    try:
+        return Path(place).is_fifo()
+    except (OSError, ValueError):
+        return False
 
 
 def _tasks_per_node() -> int:
