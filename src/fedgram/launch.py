@@ -126,8 +126,8 @@ def _check_arguments(arguments: Sequence[str]) -> None:
         place = argument.partition("=")[2] or argument
         if _is_pipe(place):
             raise ConfigurationError(
-                f"{place} is a pipe, which the other processes of this run can't read as well; write what comes from it "
-                "to a file"
+                f"{place} is a pipe, which the other processes of this run can't read as well; write what comes from "
+                "it to a file"
             )
 
 
