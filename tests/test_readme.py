@@ -10,6 +10,8 @@ import yaml
 
 from fedgram.cli import main
 from fedgram.compare import make_parser as compare_parser
+from fedgram.example_files import write_examples
+from fedgram.packaged import find_sweep
 from fedgram.sweep import read_sweep
 from fedgram.sweep.command import choices_of, overrides_of
 from fedgram.sweep.command import make_parser as sweep_parser
@@ -34,9 +36,10 @@ def test_links_lead_somewhere():
     "command",
     [c for c in COMMANDS if re.match(r"fedgram (fit|prepare|cost) (?!.*(help|median_lora|momentum_lora))", c)],
 )
-def test_commands_parse(command, monkeypatch, capsys):
+def test_commands_parse(command, monkeypatch, capsys, tmp_path):
     arguments = shlex.split(command.replace("\\\n", " "), comments=True)
-    monkeypatch.chdir(ROOT)
+    write_examples("own-data", tmp_path / "reviews")  # as another command there does
+    monkeypatch.chdir(tmp_path if "reviews/" in command else ROOT)
     monkeypatch.setattr(sys, "argv", [*arguments, "--print_config"])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -44,12 +47,21 @@ def test_commands_parse(command, monkeypatch, capsys):
     assert yaml.safe_load(capsys.readouterr().out)["method"]["class_path"].startswith("fedgram.")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("fedgram sweep configs")])
-def test_sweeps_have_runs(command):
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"fedgram sweep (configs|quickstart)", c)])
+def test_sweeps_have_runs(command, monkeypatch):
     arguments = shlex.split(command.split("&&")[0].split("#")[0])[2:]
     options, further = sweep_parser().parse_known_args(arguments)
-    sweep = read_sweep(ROOT / options.file, small=options.small, further=overrides_of(further))
+    monkeypatch.chdir(ROOT)
+    sweep = read_sweep(find_sweep(options.file), small=options.small, further=overrides_of(further))
     assert sweep.only(choices_of(options.only)).points
+
+
+def test_examples_are_written(fedgram):
+    commands = [shlex.split(c, comments=True) for c in COMMANDS if c.startswith("fedgram init")]
+    assert len(commands) >= 2
+    for command in commands:
+        assert fedgram(*command[1:])[0] == 0
+        assert list(Path(command[3]).iterdir())
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("fedgram compare")])
