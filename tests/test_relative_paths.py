@@ -140,7 +140,9 @@ def test_settings_are_paths_by_their_names(key, tmp_path, monkeypatch):
     assert absolute({key: "x"}) == {key: "x"}
 
 
-@pytest.mark.parametrize("key", ["default_root_dir", "ckpt_path", "label", "output", "pathology"])
+@pytest.mark.parametrize(
+    "key", ["default_root_dir", "ckpt_path", "label", "output", "pathology", "save_dir", "x.log_file"]
+)
 def test_words_and_places_to_write_to_are_left_as_they_are(key, tmp_path, monkeypatch):
     (tmp_path / "last").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -178,7 +178,7 @@ def test_anchors_may_stand_in_a_section_of_their_own(config, name):
     ("arguments", "said"),
     [
         (["fitt"], "there is no command 'fitt'; did you mean fit? See fedgram --help"),
-        (["zzz"], "there is no command 'zzz'; there are fit, prepare,"),
+        (["zzz"], "there is no command 'zzz'; there are init, fit, prepare,"),
         (
             ["fit"],
             "fedgram fit needs a method, a model and data, and has no data and no method and no model: give them",

@@ -2,7 +2,8 @@
 
 Options have paths as texts, since a backbone or a data set may be a name of the hub as well. A setting counts as a path
 by its name: the last word is ``path``, ``file``, ``folder``, ``dir`` or ``directory``, or their plurals, or it is a
-backbone or a tokenizer; built-in classes and those of users are treated alike.
+backbone or a tokenizer. It is left alone where another word says that something is written there, as in ``save_dir``.
+Built-in classes and those of users are treated alike.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ __all__ = ["absolute", "reading", "settle"]
 
 _WORDS = ("path", "file", "folder", "dir", "directory")
 _NAMES = {*_WORDS, *(f"{word}s" for word in _WORDS), "directories", "backbone", "tokenizer"}
-_OUTPUTS = {"default_root_dir"}
-"""Where a run writes: of the place where it is repeated, and not of the file."""
+_WRITTEN = {"save", "log", "logs", "logging", "output", "out", "root", "result", "results"}
+"""Words of settings that say where a run writes: that is in the working directory, and not beside a file."""
 _CHECKPOINTS = {"last", "best", "none"}
 
 
@@ -74,10 +75,11 @@ def _changed(value: Any, key: str, change: Callable[[str], str]) -> Any:
 
 
 def _is_path(key: str, value: str) -> bool:
-    name = key.rpartition(".")[2].rstrip("+")
-    if name in _OUTPUTS or (name == "ckpt_path" and value in _CHECKPOINTS):
+    name = key.rpartition(".")[2].rstrip("+").lower()
+    if name == "ckpt_path" and value in _CHECKPOINTS:
         return False
-    return name.lower().rpartition("_")[2] in _NAMES
+    *others, last = name.split("_")
+    return last in _NAMES and not _WRITTEN.intersection(others)
 
 
 def _in(folder: Path, text: str) -> str:

