@@ -12,6 +12,7 @@ from fedgram.arguments import OneLineParser
 from fedgram.comparison import Group, Run, check_comparable, find_difference, group_runs, read_runs
 from fedgram.comparison.caveats import caveats
 from fedgram.comparison.figures import is_share
+from fedgram.comparison.judgement import SPLITS, Judgement, judged, lacking
 from fedgram.comparison.overview import View, group_tables, run_table
 from fedgram.comparison.panels import PICTURE_TYPES, save_picture
 from fedgram.comparison.paper import check_matches, group_for_paper, load, match
@@ -40,6 +41,7 @@ examples:
   fedgram compare runs/quickstart --target 0.75          what each method takes to an accuracy of 75 %
   fedgram compare runs/paper_table4 --by task --by rank  a table for each task and rank
   fedgram compare runs --metric f1 --interval bootstrap
+  fedgram compare runs --split test                      what fedgram test has found, after each run's best round
   fedgram compare runs --each                            a row for each run, whatever it is of
   fedgram compare runs --columns method,accuracy,megabytes_up,seconds --sort -megabytes_up
   fedgram compare runs --csv runs.csv --latex runs.tex --plot curves.svg
@@ -76,8 +78,10 @@ def main(arguments: Sequence[str]) -> None:
     given = make_parser().parse_args(_with_minus(arguments))
     _check_options(given)
     runs = read_runs(given.runs)
+    judgement = Judgement.of(given.split, given.at, runs)
+    runs = judged(runs, judgement)
     _check_metric(runs, given.metric, given.target)
-    answer = _answer(given, runs)
+    answer = _answer(given, runs, judgement)
     answer = replace(answer, tables=select(answer.tables, given.columns, given.sort))
     console = Console()
     _show(console, answer)
@@ -116,6 +120,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--each", action="store_true", help="a row for each run instead of means over seeds")
     what.add_argument(
+        "--split",
+        choices=SPLITS,
+        help="judge by this split: validation by default, or test, as fedgram test has found",
+    )
+    what.add_argument(
+        "--at",
+        choices=("last", "best"),
+        help="judge after the last round, or the best one by the validation split; default: last, and of test best",
+    )
+    what.add_argument(
         "--columns", metavar="A,B", help="these columns, in this order, by the names that a wrong one lists"
     )
     what.add_argument(
@@ -144,7 +158,7 @@ def _check_options(given: argparse.Namespace) -> None:
     if given.plot is not None and given.plot.suffix not in PICTURE_TYPES:
         raise ConfigurationError(f"--plot {given.plot}: the name must end in one of {', '.join(PICTURE_TYPES)}")
     asked = {"by": given.by, "metric": given.metric, "target": given.target is not None, "each": given.each}
-    asked |= {"columns": given.columns is not None, "sort": given.sort is not None}
+    asked |= {option: getattr(given, option) is not None for option in ("columns", "sort", "split", "at")}
     if given.paper:
         load(given.paper)
         if others := [option for option, is_asked in asked.items() if is_asked]:
@@ -154,27 +168,28 @@ def _check_options(given: argparse.Namespace) -> None:
 
 
 def _check_metric(runs: Sequence[Run], metric: str | None, target: float | None) -> None:
-    known = dict.fromkeys(key for run in runs for key in run.summary["final"])
+    known = dict.fromkeys(key for run in runs for key in (*run.summary["final"], *run.judged_by))
     if metric is not None and metric not in known:
         raise DataError(f"--metric {metric}: no run was evaluated so; there are {', '.join(known)}")
-    judged = metric or runs[0].metric
-    if target is not None and is_share(judged) and not 0 <= target <= 1:
-        raise ConfigurationError(f"--target {target:g}: {judged} is a share, so give it between 0 and 1, such as 0.8")
+    counts = metric or runs[0].metric
+    if target is not None and is_share(counts) and not 0 <= target <= 1:
+        raise ConfigurationError(f"--target {target:g}: {counts} is a share, so give it between 0 and 1, such as 0.8")
 
 
-def _answer(given: argparse.Namespace, runs: Sequence[Run]) -> _Answer:
+def _answer(given: argparse.Namespace, runs: Sequence[Run], judgement: Judgement) -> _Answer:
     if given.paper:
         return _paper_answer(given, runs)
-    view = View(given.metric, given.target, given.interval, tuple(given.by))
-    groups = group_runs(runs, view.by)
+    view = View(given.metric, given.target, given.interval, tuple(given.by), judgement)
+    groups, without = group_runs(runs, view.by), lacking(runs, judgement)
     if not given.each:
-        warnings = _checked(groups, given.force)
+        warnings = [*without, *_checked(groups, given.force)]
         return _Answer(view, groups, group_tables(groups, view), [*warnings, *caveats(groups, view)])
-    warnings = _checked(groups, given.force) if given.plot or given.pictures or given.report else []
+    warnings = without + (_checked(groups, given.force) if given.plot or given.pictures or given.report else [])
     by_task: dict[str, list[Run]] = {}
     for run in runs:
         by_task.setdefault(str(run.summary["task"]), []).append(run)
-    return _Answer(view, groups, [run_table(of_task, view.metric) for of_task in by_task.values()], warnings)
+    tables = [run_table(of_task, view.metric, judgement) for of_task in by_task.values()]
+    return _Answer(view, groups, tables, warnings)
 
 
 def _paper_answer(given: argparse.Namespace, runs: Sequence[Run]) -> _Answer:
@@ -254,13 +269,13 @@ def _write_plot(path: Path, answer: _Answer) -> list[Path]:
 def _write_pictures(path: Path, answer: _Answer) -> list[Path]:
     from fedgram.comparison.pictures import write_pictures
 
-    return write_pictures(answer.groups, path, answer.view.metric, answer.view.by)
+    return write_pictures(answer.groups, path, answer.view.metric, answer.view.by, answer.view.judgement)
 
 
 def _write_report(path: Path, answer: _Answer) -> list[Path]:
     from fedgram.comparison.report import write_report
 
-    write_report(path, answer.groups, answer.tables, answer.view.metric, answer.view.by, answer.warnings)
+    write_report(path, answer.groups, answer.tables, answer.view, answer.warnings)
     return [path]
 
 

@@ -63,6 +63,16 @@ def bands(axes):
     return edges
 
 
+def seeds_drawn(axes):
+    """The points of seeds, as pairs, of all lines together."""
+    return [
+        tuple(np.round(point, 9).tolist())
+        for line in axes.get_lines()
+        if line.get_marker() == "." and line.get_linestyle() == "None"
+        for point in line.get_xydata()
+    ]
+
+
 def assert_nothing_is_cut_off(figure):
     """What belongs to axes and legends is on the page, and they do not cover one another."""
     FigureCanvasAgg(figure).draw()
@@ -98,7 +108,7 @@ def test_a_band_is_the_interval_by_students_t_and_the_legend_says_so(tmp_path, g
         x = max(band)
         assert band[x] == pytest.approx((70 - half, 70 + half))
         assert x == pytest.approx(end if axes is figure.axes[0] else 12)
-    assert legend_title(figure) == "mean and 95 % interval (t) over 3 seeds"
+    assert legend_title(figure) == "mean of 3 seeds (points), 95 % interval (t)"
 
 
 def test_limits_hold_every_seed_whatever_the_interval_is(tmp_path, groups):
@@ -122,7 +132,7 @@ def test_groups_of_several_sizes_are_told(tmp_path, groups):
         for seed in range(seeds):
             write_run(tmp_path, method, seed, accuracy=(0.5, 0.6 + seed / 10))
     figure = draw_curves(groups())
-    assert legend_title(figure) == "mean and 95 % interval (t) over 1 to 3 seeds"
+    assert legend_title(figure) == "mean of 1 to 3 seeds (points), 95 % interval (t)"
     assert len(bands(figure.axes[0])) == 1
 
 
@@ -246,7 +256,7 @@ def test_slices_have_a_row_each_with_a_title_and_one_legend(tmp_path, groups):
 
 def test_the_training_loss_is_drawn_by_round_as_the_mean_over_seeds_with_its_interval(tmp_path, groups):
     for rank in (2, 8):
-        for seed, losses in enumerate(((0.75, 0.5), (0.25, 0.5))):
+        for seed, losses in enumerate(((0.75, 0.5), (0.25, 0.5), (0.5, 0.5))):
             columns = {"train_loss": [None, *(rank * loss for loss in losses)]}
             write_run(tmp_path, seed=seed, columns=columns, settings={"method.rank": rank})
     write_run(tmp_path, "FedIT", columns={"train_loss": [None, None, 3.0]}, settings={"method.rank": 8})
@@ -256,7 +266,7 @@ def test_the_training_loss_is_drawn_by_round_as_the_mean_over_seeds_with_its_int
     assert line(high, "FLoRG").get_xydata().tolist() == [[1, 4], [2, 4]]
     assert line(high, "FedIT").get_xydata().tolist() == [[2, 3]]
     (band,) = bands(low)
-    half = 0.5 * 12.706204736432095  # s/√2 of two is half of their distance; Student's t of 1 degree
+    half = 0.5 * 4.302652729911275 / np.sqrt(3)  # s of 0.5, 1 and 1.5; Student's t of 2 degrees
     assert band == {1: pytest.approx((1 - half, 1 + half)), 2: pytest.approx((1, 1))}
     assert [axes.get_title("left") for axes in figure.axes] == ["rank 2", "rank 8"]
     assert {(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes} == {("round", "training loss")}
@@ -269,7 +279,7 @@ def test_runs_without_a_training_loss_have_no_picture_of_it(tmp_path, groups):
 
 
 def test_errors_are_drawn_by_round_on_a_log_scale_as_geometric_means(tmp_path, groups):
-    for seed, scale in enumerate((1, 4)):
+    for seed, scale in enumerate((1, 2, 4)):
         columns = {"aggregation_error": [None, 0.01 * scale, 0.1 * scale], "drift": [None, 0.5, 0.5]}
         write_run(tmp_path, seed=seed, columns=columns)
     error, drift = draw_diagnostics(groups()).axes
@@ -277,7 +287,7 @@ def test_errors_are_drawn_by_round_on_a_log_scale_as_geometric_means(tmp_path, g
     assert line(error, "FLoRG").get_xdata().tolist() == [1, 2]
     assert line(error, "FLoRG").get_ydata() == pytest.approx([0.02, 0.2])
     (band,) = bands(error)
-    half = np.log(4) / 2 * 12.706204736432095  # s/√2 of two is half of their distance; Student's t of 1 degree
+    half = np.log(2) * 4.302652729911275 / np.sqrt(3)  # s of log 1, log 2 and log 4; Student's t of 2 degrees
     assert band[1] == pytest.approx((0.02 / np.exp(half), 0.02 * np.exp(half)))
     assert error.get_ylim()[0] == pytest.approx(0.01, rel=0.3)
     assert drift.get_ylabel().startswith("drift")
@@ -327,7 +337,7 @@ def test_a_metric_by_a_setting_has_a_point_with_an_error_bar_for_each_value(tmp_
     assert curves["FLoRG"][2] == pytest.approx([half, half])
     assert curves["FedIT"] == ([0], pytest.approx([90]), [None])
     assert figure.axes[0].get_xlabel() == "rho"
-    assert legend_title(figure) == "mean and 95 % interval (t) over 1 to 3 seeds"
+    assert legend_title(figure) == "mean of 1 to 3 seeds (points), 95 % interval (t)"
 
 
 def test_points_of_several_methods_stand_beside_one_another(tmp_path, groups):
@@ -516,3 +526,47 @@ def test_an_svg_element_stands_alone_and_tells_no_date(tmp_path, groups):
 def test_runs_that_were_never_evaluated_have_the_other_pictures(tmp_path, groups):
     write_run(tmp_path, accuracy=(None, None), columns={"drift": [None, 0.5]})
     assert [picture.name for picture in all_pictures(groups())] == ["training_loss", "aggregation", "communication"]
+
+
+def test_seeds_are_points_under_the_band_and_two_have_no_band(tmp_path, groups):
+    for seed, last in enumerate((0.6, 0.7, 0.8)):
+        write_run(tmp_path, "FLoRG", seed, accuracy=(0.5, last))
+    for seed, last in enumerate((0.4, 0.3)):
+        write_run(tmp_path, "FedIT", seed, accuracy=(0.5, last))
+    by_round = draw_curves(groups()).axes[0]
+    assert sorted(seeds_drawn(by_round)) == [
+        *[(0, 50)] * 5,
+        *[(1, last) for last in (30, 40, 60, 70, 80)],
+    ]
+    (band,) = by_round.collections
+    points = [line for line in by_round.get_lines() if line.get_marker() == "."]
+    assert all(line.get_zorder() < band.get_zorder() for line in points)
+    assert {line.get_color() for line in points} == {style_of(method)["color"] for method in ("FLoRG", "FedIT")}
+    low, high = by_round.get_ylim()
+    assert low < 30 < 80 < high
+
+
+def test_two_seeds_are_said_to_be_points_alone(tmp_path, groups):
+    for seed in (0, 1):
+        write_run(tmp_path, seed=seed)
+    assert legend_title(draw_curves(groups())) == "mean of 2 seeds (points)"
+    assert "Means over 2 seeds, which are the points." in all_pictures(groups())[0].caption
+    for seed in (0, 1, 2):
+        write_run(tmp_path, "FedIT", seed)
+    caption = all_pictures(groups())[0].caption
+    assert "95 % intervals by Student's t, where there are 3 or more: these may reach beyond the panel" in caption
+
+
+def test_points_of_a_long_run_stand_at_the_markers(tmp_path, groups):
+    for seed in (0, 1):
+        write_run(tmp_path, seed=seed, accuracy=[0.5] * 101)
+    assert len(seeds_drawn(draw_curves(groups()).axes[0])) <= 2 * 12
+
+
+def test_points_stand_beside_the_error_bars_of_their_method(tmp_path, groups):
+    for rank in (2, 4):
+        for seed in range(2 if rank == 2 else 3):
+            write_run(tmp_path, seed=seed, accuracy=(0.5, (rank + seed) / 10), settings={"method.rank": rank})
+    axes = draw_setting(groups("rank"), None, ["rank"], "rank").axes[0]
+    points = [point for point in seeds_drawn(axes) if not np.isnan(point[1])]
+    assert sorted(points) == [(0, 20), (0, 30), (1, 40), (1, 50), (1, 60)]

@@ -6,6 +6,7 @@ import pytest
 
 import fedgram.comparison.report
 from fedgram.comparison import group_runs, read_runs
+from fedgram.comparison.overview import View
 from fedgram.comparison.pictures import all_pictures
 from fedgram.comparison.report import write_report
 from made_runs import write_run
@@ -67,7 +68,7 @@ class Page(HTMLParser):
 
 def report(folder, tables=(), metric=None, by=(), warnings=()):
     groups = group_runs(read_runs([folder]), by)
-    write_report(folder / "out" / "report.html", groups, tables, metric, by, warnings)
+    write_report(folder / "out" / "report.html", groups, tables, View(metric, by=tuple(by)), warnings)
     return (folder / "out" / "report.html").read_text()
 
 
@@ -112,7 +113,7 @@ def test_it_has_every_picture_with_its_caption(tmp_path):
     assert len(page.all("svg")) == len(expected) == 6
     for picture in expected:
         assert picture.caption in page.text
-    assert "95 % intervals by Student's t" in page.text
+    assert "Means over 2 seeds, which are the points." in page.text
 
 
 def test_it_refers_to_nothing_outside_and_runs_no_script(tmp_path):

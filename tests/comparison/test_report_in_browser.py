@@ -23,7 +23,7 @@ def report(tmp_path):
             (folder / "partition.csv").write_text("client,samples,bad,good\n0,4,3,1\n1,5,0,5\n")
             (folder / "config.yaml").touch()
     groups, view = group_runs(read_runs([tmp_path])), View()
-    write_report(tmp_path / "report.html", groups, group_tables(groups, view), None, (), caveats(groups, view))
+    write_report(tmp_path / "report.html", groups, group_tables(groups, view), view, caveats(groups, view))
     return tmp_path / "report.html", [picture.name for picture in all_pictures(groups)]
 
 

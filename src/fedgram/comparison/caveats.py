@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedgram.comparison.figures import is_share
+from fedgram.comparison.judgement import Judgement
 from fedgram.comparison.overview import View, by_seed
 from fedgram.comparison.runs import Group, Run, short_name, slices
 from fedgram.comparison.statistics import estimate
@@ -52,7 +53,7 @@ def _of_slice(groups: Sequence[Group], metric: str, view: View) -> Iterable[str]
     yield from _few_seeds(groups)
     yield from _other_seeds(groups)
     yield from _ended_early(groups)
-    yield from _not_evaluated(groups, metric)
+    yield from _not_evaluated(groups, metric, view.judgement)
     yield from _coarse(groups, metric, view)
     yield from _other_conditions(groups)
 
@@ -78,17 +79,18 @@ def _ended_early(groups: Sequence[Group]) -> Iterable[str]:
         yield f"ended early by a callback, so that costs are of unlike rounds ({'; '.join(each)})"
 
 
-def _not_evaluated(groups: Sequence[Group], metric: str) -> Iterable[str]:
-    without = [run for group in groups for run in group.runs if np.isnan(run.final(metric))]
+def _not_evaluated(groups: Sequence[Group], metric: str, judgement: Judgement) -> Iterable[str]:
+    runs = [run for group in groups for run in group.runs]
+    without = [run for run in runs if np.isnan(run.final(metric)) and (run.scores is None or run.scores.metrics)]
     if missing := [str(run.folder) for run in without if not run.is_undefined(metric)]:
-        yield f"no {metric} after the last round: {', '.join(missing)}"
+        yield f"no {metric} {judgement}: {', '.join(missing)}"
     if unknown := [str(run.folder) for run in without if run.is_undefined(metric)]:
-        yield f"{metric} is undefined after the last round, and in no mean: {', '.join(unknown)}"
+        yield f"{metric} is undefined {judgement}, and in no mean: {', '.join(unknown)}"
 
 
 def _coarse(groups: Sequence[Group], metric: str, view: View) -> Iterable[str]:
     """Say what one sample counts, where that is much, or more than the spread over seeds."""
-    counts = {run.figure("evaluated_samples") for group in groups for run in group.runs}
+    counts = {run.samples for group in groups for run in group.runs}
     known = sorted(count for count in counts if count > 0)
     if not known or not is_share(metric):
         return

@@ -1,7 +1,7 @@
 """The columns of the tables that compare methods, and what makes their cells."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -20,6 +20,7 @@ from fedgram.comparison.figures import (
     size_text,
     target_text,
 )
+from fedgram.comparison.judgement import Judgement
 from fedgram.comparison.runs import Group, Run
 from fedgram.comparison.statistics import LEVEL, Estimate, Interval, PairedDifference
 from fedgram.comparison.tables import Cell, Column
@@ -41,12 +42,14 @@ class View:
         target: the metric to be reached, if what that took is asked for.
         interval: how intervals over seeds are made.
         by: the settings that the groups were sliced by.
+        judgement: what the metric is of.
     """
 
     metric: str | None = None
     target: float | None = None
     interval: Interval = "t"
     by: tuple[str, ...] = ()
+    judgement: Judgement = field(default_factory=Judgement)
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,6 @@ class Entry:
         """Return the mean over seeds of a figure of a run; nan where one does not tell."""
         return float(np.mean([figure(run) for run in self.group.runs]))
 
-    @property
-    def before(self) -> float:
-        """The mean over seeds of the metric before training."""
-        return float(np.mean([run.initial(self.metric) for run in self.group.runs]))
-
 
 Made = tuple[Column, Callable[[Entry], Cell]]
 """A column, and what makes its cells."""
@@ -85,18 +83,21 @@ Made = tuple[Column, Callable[[Entry], Cell]]
 
 def columns_of_groups(view: View, metric: str) -> list[Made]:
     """Return the columns of a table with a row for each group."""
-    return [*_judged(view, metric), *_to_target(view, metric), *_costs(), _before(metric, rank=10)]
+    return [*_judged(view, metric), *_to_target(view, metric), *_costs(), *_validated(view, metric, rank=10)]
 
 
-def columns_of_runs(metric: str) -> list[Made]:
+def columns_of_runs(view: View, metric: str) -> list[Made]:
     """Return the columns of a table with a row for each run."""
-    after: Made = (Column("after", _headed(metric), keys=("after",), best=_better(metric)), partial(_final, "t"))
+    header = "after" if view.judgement.split == "validation" else view.judgement.at
+    after = Column(header, _headed(metric, view.judgement), keys=("after", metric, "metric"), best=_better(metric))
     seed: Made = (Column("seed", rank=1, keys=("seed",)), _seed)
-    return [(Column("run", words=True, keys=("run",)), _name), seed, _before(metric, rank=0), after, *_costs()]
+    run: Made = (Column("run", words=True, keys=("run",)), _name)
+    return [run, seed, *_validated(view, metric, rank=0), (after, partial(_final, view)), *_costs()]
 
 
-def _headed(metric: str) -> str:
-    return f"{metric} %" if is_share(metric) else metric
+def _headed(metric: str, judgement: Judgement) -> str:
+    name = metric if judgement.split == "validation" else f"{judgement.split} {metric}"
+    return f"{name} %" if is_share(metric) else name
 
 
 def _better(metric: str) -> Literal["highest", "lowest"]:
@@ -110,8 +111,8 @@ def _judged(view: View, metric: str) -> list[Made]:
         (Column("method", words=True, keys=("method",)), _name),
         (Column("seeds", keys=("seeds",)), _seeds),
         (
-            Column(interval, _headed(metric), keys=(metric, "metric"), best=_better(metric)),
-            partial(_final, view.interval),
+            Column(interval, _headed(metric, view.judgement), keys=(metric, "metric"), best=_better(metric)),
+            partial(_final, view),
         ),
         (Column("to best", "difference", rank=1, keys=("difference",)), _difference),
         (Column("p", rank=1, keys=("p",)), _p),
@@ -144,22 +145,33 @@ def _p(entry: Entry) -> Cell:
     return Cell(p_text(p), values={"p": p}, value=p)
 
 
-def _final(how: Interval, entry: Entry) -> Cell:
-    final = entry.final
-    values = {"metric": entry.metric, "mean": final.mean, "low": final.low, "high": final.high, "interval": how}
+def _final(view: View, entry: Entry) -> Cell:
+    final, how = entry.final, view.interval
+    values = {"metric": entry.metric, "split": view.judgement.split, "at": view.judgement.at, "mean": final.mean}
+    values |= {"low": final.low, "high": final.high, "interval": how}
     text = estimate_text(final, entry.metric, how)
     if np.isnan(final.mean) and any(run.is_undefined(entry.metric) for run in entry.group.runs):
         text = "undefined"
     return Cell(text, values=values, value=final.mean, shown=metric_text(final.mean, entry.metric))
 
 
-def _before(metric: str, rank: int) -> Made:
-    """Return the metric before training."""
+def _validated(view: View, metric: str, rank: int) -> list[Made]:
+    """Return the metric on the validation split: before training, and where another split is judged also after it."""
+    split, at = view.judgement.split, view.judgement.at
+    header = _headed(metric, Judgement()) if split == "validation" else f"validation {_headed(metric, Judgement())}"
 
-    def make(entry: Entry) -> Cell:
-        return Cell(metric_text(entry.before, metric), values={"before": entry.before}, value=entry.before)
+    def column(name: str, key: str, figure: Callable[[Run], float]) -> Made:
+        def make(entry: Entry) -> Cell:
+            mean = entry.mean(figure)
+            return Cell(metric_text(mean, metric), values={key: mean}, value=mean)
 
-    return Column("before", _headed(metric), rank=rank, keys=("before",)), make
+        best = _better(metric) if key == "validation" else None
+        return Column(name, header, rank=rank, keys=(key,), best=best), make
+
+    before = column("before", "before", lambda run: run.initial(metric))
+    if split == "validation":
+        return [before]
+    return [before, column(at, "validation", lambda run: run.validated(metric, best=at == "best"))]
 
 
 def _difference(entry: Entry) -> Cell:

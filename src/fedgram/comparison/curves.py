@@ -1,6 +1,5 @@
 """The numbers behind the pictures: a group's figures by round or by cost, as a mean over seeds with its interval."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -9,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from fedgram.comparison.figures import is_share
+from fedgram.comparison.figures import PAIR, is_share
 from fedgram.comparison.runs import Group, Run
 from fedgram.comparison.statistics import t_interval
 from fedgram.run_folder import column_of
@@ -38,9 +37,9 @@ class Curve:
         label: which group it is.
         x: where, float64 ``(n,)``, ascending.
         mean: over the seeds, ``(n,)``.
-        lower: end of the 95 % interval of the mean, ``(n,)``; nan where there is none, as of one seed.
+        lower: end of the 95 % interval of the mean, ``(n,)``; nan where there is none, as of one seed, or two.
         upper: its other end.
-        extent: the least and the largest figure of any seed.
+        points: the figures of the seeds, ``(n, seeds)``; nan where a place has fewer seeds than another.
     """
 
     label: str
@@ -48,7 +47,12 @@ class Curve:
     mean: Float[np.ndarray, " n"]
     lower: Float[np.ndarray, " n"]
     upper: Float[np.ndarray, " n"]
-    extent: tuple[float, float]
+    points: Float[np.ndarray, "n seeds"]
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """The least and the largest figure of any seed."""
+        return float(np.nanmin(self.points)), float(np.nanmax(self.points))
 
     @classmethod
     def joined(cls, curves: "Sequence[Curve]") -> "Curve":
@@ -56,9 +60,13 @@ class Curve:
         x, mean, lower, upper = (
             np.concatenate([getattr(curve, name) for curve in curves]) for name in ("x", "mean", "lower", "upper")
         )
-        order = np.argsort(x)
-        least, most = zip(*(curve.extent for curve in curves), strict=True)
-        return cls(curves[0].label, x[order], mean[order], lower[order], upper[order], (min(least), max(most)))
+        order, most = np.argsort(x), max(curve.points.shape[1] for curve in curves)
+        points = np.concatenate([curve._points_of(most) for curve in curves])
+        return cls(curves[0].label, x[order], mean[order], lower[order], upper[order], points[order])
+
+    def _points_of(self, seeds: int) -> Float[np.ndarray, "n seeds"]:
+        """Return the points of at least as many seeds, with nan for those that there are not."""
+        return np.pad(self.points, ((0, 0), (0, seeds - self.points.shape[1])), constant_values=np.nan)
 
     def scaled(self, factor: float) -> "Curve":
         """Return it with other units on the horizontal axis."""
@@ -67,7 +75,8 @@ class Curve:
     def after_start(self) -> "Curve":
         """Return it without what costs nothing, which has no place on a log scale."""
         kept = self.x > 0
-        return replace(self, x=self.x[kept], mean=self.mean[kept], lower=self.lower[kept], upper=self.upper[kept])
+        names = ("x", "mean", "lower", "upper", "points")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
 
 
 def curve_of(group: Group, metric: str, against: Against) -> Curve | None:
@@ -95,9 +104,8 @@ def log_curve_of(group: Group, column: str) -> Curve | None:
     curve = _curve(group, _rounds, lambda run: _logarithm(_column(run, column)))
     if curve is None:
         return None
-    mean, lower, upper = (np.exp(values) for values in (curve.mean, curve.lower, curve.upper))
-    least, most = curve.extent
-    return replace(curve, mean=mean, lower=lower, upper=upper, extent=(math.exp(least), math.exp(most)))
+    names = ("mean", "lower", "upper", "points")
+    return replace(curve, **{name: np.exp(getattr(curve, name)) for name in names})
 
 
 def point_of(group: Group, metric: str, x: float) -> Curve | None:
@@ -119,7 +127,9 @@ def _curve(group: Group, place: Callable[[Run], np.ndarray], figure: Callable[[R
 def _over_seeds(label: str, x: Float[np.ndarray, " n"], values: Float[np.ndarray, "seeds n"]) -> Curve:
     estimates = [t_interval(column) for column in values.T]
     mean, lower, upper = np.array([(one.mean, one.low, one.high) for one in estimates]).T
-    return Curve(label, x, mean, lower, upper, (float(values.min()), float(values.max())))
+    if len(values) == PAIR:
+        lower, upper = np.full((2, len(x)), np.nan)
+    return Curve(label, x, mean, lower, upper, values.T)
 
 
 def _factor(metric: str) -> float:

@@ -9,6 +9,7 @@ from fedgram.comparison.statistics import Estimate, Interval
 from fedgram.run_folder import is_loss
 
 __all__ = [
+    "PAIR",
     "bounds_of",
     "count_text",
     "difference_text",
@@ -28,7 +29,7 @@ __all__ = [
 
 _SHARES = ("accuracy", "f1", "macro_f1", "exact_match")
 _CORRELATIONS = ("matthews_correlation", "pearson", "spearman")
-_PAIR = 2
+PAIR = 2
 """Seeds whose figures are shown in the place of an interval."""
 
 
@@ -149,7 +150,7 @@ def interval_text(found: Estimate, write: Callable[[float], str], bounds: tuple[
 
 def shows_points(found: Estimate) -> bool:
     """Say whether figures stand in the place of an interval."""
-    return found.count == _PAIR
+    return found.count == PAIR
 
 
 def is_cut(found: Estimate, bounds: tuple[float, float]) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 
 from fedgram.comparison.columns import PERCENT, Entry, Made, View, columns_of_groups, columns_of_runs
 from fedgram.comparison.figures import bounds_of, is_cut, is_share, shows_points, target_text
+from fedgram.comparison.judgement import Judgement
 from fedgram.comparison.runs import Group, Run, short_name, slices
 from fedgram.comparison.selection import embolden
 from fedgram.comparison.statistics import Estimate, best, estimate, paired_difference
@@ -35,13 +36,14 @@ def group_tables(groups: Sequence[Group], view: View) -> list[Table]:
     return [*tables[:-1], *(replace(last, notes=tuple(notes)) for last in tables[-1:])]
 
 
-def run_table(runs: Sequence[Run], metric: str | None = None) -> Table:
+def run_table(runs: Sequence[Run], metric: str | None = None, judgement: Judgement | None = None) -> Table:
     """Return a table with a row for each run: the metric before and after, and what it cost."""
     groups = [Group(run.method, _label(run), (), (run,)) for run in runs]
     metric = metric or runs[0].metric
-    entries = _entries(groups, metric, View(metric))
+    view = View(metric, judgement=judgement or Judgement())
+    entries = _entries(groups, metric, view)
     notes = (PERSONAL_NOTE,) if any(run.is_personal for run in runs) else ()
-    return replace(_table(_title(groups, {}), columns_of_runs(metric), entries, {}), notes=notes)
+    return replace(_table(_title(groups, {}), columns_of_runs(view, metric), entries, {}), notes=notes)
 
 
 def _label(run: Run) -> str:
@@ -75,15 +77,16 @@ def _notes(groups: Sequence[Group], metric: str, view: View, entries: Sequence[E
     share = is_share(metric)
     how = f"± {PERCENT} t interval" if view.interval == "t" else f"[{PERCENT} percentile bootstrap interval]"
     notes = [
-        f"{metric}{', in per cent' if share else ''}: after the last round, mean over seeds {how}; the best "
+        f"{metric}{', in per cent' if share else ''}: {view.judgement}, mean over seeds {how}; the best "
         "of a column in bold",
         *_notes_on_intervals(metric, view, [entry.final for entry in entries]),
         f"difference: to the best other row, over the seeds that both have{', in points' if share else ''}; p: of a "
         "paired t test, not adjusted for choosing the best",
     ]
     if view.target is not None:
+        where = "" if view.judgement.split == "validation" else "on the validation split, "
         notes.append(
-            f"to {target_text(view.target, metric)}: what all clients took until the first evaluated round that "
+            f"to {target_text(view.target, metric)}: {where}what all clients took until the first evaluated round that "
             "reaches it, up and down, mean over seeds; '- (1/3)' where only 1 of 3 seeds did"
         )
     notes.append("seconds: of a whole run with its evaluations, and of one round's training without them")
@@ -122,7 +125,7 @@ def _entries(groups: Sequence[Group], metric: str, view: View) -> list[Entry]:
 
 
 def by_seed(group: Group, metric: str) -> dict[int, float]:
-    """Return a group's metric after the last round, by seed."""
+    """Return a group's metric that it is judged by, by seed."""
     return {run.seed: run.final(metric) for run in group.runs}
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from fedgram.comparison.colours import style_of
 from fedgram.comparison.curves import Curve
+from fedgram.comparison.figures import PAIR
 from fedgram.comparison.runs import Group
 from fedgram.errors import DataError
 from fedgram.files import atomic_write
@@ -216,8 +218,9 @@ def _add_legend(figure: "Figure", styles: Mapping[str, Mapping[str, Any]], group
 
 def _legend_title(groups: Sequence[Group], width: int) -> list[str]:
     """Return the lines that say what is drawn, and what a star means."""
-    seeds = seeds_of(groups)
-    said = [seeds if seeds == "one seed" else f"mean and 95 % interval (t) over {seeds}"]
+    seeds, most = seeds_of(groups), max(len(group.runs) for group in groups)
+    bands = ", 95 % interval (t)" if most > PAIR else ""
+    said = [seeds if most == 1 else f"mean of {seeds} (points){bands}"]
     if any(group.is_personal for group in groups):
         said.append("*: models of clients, each on its own share")
     return [line for sentence in said for line in textwrap.wrap(sentence, width)]
@@ -261,17 +264,28 @@ def _set_scales(axes: "Axes", panel: Panel) -> None:
 
 
 def _draw_line(axes: "Axes", curve: Curve, style: Mapping[str, Any], alpha: float) -> None:
-    """Draw a line, with a band where there are several seeds."""
+    """Draw a line, with the points of several seeds, and a band where there are more than two."""
     every = math.ceil(len(curve.x) / _MOST_MARKERS)
     axes.plot(curve.x, curve.mean, markevery=every, label=curve.label, **style)
+    _draw_seeds(axes, curve.x[::every], curve.points[::every], style)
     if np.isfinite(curve.lower).any():
         axes.fill_between(curve.x, curve.lower, curve.upper, color=style["color"], alpha=alpha, linewidth=0)
 
 
 def _draw_points(axes: "Axes", curve: Curve, style: Mapping[str, Any], place: float) -> None:
     """Draw points with error bars, beside those of other curves by their place among these, whose middle is 0."""
-    half = curve.upper - curve.mean
-    axes.errorbar(curve.x + 0.07 * place, curve.mean, half, capsize=2.5, elinewidth=1, label=curve.label, **style)
+    x, half = curve.x + 0.07 * place, curve.upper - curve.mean
+    axes.errorbar(x, curve.mean, half, capsize=2.5, elinewidth=1, label=curve.label, **style)
+    _draw_seeds(axes, x, curve.points, style)
+
+
+def _draw_seeds(
+    axes: "Axes", x: Float[np.ndarray, " n"], points: Float[np.ndarray, "n seeds"], style: Mapping[str, Any]
+) -> None:
+    """Draw the figures of several seeds as points, under bands and lines."""
+    if points.shape[1] > 1:
+        places = np.repeat(x, points.shape[1])
+        axes.plot(places, points.ravel(), ".", markersize=4, alpha=0.6, color=style["color"], zorder=0.9, mew=0)
 
 
 def _limits(curves: Sequence[Curve], is_log: bool) -> tuple[float, float]:

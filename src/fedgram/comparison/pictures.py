@@ -2,7 +2,7 @@
 
 Every function takes groups and returns a matplotlib figure, or None where there is nothing to show: a panel without
 data is left out. Groups of several slices have a row of panels each, in one figure with one legend. A line is the mean
-over the seeds, a band or an error bar its 95 % interval by Student's t; one seed has a line alone.
+over the seeds, which are points; a band or an error bar is its 95 % interval by Student's t, from three seeds on.
 """
 
 import csv
@@ -23,7 +23,8 @@ from fedgram.comparison.curves import (
     loss_curve_of,
     point_of,
 )
-from fedgram.comparison.figures import is_share
+from fedgram.comparison.figures import PAIR, is_share
+from fedgram.comparison.judgement import Judgement
 from fedgram.comparison.panels import LETTER, PANEL, Panel, draw_panels, look, save_picture, seeds_of, styles_of
 from fedgram.comparison.runs import Group, Run, short_name, slices
 from fedgram.comparison.summaries import undamaged
@@ -321,23 +322,30 @@ def draw_partition(run: Run) -> "Figure | None":
         return partition_picture.draw_file(path)
 
 
-def all_pictures(groups: Sequence[Group], metric: str | None = None, by: Sequence[str] = ()) -> list[Picture]:
+def all_pictures(
+    groups: Sequence[Group],
+    metric: str | None = None,
+    by: Sequence[str] = (),
+    judgement: Judgement = Judgement(),  # noqa: B008 (it can't be changed)
+) -> list[Picture]:
     """Return every picture that has something to show.
 
     Args:
         groups: the groups.
         metric: as it is called in summary.json; by default the one that counts for the task.
         by: the settings that the comparison goes by, in the order of `Group.at`.
+        judgement: what runs are judged by; curves are of the validation split always.
     """
+    where = "" if judgement.split == "validation" else " on the validation split"
     what, lines = _metric_label(groups, metric), _what_lines_are(groups)
     by_round, by_compute = (
         _draw_curves(groups, metric, by, against) for against in (("round", "megabytes"), ("client_flops",))
     )
     drawn = [
-        *(_by_setting(groups, metric, by, key) for key in by),
-        ("curves", f"By round and by what was sent: {what}. {lines}", by_round),
+        *(_by_setting(groups, metric, by, key, judgement) for key in by),
+        ("curves", f"By round and by what was sent{where}: {what}. {lines}", by_round),
         ("training_loss", f"{_TRAINING_LOSS} {lines}", draw_training_loss(groups, by)),
-        ("compute", f"By what was computed: {what}. {lines}", by_compute),
+        ("compute", f"By what was computed{where}: {what}. {lines}", by_compute),
         ("aggregation", f"{_AGGREGATION} {lines} {_LOGARITHMS}", draw_diagnostics(groups, by)),
         ("communication", _COMMUNICATION, draw_communication(groups, by)),
     ]
@@ -348,10 +356,10 @@ def all_pictures(groups: Sequence[Group], metric: str | None = None, by: Sequenc
 
 
 def _by_setting(
-    groups: Sequence[Group], metric: str | None, by: Sequence[str], key: str
+    groups: Sequence[Group], metric: str | None, by: Sequence[str], key: str, judgement: Judgement
 ) -> "tuple[str, str, Figure | None]":
     name, what = short_name(key), _metric_label(groups, metric)
-    caption = f"By {name}, after the last round: {what}. {_what_lines_are(groups)}"
+    caption = f"By {name}, {judgement}: {what}. {_what_lines_are(groups)}"
     return f"by_{name}", caption, draw_setting(groups, metric, by, key)
 
 
@@ -364,7 +372,13 @@ def _what_lines_are(groups: Sequence[Group]) -> str:
     seeds = seeds_of(groups)
     if seeds == "one seed":
         return f"One seed: there are no intervals.{star}"
-    return f"Means over {seeds}, with their 95 % intervals by Student's t, which may reach beyond the panel.{star}"
+    if max(len(group.runs) for group in groups) <= PAIR:
+        return f"Means over {seeds}, which are the points.{star}"
+    which = "" if all(len(group.runs) > PAIR for group in groups) else f", where there are {PAIR + 1} or more"
+    return (
+        f"Means over {seeds}, which are the points, with their 95 % intervals by Student's t{which}: these may reach "
+        f"beyond the panel.{star}"
+    )
 
 
 def _partitions(groups: Sequence[Group], by: Sequence[str]) -> list[Picture]:
@@ -384,11 +398,15 @@ def _partitions(groups: Sequence[Group], by: Sequence[str]) -> list[Picture]:
 
 
 def write_pictures(
-    groups: Sequence[Group], folder: Path, metric: str | None = None, by: Sequence[str] = ()
+    groups: Sequence[Group],
+    folder: Path,
+    metric: str | None = None,
+    by: Sequence[str] = (),
+    judgement: Judgement = Judgement(),  # noqa: B008 (it can't be changed)
 ) -> list[Path]:
     """Write every picture that has something to show as PNG and as SVG, and return their files."""
     files = []
-    for picture in all_pictures(groups, metric, by):
+    for picture in all_pictures(groups, metric, by, judgement):
         for ending in (".png", ".svg"):
             save_picture(picture.figure, folder / f"{picture.name}{ending}")
             files.append(folder / f"{picture.name}{ending}")

@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedgram.comparison.columns import View
 from fedgram.comparison.panels import svg_of
 from fedgram.comparison.pictures import Picture, all_pictures, slice_name
 from fedgram.comparison.runs import Group, Run
@@ -39,8 +40,7 @@ def write_report(
     path: Path,
     groups: Sequence[Group],
     tables: Sequence[HtmlTable],
-    metric: str | None,
-    by: Sequence[str],
+    view: View,
     warnings: Sequence[str],
 ) -> None:
     """Write a page with tables, pictures, the settings that differ, and how to repeat each run.
@@ -49,23 +49,22 @@ def write_report(
         path: the file.
         groups: what is compared, in at least one group.
         tables: the tables, as they are to be shown.
-        metric: what the pictures show, as it is called in summary.json; by default what counts for the task.
-        by: the settings that the comparison goes by, in the order of `Group.at`.
+        view: what is asked of the comparison.
         warnings: what to know before believing it, a sentence each.
     """
     from markupsafe import Markup
 
-    names = [", ".join(filter(None, (group.label, slice_name(by, group.at)))) for group in groups]
+    names = [", ".join(filter(None, (group.label, slice_name(view.by, group.at)))) for group in groups]
     differences, shared = _settings(groups)
     runs = [_repetition(name, run) for name, group in zip(names, groups, strict=True) for run in group.runs]
     page = _render(
         title=_title(groups),
-        facts=_facts(groups, metric),
+        facts=_facts(groups, view),
         warnings=warnings,
         tables=[Markup(table.html()) for table in tables],  # which has escaped its cells
         pictures=[
             {"name": picture.name, "caption": picture.caption, "svg": Markup(_inline_svg(picture))}  # of our making
-            for picture in all_pictures(groups, metric, by)
+            for picture in all_pictures(groups, view.metric, view.by, view.judgement)
         ],
         names=names,
         differences=differences,
@@ -93,7 +92,7 @@ def _title(groups: Sequence[Group]) -> str:
     return f"{who} on {', '.join(_distinct(_runs_tell(groups, 'task')))}"
 
 
-def _facts(groups: Sequence[Group], metric: str | None) -> list[tuple[str, str]]:
+def _facts(groups: Sequence[Group], view: View) -> list[tuple[str, str]]:
     """Return what was compared: names with what the runs say of them, all different answers."""
     keys = {
         "task": "task",
@@ -105,7 +104,8 @@ def _facts(groups: Sequence[Group], metric: str | None) -> list[tuple[str, str]]
     }
     told = {name: _distinct(_runs_tell(groups, key)) for name, key in keys.items()}
     told["partition"] = _distinct(_partition(run) for group in groups for run in group.runs)
-    told["metric"] = _distinct(metric or run.metric for group in groups for run in group.runs)
+    told["metric"] = _distinct(view.metric or run.metric for group in groups for run in group.runs)
+    told["judged"] = [str(view.judgement)]
     told["devices"] = _distinct(d for group in groups for run in group.runs for d in run.summary.get("devices", []))
     told["versions"] = _distinct(_versions(run) for group in groups for run in group.runs)
     told["commit"] = _distinct(_commit(run) for group in groups for run in group.runs)

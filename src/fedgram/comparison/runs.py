@@ -5,116 +5,34 @@ against each other form a slice: they share the data, the task, the partition's 
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from fedgram.comparison.run import Run, Settings, known_name, short_name
 from fedgram.comparison.summaries import read_columns, read_summary, undamaged
 from fedgram.errors import DataError
-from fedgram.run_folder import column_of, is_loss
 
-__all__ = ["Group", "Run", "check_comparable", "find_difference", "group_runs", "read_runs", "short_name", "slices"]
-
-Settings = Mapping[str, Any]
+__all__ = [
+    "Group",
+    "Run",
+    "check_comparable",
+    "find_difference",
+    "group_runs",
+    "read_runs",
+    "short_name",
+    "slices",
+]
 
 _EXECUTION = ("trainer.seed", "trainer.threads", "trainer.clients_per_block", "trainer.packing")
 """Settings that make no two runs different ones: repetitions have seeds of their own, the others are about speed."""
 _SHARED = ("data.fingerprint", "data.groups", "data.partition", "model.pretrained", "model.monitor")
 """Beginnings of the settings that runs must share to be held against each other, besides how many clients there are."""
-_SHORT = {"data.partition.rho": "rho", "method.rank": "rank", "trainer.participation": "participation"}
-"""Settings with a name of their own on the command line and in labels; of others the last part will do."""
 _DIGESTS = ("data.fingerprint", "data.groups")
 """Settings that tell a reader nothing; a label has them only where nothing else tells two groups apart."""
 _SWEEP = "sweep.json"
 """Where a sweep notes, beside the versions of a run, which of them is the first that its file still speaks of."""
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A finished run.
-
-    Attributes:
-        folder: where it is.
-        summary: what its summary.json says.
-        rounds: the columns of its metrics.csv, float64 with one entry a round, nan where a round has no such figure.
-    """
-
-    folder: Path
-    summary: Mapping[str, Any]
-    rounds: Mapping[str, np.ndarray]
-
-    @property
-    def method(self) -> str:
-        """The method's name in tables and pictures."""
-        return str(self.summary["method"])
-
-    @property
-    def seed(self) -> int:
-        """The seed."""
-        return int(self.summary["seed"])
-
-    @property
-    def metric(self) -> str:
-        """What runs of its task are judged by: the first metric that is no loss."""
-        return next((key for key in self.summary["final"] if not is_loss(key)), "loss")
-
-    @property
-    def is_personal(self) -> bool:
-        """Whether its models belong to clients and each answered its client's share of the split."""
-        return self.summary.get("personal_evaluation") == "own"
-
-    @property
-    def planned_rounds(self) -> Any:
-        """How many rounds it was to have, of which a callback may have ended it early."""
-        return self.summary.get("planned_rounds") or self.summary.get("rounds")
-
-    def setting(self, key: str) -> Any:
-        """Return one of its settings by the full or a short name, or task, method, seed or backbone; None without."""
-        return self.settings.get(full, self.summary.get(full)) if (full := self._full_name(key)) else None
-
-    def _full_name(self, key: str) -> str | None:
-        """Return the full name of a setting: the key itself, what it is short for, or what alone ends in it."""
-        long = next((known for known, short in _SHORT.items() if short == key), key)
-        if long in self.settings or long in self.summary:
-            return long
-        ending = [known for known in self.settings if known.rpartition(".")[2] == key]
-        return ending[0] if len(ending) == 1 else None
-
-    @property
-    def settings(self) -> Settings:
-        """Its settings, by dotted name."""
-        return self.summary.get("settings") or {}
-
-    def final(self, metric: str | None = None) -> float:
-        """Return a metric, by default the one that counts, after the last round; nan where it has no value."""
-        return _figure(self.summary["final"].get(metric or self.metric))
-
-    def is_undefined(self, metric: str | None = None) -> bool:
-        """Return whether a metric was evaluated after the last round and had no value."""
-        final, name = self.summary["final"], metric or self.metric
-        return name in final and bool(np.isnan(_figure(final[name])))
-
-    def initial(self, metric: str | None = None) -> float:
-        """Return a metric before training, by default the one that counts; nan where it has no value."""
-        return _figure((self.summary.get("initial") or {}).get(metric or self.metric))
-
-    def figure(self, key: str) -> float:
-        """Return a figure of summary.json, such as seconds; nan where it does not tell."""
-        return _figure(self.summary.get(key))
-
-    def history(self, metric: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return where in the columns of `rounds` it was evaluated, int64 ``(n,)``, and a metric there, ``(n,)``."""
-        values = self.rounds.get(column_of(metric or self.metric), np.zeros(0))
-        rows = np.flatnonzero(~np.isnan(values))
-        return rows, values[rows]
-
-
-def _figure(value: Any) -> float:
-    """Return a figure of summary.json; nan for one that is not there, and for null, which stands for nan."""
-    return np.nan if value is None else float(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,8 +122,9 @@ def _told_apart_by(run: Run) -> dict[str, Any]:
     """Return all that makes two runs different ones, and not repetitions of one."""
     # Of the two ways to tell the rounds, every run has the summary's.
     kept = {key: value for key, value in run.settings.items() if key not in (*_EXECUTION, "trainer.rounds")}
-    told = {key: run.summary.get(key) for key in ("method", "task", "personal_evaluation", "stopping")}
-    return kept | told | {"rounds": run.planned_rounds}  # repetitions may be ended early after unlike rounds
+    told = {key: run.summary.get(key) for key in ("method", "task", "stopping")}
+    # Repetitions may be ended early after unlike rounds.
+    return kept | told | {"personal_evaluation": run.personal_evaluation, "rounds": run.planned_rounds}
 
 
 def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:
@@ -236,11 +155,6 @@ def _check_setting(key: str, runs: Sequence[Run]) -> None:
     if all(run.setting(key) is None for run in runs):
         known = sorted({own.rpartition(".")[2] for run in runs for own in run.settings if own not in _DIGESTS})
         raise DataError(f"--by {key}: no run has such a setting, or several end so; there are task, {', '.join(known)}")
-
-
-def short_name(key: str) -> str:
-    """Return what a setting is called where there is little room: its own short name, or its last part."""
-    return _SHORT.get(key, key.rpartition(".")[2])
 
 
 def _plain(value: Any) -> Any:
@@ -295,9 +209,21 @@ def find_difference(groups: Sequence[Group]) -> str | None:
             if key := _difference(first, other):
                 one, two = (run.setting(key) for run in (first, other))
                 return (
-                    f"{first.folder} and {other.folder} can't be compared: {_SHORT.get(key, key)} is {one!r} in the "
+                    f"{first.folder} and {other.folder} can't be compared: {known_name(key)} is {one!r} in the "
                     f"one and {two!r} in the other"
                 )
+        if difference := _other_samples(members):
+            return difference
+    return None
+
+
+def _other_samples(groups: Sequence[Group]) -> str | None:
+    """Say of the first two runs that were judged on other samples which they are."""
+    scored = [(run, run.scores.fingerprint) for group in groups for run in group.runs if run.scores is not None]
+    known = [(run, digest) for run, digest in scored if digest is not None]
+    for run, digest in known[1:]:
+        if digest != known[0][1]:
+            return f"{known[0][0].folder} and {run.folder} can't be compared: they were judged on other samples"
     return None
 
 
