@@ -25,6 +25,7 @@ settings.load_profile("fedgram")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--board-runs", help="runs of two methods, for test_tensorboard.py instead of its own")
+    parser.addoption("--record", action="store_true", help="record anew what tests/golden compares fits with")
     parser.addoption("--board-picture", help="where test_tensorboard.py leaves a picture of TensorBoard")
 
 
