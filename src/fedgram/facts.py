@@ -7,10 +7,12 @@ from typing import Any
 
 from fedgram.state import PARTS
 
-__all__ = ["CLIENT", "wrong_facts", "wrong_names"]
+__all__ = ["CLIENT", "MOST_CLIENTS", "wrong_facts", "wrong_names"]
 
 CLIENT = "client "
 """How the names of tensors begin that clients keep."""
+MOST_CLIENTS = 2**24
+"""Nobody simulates more, and memory grows with them."""
 _LARGEST = 2**62
 """No count of a run is larger: sums of two fit into 64 bits."""
 _Check = Callable[[Any], bool]
@@ -25,7 +27,7 @@ def _is_positive(value: Any) -> bool:
 
 
 def _is_crowd(value: Any) -> bool:
-    return _is_positive(value) and value <= 2**24  # nobody simulates more, and memory grows with it
+    return _is_positive(value) and value <= MOST_CLIENTS
 
 
 def _is_number(value: Any) -> bool:

@@ -24,6 +24,7 @@ from fedgram.early_stopping import EarlyStopping
 from fedgram.ending import conclude, is_over
 from fedgram.errors import ConfigurationError, Preempted, located, require_choice
 from fedgram.evaluation import evaluate, infer, log_undefined
+from fedgram.facts import MOST_CLIENTS
 from fedgram.federation import Federation, Plan
 from fedgram.files import check_output, expand_home
 from fedgram.finite import undefined
@@ -49,6 +50,8 @@ __all__ = ["EarlyStopping", "FederatedTrainer"]
 
 log = logging.getLogger(__name__)
 
+MOST_ROUNDS = 100_000
+"""Nobody trains for more, and what a run costs is added up round by round."""
 Precision = Literal["32-true", "64-true", "bf16-true", "bf16-mixed"]
 
 
@@ -210,6 +213,9 @@ class FederatedTrainer:
             value = getattr(self, key)
             if isinstance(value, int) and value < 1:
                 raise ConfigurationError(f"trainer.{key} must be at least 1, got {value}")
+        for key, most in {"rounds": MOST_ROUNDS, "clients": MOST_CLIENTS}.items():
+            if getattr(self, key) > most:
+                raise ConfigurationError(f"trainer.{key} must be at most {most:,}, got {getattr(self, key)}")
         if self.local_epochs is not None and self.local_steps is not None:
             raise ConfigurationError(
                 f"give trainer.local_epochs or trainer.local_steps, not both; got {self.local_epochs} and "

@@ -44,6 +44,8 @@ __all__ = ["Announce", "estimate", "every_method", "find_payloads", "silent"]
 Announce = Callable[[str, int, int], None]
 """Takes the name of the method that is counted next, its number, and how many there are."""
 
+MOST_LABELS = 10_000
+"""What clients tell about their data is counted by making it for each of them."""
 _SAMPLES = 32
 """Samples of every class of a client that has enough of them to tell all that it can about its data."""
 
@@ -128,6 +130,8 @@ def describe(
 ) -> tuple["PretrainedConfig", Setting]:
     """Return the backbone's configuration, and what costs depend on besides the method; arguments as of `estimate`."""
     labels = positive("labels", labels) or _labels_of(data)
+    if labels > MOST_LABELS:
+        raise ConfigurationError(f"labels must be at most {MOST_LABELS:,} where costs are asked for, got {labels}")
     config, shape = _config(model, labels)
     samples = positive("samples", samples) or data.known_samples
     auto = trainer.clients_per_block == "auto"

@@ -28,6 +28,8 @@ __all__ = [
     "read_source",
 ]
 
+log = logging.getLogger(__name__)
+
 SPLITS: Mapping[str, Sequence[str]] = {
     "train": ("train",),
     "validation": ("validation", "dev", "val", "valid"),
@@ -160,16 +162,27 @@ def read_hub(
 ) -> dict[str, Columns]:
     """Read the splits, as far as there are such, of a data set of the hub.
 
+    What the cache of the library has of it is made anew where it is damaged.
+
     Raises:
-        DataError: if the data set, its configuration or the network is missing.
+        DataError: if the data set, its configuration or the network is missing, or the cache is damaged and can't be
+            made anew.
     """
-    from datasets import config, load_dataset
+    from datasets import config
+    from pyarrow import ArrowException
 
     wanted = f"{name!r}" + (f" ({config_name})" if config_name else "")
     from_cache = remedy(config.HF_DATASETS_CACHE)
     try:
         with _quiet() if from_cache else nullcontext(), _unlocked_if_read_only(Path(config.HF_DATASETS_CACHE)):
-            found = load_dataset(name, config_name)
+            try:
+                found = _load_hub(name, config_name)
+            except (ArrowException, OSError) as error:
+                if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
+                    raise  # the system's or the network's, and not pyarrow's
+                found = _load_anew(name, config_name, wanted, error)
+    except DataError:
+        raise
     except Exception as error:
         needed = from_cache or "see to its name, config_name and the network"
         raise DataError(
@@ -180,6 +193,43 @@ def read_hub(
         raise DataError(f"the data set {wanted} has no train split, only {', '.join(found)}; save it as local files")
     present = {split: [name for name in names if name in found] for split, names in splits.items()}
     return {split: _of_hub(found[names[0]]) for split, names in present.items() if names}
+
+
+def _load_hub(name: str, config_name: str | None, **options: Any) -> Mapping[str, Any]:
+    """Load a data set from the hub or its cache, and look through the numbers and texts of its splits once.
+
+    Raises:
+        ArrowException: a file of the cache is damaged.
+        OSError: likewise; or the file can't be read, and the error has a number.
+    """
+    from datasets import load_dataset
+
+    found = dict(load_dataset(name, config_name, **options))
+    for dataset in found.values():
+        dataset.data.table.validate(full=True)
+    return found
+
+
+def _load_anew(name: str, config_name: str | None, wanted: str, damage: Exception) -> Mapping[str, Any]:
+    """Load a data set whose files in the cache are damaged once more from what was downloaded, or from the hub.
+
+    Raises:
+        DataError: it can't be loaded; the message names the folder of the cache.
+    """
+    from datasets import config
+
+    try:
+        found = _load_hub(name, config_name, download_mode="reuse_cache_if_exists")
+    except Exception as error:
+        folder = Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")
+        raise DataError(
+            f"the data set {wanted} is damaged in the cache of the datasets library ({_reason(damage)}), and can't be "
+            f"loaded anew ({_reason(error)}); delete {folder} and start again where there is a network"
+        ) from error
+    log.warning(
+        "the data set %s was damaged in the cache of the datasets library (%s): loaded anew", wanted, _reason(damage)
+    )
+    return found
 
 
 def _of_hub(dataset: Any) -> Columns:

@@ -21,6 +21,8 @@ from fedgram.names import check_path
 __all__ = ["TextClassificationData"]
 
 # Part of every cache key: to be raised when tables made by an older version must not be used any more.
+MOST_LABELS = 100_000
+"""The model's configuration, and the summary of a run, name every one of them."""
 _FORMAT = 2
 
 
@@ -90,6 +92,9 @@ class TextClassificationData(FederatedData):
         self.extra_paths = {"validation": validation_path, "test": test_path}
         self.text, self.label = _columns(text), label
         self.given_num_labels = positive("num_labels", num_labels)
+        for key, value in {"num_labels": num_labels, "label_quantiles": label_quantiles}.items():
+            if (value or 1) > MOST_LABELS:
+                raise ConfigurationError(f"{key} must be at most {MOST_LABELS:,}, got {value}")
         self.validation_fraction = _fraction(validation_fraction)
         self.max_train_samples = positive("max_train_samples", max_train_samples)
         self.label_quantiles = positive("label_quantiles", label_quantiles)
