@@ -112,7 +112,7 @@ def test_an_array_of_nothing_is_refused(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.yaml"], "nowhere.yaml: can't be read"),
+        (["nowhere.yaml"], "there is no sweep 'nowhere.yaml'"),
         ([], "file must be given; see fedgram sweep --help"),
         (["grid.yaml", "--jobs", "0"], "expected a number of at least 1, got 0"),
         (["grid.yaml", "--small"], "no part `small`"),
