@@ -182,6 +182,8 @@ def test_html_is_well_formed_with_spanning_headers_bold_and_escaped_signs():
     assert reader.bold == ["1,234,567"]
     assert reader.items == list(TABLE.notes)
     assert "<Fed>" not in TABLE.html()
+    assert TABLE.html().count('<td class="first">') == len(ROWS)  # which stays in sight
+    assert '<th rowspan="2" class="first">method</th>' in TABLE.html()
 
 
 def test_csv_has_full_precision_the_keys_of_its_tables_and_nothing_for_the_unknown():

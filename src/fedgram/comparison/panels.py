@@ -208,7 +208,7 @@ def _add_legend(figure: "Figure", styles: Mapping[str, Mapping[str, Any]], group
         [Line2D([], [], **style) for style in styles.values()],
         [*styles],
         handlelength=4,
-        title="\n".join(_legend_title(groups, max(26, *map(len, styles)) if is_beside else 60)),
+        title="\n".join(_legend_title(groups, max(28, *map(len, styles)) if is_beside else 60)),
         loc="outside right upper" if is_beside else "outside lower center",
         alignment="left" if is_beside else "center",
         ncols=1 if is_beside else _legend_columns(figure.get_figwidth(), [*styles]),
@@ -285,7 +285,7 @@ def _draw_seeds(
     """Draw the figures of several seeds as points, under bands and lines."""
     if points.shape[1] > 1:
         places = np.repeat(x, points.shape[1])
-        axes.plot(places, points.ravel(), ".", markersize=4, alpha=0.6, color=style["color"], zorder=0.9, mew=0)
+        axes.plot(places, points.ravel(), ".", markersize=5, alpha=0.6, color=style["color"], zorder=0.9, mew=0)
 
 
 def _limits(curves: Sequence[Curve], is_log: bool) -> tuple[float, float]:

@@ -56,6 +56,8 @@ def write_report(
 
     names = [", ".join(filter(None, (group.label, slice_name(view.by, group.at)))) for group in groups]
     differences, shared = _settings(groups)
+    pictures = all_pictures(groups, view.metric, view.by, view.judgement)
+    widest = max((picture.figure.get_figwidth() for picture in pictures), default=1.0)
     runs = [_repetition(name, run) for name, group in zip(names, groups, strict=True) for run in group.runs]
     page = _render(
         title=_title(groups),
@@ -63,8 +65,8 @@ def write_report(
         warnings=warnings,
         tables=[Markup(table.html()) for table in tables],  # which has escaped its cells
         pictures=[
-            {"name": picture.name, "caption": picture.caption, "svg": Markup(_inline_svg(picture))}  # of our making
-            for picture in all_pictures(groups, view.metric, view.by, view.judgement)
+            {"name": picture.name, "caption": picture.caption, "svg": Markup(_inline_svg(picture, widest))}  # our own
+            for picture in pictures
         ],
         names=names,
         differences=differences,
@@ -170,8 +172,12 @@ def _commit(run: Run) -> str:
     return _text(run.summary.get("git_commit"))
 
 
-def _inline_svg(picture: Picture) -> str:
-    """Return a picture for a page that has others, from whose ids its own must differ."""
+def _inline_svg(picture: Picture, widest: float) -> str:
+    """Return a picture for a page that has others, from whose ids its own must differ.
+
+    The widest, of so many inches, is as wide as the page, and the letters of all are of one size.
+    """
     svg = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{picture.name}-", svg_of(picture.figure))
-    kind = "wide" if picture.figure.get_figwidth() * 72 > _WIDE else "narrow"
-    return svg.replace("<svg ", f'<svg class="{kind}" aria-hidden="true" ', 1)
+    width = picture.figure.get_figwidth()
+    kind, share = "wide" if width * 72 > _WIDE else "narrow", f"--share: {100 * width / widest:.0f}%"
+    return svg.replace("<svg ", f'<svg class="{kind}" style="{share}" aria-hidden="true" ', 1)
