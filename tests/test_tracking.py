@@ -29,11 +29,11 @@ def stop(monkeypatch):
     """Has one run stop after it has logged a round, before it has saved a checkpoint of it, as a kill may."""
 
     def at(number):
-        def checkpoint(federation):
+        def checkpoint(federation, row):
             if federation.finished == number:
                 monkeypatch.setattr(Federation, "checkpoint", save)
                 raise StoppedError
-            save(federation)
+            save(federation, row)
 
         save = Federation.checkpoint
         monkeypatch.setattr(Federation, "checkpoint", checkpoint)

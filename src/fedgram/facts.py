@@ -150,6 +150,8 @@ def _contradiction(facts: Mapping[str, Any], named: str) -> str | None:
         return (
             f"progress.client_flops and progress.server_flops should be whole numbers or both missing, and are {flops}"
         )
+    if progress.get("evaluated", number) > number:
+        return f"progress.evaluated should be at most round {number}, and is {progress['evaluated']}"
     if not number and (progress["totals"] or any(flops)):
         return "it holds round 0, before which nothing is sent or trained, but progress counts what was"
     return _wrong_best(progress["best"], number, progress.get("monitor", settings["model.monitor"]))
