@@ -13,7 +13,7 @@ from fedgram.cohort import local_batches
 from fedgram.compute import Compute, Prices
 from fedgram.data import Dirichlet
 from fedgram.flops import TrainingFlops, Work
-from fedgram.reporting import _evaluated_samples
+from fedgram.reporting import evaluated_samples
 from fedgram.seeding import numpy_generator
 from tables import rows
 from test_flops import Curious
@@ -109,7 +109,7 @@ def test_a_method_that_can_not_be_counted_trains_nevertheless(fit, caplog):  # n
 
 def test_questions_are_counted_and_not_their_windows():
     data = SimpleNamespace(units=lambda split: {"validation": np.array([0, 0, 0, 1, 2, 2])}[split])
-    assert _evaluated_samples(data) == 3
+    assert evaluated_samples(data, "validation") == 3
 
 
 def test_a_summary_says_on_how_many_samples_the_metrics_are(fit, tiny_data):  # noqa: F811
