@@ -105,6 +105,15 @@ def test_validate_test_and_predict(fedgram, config):
     assert (code, Path("p.csv").read_text().count("\n")) == (0, 17)
 
 
+def test_where_there_is_no_test_split_the_error_names_what_needs_none(fedgram, config, tiny_data):
+    (tiny_data / "test.csv").unlink()
+    for command in ("test", "predict"):
+        code, _, err = fedgram(command, "--config", config, "--ckpt_path", "none")
+        assert code == 1
+        assert "add its file to the data; fedgram validate, and predict --split validation, need none" in err
+    assert fedgram("predict", "--config", config, "--ckpt_path", "none", "--split", "validation")[0] == 0
+
+
 def test_glue_by_its_short_name(fedgram, config, tmp_path):
     folder = tmp_path / "rte"
     folder.mkdir()

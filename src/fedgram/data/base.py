@@ -103,7 +103,8 @@ class FederatedData(LightningDataModule, ABC):
         """
         if name not in self.tables:
             available = ", ".join(self.tables) or "none before setup"
-            raise DataError(f"there is no {name} split (available: {available}); add its file to the data")
+            others = "; fedgram validate, and predict --split validation, need none" if name == "test" else ""
+            raise DataError(f"there is no {name} split (available: {available}); add its file to the data{others}")
         return self.tables[name]
 
     def parts(self, name: str) -> dict[str, str]:
