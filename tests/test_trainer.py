@@ -422,6 +422,12 @@ def test_a_checkpoint_for_other_labels_is_refused(fit, tiny_backbone, tiny_data,
     fit(rounds=1)
     data = TextClassificationData(str(tiny_data), num_labels=3, cache_dir=str(tmp_path / "cache"))
     trainer = FederatedTrainer(accelerator="cpu", default_root_dir=tmp_path / "runs")
+    with pytest.raises(DataError, match="for the classes '0', '1', and the data has '0', '1', '2'"):
+        trainer.test(TextClassification(tiny_backbone), data, FLoRG(rank=2), "last")
+    for path in (tmp_path / "runs").glob("*/*/checkpoints/*"):
+        old = load(path)
+        del old.progress["classes"]  # as former versions wrote it
+        save(path, old)
     with pytest.raises(CheckpointError, match="as many labels"):
         trainer.test(TextClassification(tiny_backbone), data, FLoRG(rank=2), "last")
 

@@ -75,9 +75,7 @@ def test_the_best_is_the_first_that_is_defined(run):
     _, trainer, _, _ = run
     federation = trainer.federation
     for value, better in [(math.nan, False), (-0.5, True), (math.nan, False), (-0.75, False), (0.25, True)]:
-        federation.metrics = {"pearson": value}
-        assert federation._is_best() is better
+        assert federation.monitor.is_better(value, federation.best.get("pearson", math.nan)) is better
         if better:
-            federation.best = {"round": federation.finished, **federation.metrics}
-    federation.best = {"round": 1, "pearson": math.nan}  # as older checkpoints may have it
-    assert federation._is_best() is True
+            federation.best = {"round": federation.finished, "pearson": value}
+    assert federation.monitor.is_better(0.25, math.nan) is True  # as older checkpoints may have it
