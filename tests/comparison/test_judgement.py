@@ -101,7 +101,7 @@ def test_a_run_without_a_result_has_a_dash_and_the_command_that_makes_it(runs, c
     command = (
         f"fedgram test --config '{folders[0]}/config.yaml' --ckpt_path '{folders[0]}/checkpoints/best.safetensors'"
     )
-    assert "warning: no result on the test split, after the round that was best on the validation split of " in out
+    assert "warning: no result on the test split, after the round that was best on the validation split, for " in out
     assert f"{folders[0]}, {folders[1]}: {command} makes it, and likewise for the others" in out
     assert "no accuracy" not in out
     out = compared(tmp_path / "my runs", "--split", "test", "--at", "last", "--each")

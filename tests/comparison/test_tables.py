@@ -195,3 +195,16 @@ def test_csv_has_full_precision_the_keys_of_its_tables_and_nothing_for_the_unkno
         {"task": "mrpc", "method": "other", "up": "", "down": "", "seconds": "", "p": "0.5"},
     ]
     assert "\r" not in text
+
+
+def test_a_note_about_columns_is_shown_with_these_alone():
+    columns = (*COLUMNS[:2], Column("in all", "seconds", rank=3))
+    rows = tuple((*row[:2], Cell("1")) for row in ROWS)
+    table = Table("t", columns, rows, ("seconds: of a run", "other: of all"), tied=frozenset(["seconds", "to 70 %"]))
+    assert "seconds: of a run" in plain(shown(table, 80))
+    assert "seconds: of a run" not in plain(shown(table, 25))
+    assert "other: of all" in plain(shown(table, 25))
+    without = Table("t", columns[:2], tuple(row[:2] for row in rows), table.notes, tied=table.tied)
+    for text in (without.markdown(), without.latex(), without.html()):
+        assert "of a run" not in text
+        assert "of all" in text

@@ -92,7 +92,9 @@ def lacking(runs: Sequence[Run], judgement: Judgement) -> list[str]:
     said = []
     if untested:
         others = ", and likewise for the others" if len(untested) > 1 else ""
-        said.append(f"no result {judgement} of {_named(untested)}: {_command(untested[0], judgement)} makes it{others}")
+        said.append(
+            f"no result {judgement}, for {_named(untested)}: {_command(untested[0], judgement)} makes it{others}"
+        )
     if bestless:
         said.append(f"no round is the best of {_named(bestless)}, which had no validation split: use --at last")
     return said

@@ -33,7 +33,8 @@ def group_tables(groups: Sequence[Group], view: View) -> list[Table]:
         columns = columns_of_groups(view, metric)
         tables.append(_table(_title(members, keys), columns, sorted(entries, key=_place), keys))
         notes |= dict.fromkeys(_notes(members, metric, view, entries))
-    return [*tables[:-1], *(replace(last, notes=tuple(notes)) for last in tables[-1:])]
+    tied = frozenset(["difference", "seconds", *(note.partition(":")[0] for note in notes if note.startswith("to "))])
+    return [*tables[:-1], *(replace(last, notes=tuple(notes), tied=tied) for last in tables[-1:])]
 
 
 def run_table(runs: Sequence[Run], metric: str | None = None, judgement: Judgement | None = None) -> Table:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedgram.comparison.markup import latex_row, latex_text, markdown_row, markdown_text, sentence
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table as RichTable
@@ -23,15 +25,6 @@ _GAP = "  "
 """What stands between columns that have a header in common, as wide as that between others."""
 _PAGE = 80
 """Characters of a line that a page of LaTeX has room for."""
-_LATEX = {
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "|": r"\textbar{}",
-    "^": r"\textasciicircum{}",
-    **{sign: f"${sign}$" for sign in "<>"},
-    "±": r"$\pm$",
-}
 
 
 @dataclass(frozen=True)
@@ -90,6 +83,7 @@ class Table:
         rows: the rows, a cell for each column.
         notes: what stands below it, a sentence or so each.
         keys: what a CSV file says in each of its rows besides.
+        tied: headers above columns: a note that begins with one and a colon is shown with those columns alone.
     """
 
     title: str
@@ -97,6 +91,12 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
     keys: Mapping[str, Any] = field(default_factory=dict)
+    tied: frozenset[str] = frozenset()
+
+    @property
+    def _shown_notes(self) -> list[str]:
+        absent = self.tied - {column.group for column in self.columns}
+        return [note for note in self.notes if note.partition(":")[0] not in absent]
 
     def rich(self, width: int) -> "RenderableType":
         """Return it for a terminal of so many characters: without columns of high rank where it is too narrow.
@@ -110,7 +110,7 @@ class Table:
         table = self._fitted(width)
         grid = table._grid()
         grid.width = min(_width(grid), max(width, _least_width(table, grid)))
-        return Group(Text(self.title, style="italic"), grid, *(Text(note, style="dim") for note in self.notes))
+        return Group(Text(self.title, style="italic"), grid, *(Text(note, style="dim") for note in table._shown_notes))
 
     def left_out(self, width: int) -> list[str]:
         """Return what a terminal of so many characters has no room for, neighbours of a group in one."""
@@ -177,14 +177,14 @@ class Table:
 
     def markdown(self) -> str:
         """Return it as Markdown, the best in bold."""
-        lines = [f"**{_markdown(self.title)}**", ""] if self.title else []
-        lines.append(_markdown_row(_markdown(column.name) for column in self.columns))
-        lines.append(_markdown_row("---" if column.words else "---:" for column in self.columns))
+        lines = [f"**{markdown_text(self.title)}**", ""] if self.title else []
+        lines.append(markdown_row(markdown_text(column.name) for column in self.columns))
+        lines.append(markdown_row("---" if column.words else "---:" for column in self.columns))
         for row in self.rows:
-            texts = (_markdown(cell.text) for cell in row)
-            lines.append(_markdown_row(f"**{t}**" if cell.bold else t for t, cell in zip(texts, row, strict=True)))
-        if self.notes:
-            lines += ["", *(f"- {_markdown(note)}" for note in self.notes)]
+            texts = (markdown_text(cell.text) for cell in row)
+            lines.append(markdown_row(f"**{t}**" if cell.bold else t for t, cell in zip(texts, row, strict=True)))
+        if self._shown_notes:
+            lines += ["", *(f"- {markdown_text(note)}" for note in self._shown_notes)]
         return "\n".join(lines) + "\n"
 
     def latex(self, label: str = "") -> str:
@@ -205,20 +205,20 @@ class Table:
         lines = [
             r"\begin{table}",
             r"  \centering",
-            rf"  \caption{{{_latex(self.title)}}}",
+            rf"  \caption{{{latex_text(self.title)}}}",
             rf"  \label{{tab:{label}}}",
             rf"  \begin{{tabular}}{{{''.join('l' if column.words else 'r' for column in self.columns)}}}",
             r"    \toprule",
             *self._latex_groups(),
-            _latex_row(_latex(column.header) for column in self.columns),
+            latex_row(latex_text(column.header) for column in self.columns),
             r"    \midrule",
         ]
         for row in self.rows:
-            texts = (_latex(cell.text) for cell in row)
-            lines.append(_latex_row(rf"\textbf{{{t}}}" if c.bold else t for t, c in zip(texts, row, strict=True)))
+            texts = (latex_text(cell.text) for cell in row)
+            lines.append(latex_row(rf"\textbf{{{t}}}" if c.bold else t for t, c in zip(texts, row, strict=True)))
         lines += [r"    \bottomrule", r"  \end{tabular}"]
-        if self.notes:
-            lines.append(rf"  \par\footnotesize {' '.join(_sentence(_latex(note)) for note in self.notes)}")
+        if self._shown_notes:
+            lines.append(rf"  \par\footnotesize {' '.join(sentence(latex_text(note)) for note in self._shown_notes)}")
         return [*lines, r"\end{table}"]
 
     def _groups(self) -> list[tuple[str, int, int]]:
@@ -242,9 +242,9 @@ class Table:
         spans = self._groups()
         if not any(name for name, _, _ in spans):
             return []
-        cells = (rf"\multicolumn{{{end - start}}}{{c}}{{{_latex(name)}}}" for name, start, end in spans)
+        cells = (rf"\multicolumn{{{end - start}}}{{c}}{{{latex_text(name)}}}" for name, start, end in spans)
         rules = " ".join(rf"\cmidrule(lr){{{start + 1}-{end}}}" for name, start, end in spans if name)
-        return [_latex_row(cells), f"    {rules}"]
+        return [latex_row(cells), f"    {rules}"]
 
     def html(self) -> str:
         """Return it as an HTML table, the best in <b>, that scrolls where it is wide, with its notes below.
@@ -256,7 +256,7 @@ class Table:
             "".join(f"<td{kind}>{_html(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) for row in self.rows
         )
         body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self._shown_notes)
         return (
             f'<p class="title">{html.escape(self.title)}</p>\n<div class="scroll" tabindex="0">\n<table>\n<thead>\n'
             f"{self._html_head(kinds)}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>\n"
@@ -319,29 +319,6 @@ def _least_width(table: Table, grid: "RichTable") -> int:
             texts = [table.columns[index].header, *(row[index].text for row in table.rows)]
             spare += max(0, max(map(len, texts)) - _UNBROKEN)
     return _width(grid) - spare
-
-
-def _markdown_row(texts: Iterable[str]) -> str:
-    return f"| {' | '.join(texts)} |"
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\|*<])", r"\\\1", text)
-
-
-def _latex_row(texts: Iterable[str]) -> str:
-    return rf"    {' & '.join(texts)} \\"
-
-
-def _latex(text: str) -> str:
-    """Return a text with what LaTeX reads as commands escaped, minus signs and powers of ten in mathematics."""
-    escaped = "".join(_LATEX.get(character, character) for character in text)
-    escaped = re.sub(r"(?<![\w.])-(?=\d)", "$-$", escaped)
-    return re.sub(r"\b(\d+(?:\.\d+)?)e(-?\d+)\b", r"$\1\\times10^{\2}$", escaped)
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
 
 
 def _kind(column: Column, index: int) -> str:
