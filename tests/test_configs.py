@@ -219,6 +219,7 @@ def covering(points: tuple[Point, ...]) -> list[Point]:
     return chosen
 
 
+@pytest.mark.quick_cases(20)
 @pytest.mark.parametrize("small", [False, True], ids=["whole", "small"])
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_runs_of_a_sweep_make_what_their_names_say(build, path, small):

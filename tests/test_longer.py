@@ -21,6 +21,7 @@ def all_of(trainer):
     return [without_times(rows(trainer.folder.path, f"{name}.csv")) for name in ("metrics", "communication")]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("method", "optimizer"),
     [
@@ -45,6 +46,7 @@ def test_a_finished_run_that_is_extended_has_the_bits_of_a_longer_one(fit, metho
     assert json.loads((two.folder.path / "summary.json").read_text())["rounds"] == 4
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("schedule", [{"schedule": "linear"}, {"schedule": "cosine", "warmup": 0.5}, {"warmup": 1.0}])
 def test_a_run_whose_schedule_spans_more_rounds_is_extended_to_the_same_bits(fit, schedule):  # noqa: F811
     def go(rounds, **keys):
@@ -55,6 +57,7 @@ def test_a_run_whose_schedule_spans_more_rounds_is_extended_to_the_same_bits(fit
     assert go(4, name="parts", ckpt_path="last")["state_hash"] == go(4, name="whole")["state_hash"]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("schedule", "rounds", "remedy"),
     [

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,13 @@ def test_a_pipe_is_written_into(tmp_path, by_number):
         return
     descriptor = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(descriptor, True)
-    reader = threading.Thread(target=lambda: read.extend(iter(lambda: os.read(descriptor, 2**16), b"")))
     content = bytes(2**18)  # more than a pipe holds
     writer = threading.Thread(target=lambda: atomic_write(pipe, content))
     writer.start()
-    reader.start()
-    for thread in (writer, reader):
-        thread.join(20)
+    end = time.monotonic() + 20
+    while sum(map(len, read)) < len(content) and time.monotonic() < end:
+        read.append(os.read(descriptor, 2**16))  # of nothing as long as the writer has not opened it
+    writer.join(20)
     os.close(descriptor)
     assert b"".join(read) == content
     assert stat.S_ISFIFO(pipe.stat().st_mode)

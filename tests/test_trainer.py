@@ -116,7 +116,7 @@ def test_a_frozen_head_is_neither_trained_nor_sent(fit):
     assert summary["parameters_up"] == 5 * 4 * 2 * 16
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow  # test_end_to_end.py sees the quickstart learn
 @pytest.mark.parametrize("method", [FLoRG(rank=2, init_std=0.3), FedIT(rank=2)])
 def test_training_learns(fit, method):
     _, trainer = fit(method=method, lr=0.03, rounds=16, local_steps=8, partition=IID(), evaluate_every=16)

@@ -51,8 +51,8 @@ def sentence(config: Path, *options: str) -> str:
 SLIPS = [
     ("--method.target_modules query", "method.target_modules: expected a list of texts, or null, got 'query'; write"),
     ("--model.metrics accuracy", "model.metrics: expected a list of texts, or null, got 'accuracy'; write [accuracy]"),
-    ("--data.partition os.system", "data.partition: 'os.system' is no Partition; known are "),
-    ("--data.partition os", "data.partition: there is no class 'os' of the kind Partition; known are"),
+    ("--data.partition os.system", "data.partition: 'os.system' is no Partition; "),
+    ("--data.partition os", "data.partition: there is no class 'os' of the kind Partition; "),
     ("--data.partition IDD", "data.partition: there is no class 'IDD' of the kind Partition; did you mean IID?"),
     ("--data.partition FLoRG", "data.partition: there is no class 'FLoRG' of the kind Partition"),
     ("--method fedgram.data.GLUE", "method: 'fedgram.data.GLUE' is no Method"),

@@ -37,7 +37,7 @@ def test_the_layers_that_every_token_goes_through_are_counted_by_shape(model):
 def test_the_rate_of_products_is_that_of_operations_over_time(monkeypatch):
     calls = []
 
-    def timed(function, repeats):
+    def timed(function, repeats, within):
         calls.append(function().shape)
         return 0.5
 

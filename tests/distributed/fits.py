@@ -250,6 +250,15 @@ def fit_all_with_plain_sums(**arguments):
     fit_all(**arguments)
 
 
+def fit_until_a_signal(rank, **arguments):
+    """Fit FedIT until one process gets a signal after the first round; each process ends as the command line does."""
+    stops = [Stop(1)] if os.environ["RANK"] == str(rank) else []
+    try:
+        fit("FedIT", callbacks=stops, **arguments)
+    except Preempted as stopped:
+        raise SystemExit(stopped.exit_code) from stopped
+
+
 def fit_with_a_bug(rank, **arguments):
     """Fit FedIT, which raises an IndexError where the first client of a rank starts."""
 

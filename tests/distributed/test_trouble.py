@@ -70,7 +70,7 @@ def wait_for_round(folder, number):
 
 def test_a_bug_on_one_rank_calls_the_others_away_from_long_work(nursery, material, tmp_path):
     """Every client has more local steps than anybody could wait for."""
-    arguments = {"material": material, "root": str(tmp_path), "local_steps": 50_000}
+    arguments = {"material": material, "root": str(tmp_path), "local_steps": 20_000}
     outcome = nursery.ranks(2, "distributed.fits:fit_with_a_bug", rank=1, **arguments)
     assert not outcome.stuck
     assert all(outcome.codes)
@@ -85,7 +85,15 @@ def test_a_bug_on_one_rank_is_the_error_of_the_program(start):
     assert "rank 1, round 1, client 1: IndexError: a bug of mine" in output
 
 
-def test_a_signal_to_one_rank_stops_all(start, folder):
+def test_a_signal_to_one_rank_stops_all(nursery, material, tmp_path):
+    arguments = {"material": material, "root": str(tmp_path), "rounds": 4000}
+    outcome = nursery.ranks(2, "distributed.fits:fit_until_a_signal", rank=1, **arguments)
+    assert not outcome.stuck
+    assert outcome.codes == [75, 75], nursery.output()
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_the_program(start, folder):
     process = start("--trainer.devices=2", "--trainer.rounds=4000")
     wait_for_round(folder, 2)
     (child,) = [c for c in psutil.Process(process.pid).children() if "fedgram" in " ".join(c.cmdline())]

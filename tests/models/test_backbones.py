@@ -204,7 +204,7 @@ def clients_of(network, table, steps):
     return start, batches
 
 
-@pytest.mark.quick_cases(20)
+@pytest.mark.quick_cases(12)
 @pytest.mark.parametrize("method", [FedIT(rank=2), FLoRG(rank=2, init_std=0.3)], ids=["FedIT", "FLoRG"])
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("family", FAMILIES)

@@ -31,6 +31,7 @@ def folder(tiny_backbone, tiny_data, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_what_can_be_trained_and_reports_the_rest(folder, capsys):
     chosen = ["--only", "method=FLoRG,wrong", "--only", "trainer.seed=0"]
     with pytest.raises(SystemExit, match="1"):
