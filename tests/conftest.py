@@ -49,7 +49,10 @@ def pytest_runtest_protocol() -> Generator[None, bool | None, bool | None]:
     """Give the next test the environment, and the handlers of fedgram's log, that this one found.
 
     In whatever order its fixtures tidied up; and the command line leaves a handler that writes into captured output.
+    What a process says but once, each test may hear.
     """
+    if columns := sys.modules.get("fedgram.data.columns"):
+        columns.notice.cache_clear()
     log = logging.getLogger("fedgram")
     found = log.handlers, log.level
     with mock.patch.dict(os.environ):

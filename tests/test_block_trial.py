@@ -328,7 +328,7 @@ def test_packing_alone_that_mixes_clients_is_left_out(monkeypatch):
 def test_a_run_says_why_it_trains_one_client_at_a_time(fit, monkeypatch, caplog):  # noqa: F811
     monkeypatch.setattr(setup, "try_blocks", lambda *_: BlockTrial("layer x mixes rows", ["layer y is idle"]))
     with caplog.at_level(logging.WARNING, "fedgram"):
-        _, trainer = fit(rounds=1)
+        _, trainer = fit(rounds=1, clients_per_block="auto")
     assert trainer.plan.clients_per_block == 1
     assert "clients are trained one at a time (clients_per_block 1): layer x mixes rows" in caplog.messages
     assert "layer y is idle" in caplog.messages

@@ -73,6 +73,7 @@ def test_a_run_that_does_not_become_better_ends(fit, caplog):  # noqa: F811
     assert fit(rounds=1, callbacks=[never_better()])[0]["stopped"] is None
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("hook", ["on_round_logged", "on_round_end"])
 def test_what_it_remembers_survives_kills(fit, hook):  # noqa: F811
     """Before a round's checkpoint and after it; also between the decision and the summary."""

@@ -131,7 +131,7 @@ def test_a_notebook_gets_one_output_that_is_replaced(fit, monkeypatch):  # noqa:
 
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    fit(rounds=2, progress_bar=True)
+    fit(rounds=2, progress_bar=True, clients_per_block=2)
     assert re.search(r"data-FLoRG +━+ round 2/2 +0:00 left", texts[-1])
     assert "accuracy 0." in texts[-1]
     assert any(re.search(r"  evaluating +━+ client 5/5", text) for text in texts)

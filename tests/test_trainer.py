@@ -25,6 +25,7 @@ from fedgram import (
 )
 from fedgram.callbacks import Callback
 from fedgram.checkpoint import fingerprint, load, save
+from fedgram.cohort import cohort_size
 from fedgram.errors import CheckpointError, ConfigurationError, DataError, FedgramError, TrainingError
 from fedgram.run_folder import RunFolder
 from tables import rows, without_times
@@ -32,13 +33,18 @@ from tables import rows, without_times
 
 @pytest.fixture
 def fit(tiny_backbone, tiny_data, tmp_path):
-    """Runs a small federation; keywords are the trainer's, but for method, partition, lr, path and ckpt_path."""
+    """Runs a small federation; keywords are the trainer's, but for method, partition, lr, path and ckpt_path.
+
+    All clients of a cohort are in one block, which takes the least time, unless clients_per_block is given.
+    """
 
     def run(
         method=None, partition=None, lr=0.02, path=tiny_data, ckpt_path=None, optimizer=None, backbone=None, **keys
     ):
         keys = {"rounds": 3, "clients": 5, "local_steps": 2, "progress_bar": False, "loggers": False} | keys
         trainer = FederatedTrainer(accelerator="cpu", default_root_dir=str(tmp_path / "runs"), **keys)
+        if "clients_per_block" not in keys:
+            trainer.clients_per_block = cohort_size(trainer.participation, trainer.clients)
         data = TextClassificationData(
             str(path), batch_size=3, partition=partition or Dirichlet(1.0), cache_dir=str(tmp_path / "cache")
         )
@@ -226,9 +232,9 @@ def test_the_block_size_that_auto_chose_is_kept_on_resume(fit, monkeypatch):
     import fedgram.setup
 
     monkeypatch.setattr(fedgram.setup, "choose_clients_per_block", lambda *_: 3)
-    fit(rounds=1)
+    fit(rounds=1, clients_per_block="auto")
     monkeypatch.setattr(fedgram.setup, "choose_clients_per_block", lambda *_: 1)
-    _, trainer = fit(rounds=2, ckpt_path="last")
+    _, trainer = fit(rounds=2, ckpt_path="last", clients_per_block="auto")
     assert trainer.plan.clients_per_block == 3
 
 

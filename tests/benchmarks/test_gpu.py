@@ -20,6 +20,7 @@ def federation(without_gpu, tmp_path):
     return gpu.build(gpu.parse(QUICK), "32-true", ragged=True, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_try_runs_on_a_cpu_and_prints_its_table_last(without_gpu, tmp_path, capsys):
     saved, document = tmp_path / "figures.json", tmp_path / "page.md"
     document.write_text("<!-- gpu:begin -->\n<!-- gpu:end -->\n")

@@ -474,6 +474,7 @@ def test_the_legend_covers_nothing_and_nothing_is_cut_off(tmp_path, groups, meth
     assert (curves.legends[0].get_window_extent(renderer).y1 < last.y0) != is_beside
 
 
+@pytest.mark.slow
 def test_many_slices_and_long_names_are_not_cut_off(tmp_path, groups):
     for rank in (2, 16):
         for rate in (0.1, 0.0123456):

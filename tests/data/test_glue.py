@@ -290,6 +290,7 @@ def test_mnli_is_trained_and_logged_with_both_parts(fit, caplog):
     assert "val_loss" not in said
 
 
+@pytest.mark.slow
 def test_sts_b_from_end_to_end(fit, tiny_backbone, tmp_path):
     summary, trainer = fit("stsb", rounds=8, partition=IID(), label_quantiles=3)
     losses = [float(row["train_loss"]) for row in lines(trainer.folder.path / "metrics.csv")[1:]]

@@ -128,7 +128,7 @@ def test_the_cases_are_such_that_ranks_could_differ(alone):
     assert shapes == {(16, 16), (16, 24), (24, 16)}
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["FedIT", "FLoRG-eigh"])
 def test_sums_of_floats_would_not_give_the_same_bits(nursery, material, tmp_path, name):
     """What the tests above would see if sums over ranks were not exact."""
@@ -143,6 +143,7 @@ def test_sums_of_floats_would_not_give_the_same_bits(nursery, material, tmp_path
     assert hashes[1] != hashes[3]
 
 
+@pytest.mark.slow
 def test_threads_are_those_of_each_rank(nursery, material, tmp_path):
     arguments = {"names": ["FedIT"], "root": str(tmp_path), "material": material, "rounds": 1, "threads": 2}
     nursery.run(2, "distributed.fits:fit_all", **arguments)

@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from fedgram.results import read_result
 
 
+@pytest.mark.slow
 def test_a_test_on_two_processes_is_kept_once_and_is_that_of_one(nursery, material, tmp_path):
     found = {}
     for size in (1, 2):

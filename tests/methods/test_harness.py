@@ -388,6 +388,7 @@ def test_any_number_of_ranks_gives_the_same_bits(case):
         assert [state_hash(after) for after in results] == [digest] * size
 
 
+@pytest.mark.quick_cases(23)
 def test_a_rank_without_clients_expects_what_the_others_send(case):
     """In single precision: what a server computes in double is not of the type of what clients send."""
     federation = federate(case, dtype=torch.float32)
