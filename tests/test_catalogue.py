@@ -54,6 +54,7 @@ def test_for_a_backbone_it_tells_what_one_client_sends(fedgram, config):
     assert re.search(rf"^FedExLoRA .* 128 +{128 + 4 * 16 * 16:,}$", out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_markdown(fedgram, config):
     code, out, _ = fedgram("methods", "--markdown", "--config", config, "--method.rank", 1)
     assert code == 0

@@ -124,6 +124,7 @@ def build(monkeypatch, capsys):
     return build
 
 
+@pytest.mark.quick_cases(10)
 @pytest.mark.parametrize("name", EVERY)
 def test_every_config_makes_what_it_names(build, name):
     settings = yaml.safe_load((CONFIGS / name).read_text())

@@ -80,7 +80,7 @@ def real_count(network, method, table, rows):
     return counter.get_total_flops()
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("family", "name"), [*(("bert", name) for name in METHODS), ("llama", "FLoRG"), ("llama", "FedExLoRA")]
 )
@@ -106,7 +106,7 @@ def test_a_phase_costs_what_its_fields_do_without_those_that_are_absent(backbone
     assert half.token == round((alone.token + both.token) / 2)
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("kind", [TextClassification, QuestionAnswering])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_and_task_is_counted(backbones, family, kind):
@@ -117,7 +117,7 @@ def test_every_family_and_task_is_counted(backbones, family, kind):
     assert found.of(Work(1, 2, 10, 50)) == real_count(network, method, table, np.arange(2))
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["FLoRG", "FedIT"])
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 7])
 def test_backbones_of_any_depth_are_counted(backbones, name, depth):
@@ -137,7 +137,7 @@ FURTHER = {
 }
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("family", FURTHER)
 def test_other_architectures_are_counted(tmp_path, family):
     """DeBERTa's products with positions are made once for all samples; ALBERT's layers are one."""

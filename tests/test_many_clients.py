@@ -78,17 +78,20 @@ def run(method, backbone, folder, clients, partition=Dirichlet):
     return trainer, watch
 
 
+@pytest.mark.slow
 def test_a_round_allocates_nothing_for_clients_outside_its_cohort(runs):
     _, (_, many) = runs
     assert many.most < MANY  # and so not a byte for each
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_nothing_for_clients_that_never_took_part(runs):
     few, many = (trainer.folder.checkpoint("last") for trainer, _ in runs)
     assert len(load(many).tensors()) == len(load(few).tensors())
     assert many.stat().st_size < few.stat().st_size + 2000  # larger numbers, and so larger names of clients
 
 
+@pytest.mark.slow
 def test_tables_grow_with_rounds_and_not_with_clients(runs):
     (few, _), (many, _) = runs
     for name in ("metrics.csv", "communication.csv", "diagnostics.csv"):
@@ -96,6 +99,7 @@ def test_tables_grow_with_rounds_and_not_with_clients(runs):
     assert [row["round"] for row in rows(many.folder.path)] == [str(number) for number in range(ROUNDS + 1)]
 
 
+@pytest.mark.slow
 def test_a_million_clients_are_shown_taken_together(runs):
     (few, _), (many, _) = runs
     assert [row["client"] for row in rows(few.folder.path, "partition.csv")] == [str(client) for client in range(FEW)]
@@ -107,6 +111,7 @@ def test_a_million_clients_are_shown_taken_together(runs):
     assert (many.folder.path / "partition.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_what_is_known_of_a_client_is_in_arrays(runs):
     federation = runs[1][0].federation
     shards = federation.shards

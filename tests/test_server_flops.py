@@ -79,7 +79,7 @@ def test_an_aggregation_by_hand(name):
     assert aggregation(method, IN, OUT, N, N).flops == expected
 
 
-@pytest.mark.quick_cases(67)
+@pytest.mark.quick_cases(30)
 @pytest.mark.parametrize("size", [(120, 120), (180, 60), (60, 180), (144, 96)])
 @pytest.mark.parametrize("name", METHODS)
 def test_small_layers_tell_what_large_ones_cost(name, size, monkeypatch):

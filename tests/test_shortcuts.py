@@ -7,6 +7,8 @@ from fedgram.shortcuts import shorten
 from test_block import make_network
 from test_trainer import fit  # noqa: F401
 
+pytestmark = pytest.mark.trials
+
 
 @pytest.fixture
 def ready(tiny_backbone, tiny_data):

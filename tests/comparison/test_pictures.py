@@ -450,7 +450,7 @@ def write_several(folder, methods, seeds=2, **more):
             write_run(folder, method, seed, accuracy=(0.5, 0.6, 0.7 + seed / 100), columns=columns, **more)
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("methods", "is_beside"),
     [(MAIN[:1], False), (MAIN, False), ((*MAIN, *VARIANTS[:1]), True), ((*MAIN, *VARIANTS), True)],

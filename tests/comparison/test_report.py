@@ -244,6 +244,7 @@ def test_runs_of_older_versions_are_reported_too(tmp_path):
     assert "partition" not in page.text
 
 
+@pytest.mark.slow
 def test_equal_comparisons_are_equal_files(tmp_path):
     write_run(tmp_path, columns={"drift": [None, 0.1, 0.2]})
     assert report(tmp_path) == report(tmp_path)

@@ -81,7 +81,7 @@ def sums_of(folder):
     return [Size(*(total(direction, *key) for key in keys)) for direction in ("up", "down")]
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.flops
 @pytest.mark.parametrize("name", ["FLoRG", "FedExLoRA-factored", "RoLoRA", "CELoRA"])
 def test_a_run_costs_what_was_told(fit, ask, even, name):  # noqa: F811

@@ -74,7 +74,7 @@ def run(make, size, drift=0.3):
     return (world.up, world.down), said.get("least", said["most"]), said["most"]
 
 
-@pytest.mark.quick_cases(60)
+@pytest.mark.quick_cases(34)
 @pytest.mark.parametrize("size", [2, 5])
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_said_of_a_run_is_what_it_sends(name, size):

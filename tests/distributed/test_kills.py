@@ -14,8 +14,7 @@ from fedgram.state import tensor_hash
 from tables import rows, without_ranks
 
 SEED = 0
-TRIALS, QUICK = 20, 2
-"""How many trials there are, and which of them make test has: one that is killed again as it goes on."""
+TRIALS = 20
 NAMES = ("FedSALoRA-keep_state", "FLoRG-polar", "FedExLoRA-factored")
 ROUNDS = 4
 ATTEMPTS = 5
@@ -104,9 +103,8 @@ def check_same_end(run, whole):
         assert tensor_hash(load(file).tensors()) == tensor_hash(load(whole / "checkpoints" / file.name).tensors())
 
 
-@pytest.mark.parametrize(
-    "trial", [pytest.param(trial, marks=[] if trial == QUICK else pytest.mark.slow) for trial in range(TRIALS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(TRIALS))
 def test_a_killed_run_goes_on_to_the_same_end(stage, trial):
     """One trial in two kills the run that goes on as well."""
     random, name, root = Random(f"{SEED}-{trial}"), NAMES[trial % 3], stage.root()
@@ -125,17 +123,17 @@ def test_a_killed_run_goes_on_to_the_same_end(stage, trial):
     check_same_end(run_of(root), stage.whole(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "time"),
     [
-        # The whole table anew, as the first round of training adds columns.
-        pytest.param("metrics.csv", 2, marks=pytest.mark.slow),
-        pytest.param("metrics.csv", 3, marks=pytest.mark.slow),  # from here on rows are added to the tables
-        pytest.param("communication.csv", 2, marks=pytest.mark.slow),
-        pytest.param("diagnostics.csv", 2, marks=pytest.mark.slow),
+        ("metrics.csv", 2),  # the whole table anew, as the first round of training adds columns
+        ("metrics.csv", 3),  # from here on rows are added to the tables
+        ("communication.csv", 2),
+        ("diagnostics.csv", 2),
         ("round_000002.safetensors", 1),
-        pytest.param("best.safetensors", 1, marks=pytest.mark.slow),
-        pytest.param("summary.json", 1, marks=pytest.mark.slow),
+        ("best.safetensors", 1),
+        ("summary.json", 1),
     ],
 )
 def test_a_run_killed_while_it_writes_goes_on_to_the_same_end(stage, file, time):

@@ -222,6 +222,7 @@ def test_a_run_that_goes_on_tells_of_the_data_no_second_time(fit, monkeypatch): 
     assert torch.equal(checkpoint(second).state["server"][""]["distance"], before)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_in_its_first_round_tells_of_the_data_again(fit, monkeypatch):  # noqa: F811
     keys = {"method": CELoRA(rank=2), "participation": 3}
     whole, _ = fit(rounds=2, name="whole", **keys)

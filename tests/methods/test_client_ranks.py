@@ -140,7 +140,7 @@ class Federation:
         return method, server, start, end, info
 
 
-@pytest.mark.quick_cases(7)
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize(("name", "optimizer"), TRAINED)
 def test_a_client_in_a_block_trains_and_sends_what_it_would_with_adapters_of_its_own_rank(
     tiny_backbone, tiny_data, name, optimizer

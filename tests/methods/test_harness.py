@@ -459,6 +459,7 @@ def zero(tensor, field, chosen):
     return torch.zeros_like(tensor) if field == chosen or chosen is None else tensor
 
 
+@pytest.mark.quick_cases(67)
 @pytest.mark.parametrize("chosen", ["A", "B", None])
 def test_fields_of_zeros_are_no_trouble(case, chosen):
     """B = 0 is where LoRA starts; the rest is where training may end."""
