@@ -138,7 +138,9 @@ def main() -> None:
                 common.tick(ends)
 
     class LikePeers(FedIT):
-        """FedIT with the peers' start."""
+        """FedIT with the peers' start, whose head is not the one that fedgram draws."""
+
+        keeps_start = False
 
         def install(self, network: Any, seed: int) -> Any:
             layers = super().install(network, seed)
