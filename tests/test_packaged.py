@@ -155,7 +155,7 @@ def test_a_file_that_is_there_is_never_changed(fedgram, tmp_path):
     Path("sweep.yaml").write_text("mine")
     code, out, err = fedgram("init", "sweep")
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "sweep.yaml is there already and says something else; nothing was written" in err
+    assert "sweep.yaml is there already with other content; nothing was written" in err
     assert [path.name for path in Path().iterdir()] == ["sweep.yaml"]
     assert Path("sweep.yaml").read_text() == "mine"
     Path("own_data.yaml").symlink_to("nowhere")

@@ -102,7 +102,7 @@ def _read(path: Path) -> bytes:
     mode = path.stat().st_mode
     if stat.S_ISFIFO(mode):
         return _read_pipe(path)
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a folder says what it is
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a folder fails with its own error
         raise UsageError(f"{path}: expected a config, which is a file; this is a terminal or another device")
     with path.open("rb") as file:
         return file.read(MOST_BYTES + 1)

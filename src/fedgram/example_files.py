@@ -83,7 +83,7 @@ def write_examples(kind: str, folder: Path) -> list[Path]:
     """Write the files of a kind into a folder, and return those that were not there yet.
 
     Raises:
-        OutputError: a file of one of their names says something else; then none is written.
+        OutputError: a file of one of their names has other content; then none is written.
     """
     wanted = {folder / source.name: _adapted(source) for source in KINDS[kind].sources()}
     missing = [path for path, content in wanted.items() if not _is_there(path, content)]
@@ -100,7 +100,7 @@ def _is_there(path: Path, content: bytes) -> bool:
             return False
         if path.is_file() and path.read_bytes() == content:
             return True
-    raise OutputError(f"{path} is there already and says something else; nothing was written: name another folder")
+    raise OutputError(f"{path} is there already with other content; nothing was written: name another folder")
 
 
 def _adapted(source: Path) -> bytes:

@@ -105,7 +105,7 @@ _OPTIONAL: dict[str, tuple[str, _Check]] = {
     "stopped": ("null, or a reason and rounds", lambda value: value is None or _is_stop(value)),
     "callbacks": ("states by name", _is_states),
 }
-"""What progress may say besides."""
+"""Entries of progress that may be missing."""
 _FLOPS = ("client_flops", "server_flops")
 
 

@@ -132,7 +132,7 @@ def _check_arguments(arguments: Sequence[str]) -> None:
 
 
 def _is_pipe(place: str) -> bool:
-    """Say whether a text, most of which are no paths at all, is the path of a pipe."""
+    """Return whether a text, most of which are no paths at all, is the path of a pipe."""
     try:
         return Path(place).is_fifo()
     except (OSError, ValueError):

@@ -65,7 +65,7 @@ def find_sweep(path: Path) -> Path:
 def _find(path: Path, known: dict[str, Path], kind: str) -> Path:
     try:
         is_there = path.expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a home of nobody: its reader says so
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a home of nobody: whoever reads it raises
         return path
     name = path.as_posix()
     if name in known and not path.is_file():

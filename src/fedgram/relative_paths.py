@@ -2,7 +2,7 @@
 
 Options have paths as texts, since a backbone or a data set may be a name of the hub as well. A setting counts as a path
 by its name: the last word is ``path``, ``file``, ``folder``, ``dir`` or ``directory``, or their plurals, or it is a
-backbone or a tokenizer. It is left alone where another word says that something is written there, as in ``save_dir``.
+backbone or a tokenizer. It is left alone where another word marks a place to write to, as in ``save_dir``.
 Built-in classes and those of users are treated alike.
 """
 
@@ -17,7 +17,7 @@ __all__ = ["absolute", "reading", "settle"]
 _WORDS = ("path", "file", "folder", "dir", "directory")
 _NAMES = {*_WORDS, *(f"{word}s" for word in _WORDS), "directories", "backbone", "tokenizer"}
 _WRITTEN = {"save", "log", "logs", "logging", "output", "out", "root", "result", "results"}
-"""Words of settings that say where a run writes: that is in the working directory, and not beside a file."""
+"""Words of settings that name places to write to: these are in the working directory, and not beside a file."""
 _CHECKPOINTS = {"last", "best", "none"}
 
 

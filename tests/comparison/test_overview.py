@@ -237,7 +237,7 @@ def test_of_two_seeds_both_figures_are_shown_and_no_interval(tmp_path):
     write_runs(tmp_path, {"FLoRG": [0.7, 0.84], "FedIT": [0.6, 0.7, 0.65]})
     (table,) = tables_of(tmp_path)
     assert texts(table)["FLoRG"]["accuracy % ± 95 %"] == "77.00 (70.00, 84.00)"
-    assert "(a, b): the figures of two seeds, whose interval would tell less" in table.notes
+    assert "(a, b): the figures of two seeds, whose interval would be far wider" in table.notes
     assert texts(tables_of(tmp_path, View(metric="loss"))[0])["FLoRG"]["loss ± 95 %"] == "0.2300 (0.3000, 0.1600)"
 
 

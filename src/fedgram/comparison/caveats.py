@@ -72,7 +72,7 @@ def _other_seeds(groups: Sequence[Group]) -> Iterable[str]:
 
 
 def _ended_early(groups: Sequence[Group]) -> Iterable[str]:
-    """Say which runs a callback has ended."""
+    """Yield a caveat that names the runs which a callback has ended."""
     ended = [(group.label, run) for group in groups for run in group.runs if run.summary.get("stopped")]
     if ended:
         each = (f"{name}, seed {run.seed}: {run.summary['rounds']} of {run.planned_rounds}" for name, run in ended)

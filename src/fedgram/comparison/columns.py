@@ -73,7 +73,7 @@ class Entry:
     target: ToTarget | None
 
     def mean(self, figure: Callable[[Run], float]) -> float:
-        """Return the mean over seeds of a figure of a run; nan where one does not tell."""
+        """Return the mean over seeds of a figure of a run; nan where one lacks it."""
         return float(np.mean([figure(run) for run in self.group.runs]))
 
 

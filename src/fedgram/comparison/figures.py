@@ -126,7 +126,7 @@ def interval_text(found: Estimate, write: Callable[[float], str], bounds: tuple[
     """Return a mean, with what is known of its spread: ± half of the interval, or its ends, or the figures themselves.
 
     The ends of an interval that goes beyond what is possible are cut, and shown. Of two seeds Student's interval is
-    12.7 times as wide as they are apart, and tells less than the two figures do.
+    12.7 times as wide as they are apart, and carries less than the two figures do.
 
     Args:
         found: the mean and its interval.
@@ -149,12 +149,12 @@ def interval_text(found: Estimate, write: Callable[[float], str], bounds: tuple[
 
 
 def shows_points(found: Estimate) -> bool:
-    """Say whether figures stand in the place of an interval."""
+    """Return whether figures stand in the place of an interval."""
     return found.count == PAIR
 
 
 def is_cut(found: Estimate, bounds: tuple[float, float]) -> bool:
-    """Say whether an interval goes beyond what is possible."""
+    """Return whether an interval goes beyond what is possible."""
     return found.low < bounds[0] or found.high > bounds[1]
 
 

@@ -63,7 +63,7 @@ def judged(runs: Sequence[Run], judgement: Judgement) -> list[Run]:
 
 
 def _scores(run: Run, judgement: Judgement) -> Scores | None:
-    """Return what a run is judged by; None for what its summary says of its end."""
+    """Return the scores that a run is judged by; None for those of its summary, after its last round."""
     if judgement.is_usual and run.summary["final"]:
         return None
     number = run.best_round if judgement.at == "best" else run.summary.get("rounds")

@@ -95,12 +95,12 @@ def _notes(groups: Sequence[Group], metric: str, view: View, entries: Sequence[E
 
 
 def _notes_on_intervals(metric: str, view: View, finals: Sequence[Estimate]) -> list[str]:
-    """Say what stands where there is no ± behind a mean of several seeds."""
+    """Return notes on what stands where there is no ± behind a mean of several seeds."""
     if view.interval != "t":
         return []
     cut = any(is_cut(final, bounds_of(metric)) and not shows_points(final) for final in finals)
     return [
-        *["(a, b): the figures of two seeds, whose interval would tell less"] * any(map(shows_points, finals)),
+        *["(a, b): the figures of two seeds, whose interval would be far wider"] * any(map(shows_points, finals)),
         *[f"[a, b]: the ends of an interval that is cut where it goes beyond what {metric} can be"] * cut,
     ]
 

@@ -40,7 +40,7 @@ class Run:
 
     Attributes:
         folder: where it is.
-        summary: what its summary.json says.
+        summary: the content of its summary.json.
         rounds: the columns of its metrics.csv, float64 with one entry a round, nan where a round has no such figure.
         scores: what it is judged by; None for its metrics on the validation split after the last round.
     """
@@ -136,7 +136,7 @@ class Run:
         return _figure((self.summary.get("initial") or {}).get(metric or self.metric))
 
     def figure(self, key: str) -> float:
-        """Return a figure of summary.json, such as seconds; nan where it does not tell."""
+        """Return a figure of summary.json, such as seconds; nan where it is missing."""
         return _figure(self.summary.get(key))
 
     def history(self, metric: str | None = None) -> tuple[np.ndarray, np.ndarray]:

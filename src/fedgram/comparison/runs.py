@@ -218,7 +218,7 @@ def find_difference(groups: Sequence[Group]) -> str | None:
 
 
 def _other_samples(groups: Sequence[Group]) -> str | None:
-    """Say of the first two runs that were judged on other samples which they are."""
+    """Return a sentence that names the first two runs that were judged on unlike samples."""
     scored = [(run, run.scores.fingerprint) for group in groups for run in group.runs if run.scores is not None]
     known = [(run, digest) for run, digest in scored if digest is not None]
     for run, digest in known[1:]:

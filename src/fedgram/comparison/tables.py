@@ -63,7 +63,7 @@ class Cell:
         bold: whether it is the best of its kind.
         values: what programs read, in full precision, by the names of columns in a CSV file.
         value: what rows are sorted by, and which is the best: a number, nan where it is unknown, or a text.
-        shown: the value as readers see it, where the text says more: those that are shown alike are equally good.
+        shown: the value as readers see it, where the text holds more: those that are shown alike are equally good.
     """
 
     text: str = "-"
@@ -152,7 +152,7 @@ class Table:
         return grid
 
     def _may_break(self, start: int, end: int) -> bool:
-        """Say whether what stands under one header is words, which may be broken into lines."""
+        """Return whether the cells under one header are words, which may be broken into lines."""
         return end == start + 1 and self.columns[start].words
 
     def _line(self, start: int, end: int, row: "Sequence[Cell] | None" = None) -> "Text":

@@ -45,7 +45,7 @@ Announce = Callable[[str, int, int], None]
 """Takes the name of the method that is counted next, its number, and how many there are."""
 
 MOST_LABELS = 10_000
-"""What clients tell about their data is counted by making it for each of them."""
+"""Descriptions of data are counted by making one for each client."""
 _SAMPLES = 32
 """Samples of every class of a client that has enough of them to tell all that it can about its data."""
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["FederatedTask"]
 
 _OF_OTHERS = ("_name_or_path", "transformers_version", "id2label", "label2id", "problem_type")
-"""Entries of a configuration that say where it comes from, or what the data is."""
+"""Entries of a configuration that depend on where it was read from, or on the data."""
 Batch = dict[str, Tensor]
 Outputs = dict[str, Tensor]
 
@@ -194,7 +194,7 @@ class FederatedTask(pl.LightningModule, ABC):
         return None
 
     def config_digest(self) -> str:
-        """Return the version of Transformers, and a digest of what its configuration of the backbone says."""
+        """Return the version of Transformers, and a digest of its configuration of the backbone."""
         from transformers import __version__ as version
 
         config: Any = self.loaded().config

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fedgram.adapters.inject import base_name
+from fedgram.data.classes import places_of
 from fedgram.errors import ConfigurationError
 from fedgram.models.loading import key_of
 
@@ -162,13 +163,11 @@ def match_rows(head: Sequence[str], classes: Sequence[str]) -> RowMatch:
     >>> match_rows(["good", "bad"], ["yes", "no"]).rows is None
     True
     """
-    for spelt in (list, _folded):
-        ours, theirs = spelt(classes), spelt(head)
-        if len(set(theirs)) == len(theirs) and sorted(ours) == sorted(theirs):
-            rows = tuple(theirs.index(name) for name in ours)
-            moved = rows != tuple(range(len(rows)))
-            note = f"the rows of the trained head, {_listed(head)}, are taken in the data's order, {_listed(classes)}"
-            return RowMatch(rows, note if moved else "")
+    if (places := places_of(classes, head)) is not None:
+        rows = tuple(places)
+        moved = rows != tuple(range(len(rows)))
+        note = f"the rows of the trained head, {_listed(head)}, are taken in the data's order, {_listed(classes)}"
+        return RowMatch(rows, note if moved else "")
     if _are_placeholders(head) or list(classes) == [str(row) for row in range(len(classes))]:
         pairs = ", ".join(f"{name!r} is {row!r}" for name, row in zip(classes, head, strict=True))
         return RowMatch(
@@ -244,13 +243,9 @@ def _drawn_anew(network: Any, start: HeadStart) -> HeadStart:
     return replace(start, drawn=tuple(drawn), loaded=tuple(name for name in start.loaded if name not in drawn))
 
 
-def _folded(names: Sequence[str]) -> list[str]:
-    return [name.strip().casefold() for name in names]
-
-
 def _are_placeholders(names: Sequence[str]) -> bool:
     """Whether names are those that Transformers gives to classes without any."""
-    return _folded(names) == [f"label_{row}" for row in range(len(names))]
+    return [name.strip().casefold() for name in names] == [f"label_{row}" for row in range(len(names))]
 
 
 def _listed(names: Sequence[str]) -> str:
