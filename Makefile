@@ -19,7 +19,7 @@ help:
 	@echo "make bench-precision  bfloat16 against float32, over five seeds"
 	@echo "make communication  what rounds send and compute, beside the paper, into docs/communication.md"
 	@echo "make backbones  try every family of backbones, and rewrite the table of docs/backbones.md"
-	@echo "make lint     ruff and mypy"
+	@echo "make lint     ruff, mypy, and imports between packages"
 	@echo "make clean    remove the virtual environment and caches; runs are kept"
 
 # torch comes first and by exact version, so that nothing else picks another build of it. The two data packages name
@@ -121,6 +121,7 @@ lint: $(VENV)/.installed-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/.installed-tests
 	$(BIN)/ruff check --fix-only .

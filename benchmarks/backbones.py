@@ -21,15 +21,15 @@ import torch
 import families
 from families import LABELS, PAD, VOCABULARY
 from fedgram import IID, SGD, FederatedTrainer, FedExLoRA, FedIT, FLoRG, TextClassification
-from fedgram.block import train_block
-from fedgram.block_trial import try_blocks
+from fedgram.cost.fake_network import client_start
 from fedgram.data.base import FederatedData
 from fedgram.data.tokens import TokenTable
+from fedgram.engine.block import train_block
+from fedgram.engine.block_trial import try_blocks
 from fedgram.errors import FedgramError
-from fedgram.evaluation import infer
+from fedgram.federation.evaluation import infer
+from fedgram.federation.setup import assemble
 from fedgram.methods import Method
-from fedgram.setup import assemble, connect
-from fedgram.skeleton import client_start
 from fedgram.state import flatten
 from report import add_options, publish, table
 
@@ -148,10 +148,10 @@ def _predict(family: str, model: str, rows: list[Any], folder: Path, method: Met
     largest = float(expected.abs().max())
     for size in (3, len(rows[1])):
         trainer, task, data = _trainer(folder), Ids(model), Rows(*rows, size)
-        ranks = connect(trainer, data, method)
-        network = assemble(trainer, ranks, task, data, method)
+        session = trainer.connect(data, method)
+        network = assemble(session, task, data, method)
         asked = [(network.initial_state(), np.arange(len(rows[1])))]
-        found = infer(network, asked, data.split("test"), size, ranks)["logits"]
+        found = infer(network, asked, data.split("test"), size, session.ranks)["logits"]
         apart = float((found - expected).abs().max()) / largest
         if not apart < EXACT:
             raise WrongError(f"{family}: predictions are {apart:.1e} from plain Transformers' in batches of {size}")
@@ -185,10 +185,10 @@ def _train(family: str, model: str, rows: list[Any], folder: Path, method: Metho
     """
     data = Rows(*rows, 8)
     trainer = _trainer(folder)
-    network = assemble(trainer, connect(trainer, data, method), Ids(model), data, method)
+    network = assemble(trainer.connect(data, method), Ids(model), data, method)
     blocks = try_blocks(network, data.split("train"))
     state, optimizer, table = network.initial_state(), SGD(lr=0.05), data.split("train")
-    start = client_start(method, {**state, "server": method.server_start(state, 4)}, 4)
+    start = client_start(method, state, 4)
     network.share(state)
     batches = [[np.array([0, 5, 7]), np.array([2, 1, 3])], [np.array([4, 6])], [np.array([9, 8, 11])]]
     nothing: list[Any] = [None] * len(batches)

@@ -64,7 +64,7 @@ def ask(model: str, methods: Mapping[str, Method]) -> Estimate:
     """Return the costs of some methods for a model of the paper."""
     trainer = FederatedTrainer(rounds=2, clients=CLIENTS, local_epochs=1, clients_per_block=1)
     data = GLUE("qnli", max_length=TOKENS, batch_size=BATCH)
-    return estimate(trainer, TextClassification(MODELS[model]), data, methods)
+    return estimate(trainer.settings, TextClassification(MODELS[model]), data, methods)
 
 
 def payload_rows(model: str, costs: Sequence[Cost]) -> list[list[str]]:

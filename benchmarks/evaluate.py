@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from fedgram import FederatedTrainer, FedIT, Quickstart, TextClassification
-from fedgram.clients import ClientStore, Models
-from fedgram.collectives import Ranks
 from fedgram.data.base import FederatedData
 from fedgram.data.tokens import TokenTable
-from fedgram.evaluation import evaluate, infer
-from fedgram.network import ClientNetwork
-from fedgram.setup import assemble, connect
-from fedgram.state import State, flatten
+from fedgram.distributed.collectives import Ranks
+from fedgram.engine.network import ClientNetwork
+from fedgram.federation.clients import ClientStore, Models
+from fedgram.federation.evaluation import evaluate, infer
+from fedgram.federation.setup import assemble
+from fedgram.state import ModelState, flatten
 from report import add_options, paired_ratio, publish, say, table
 from synthetic import Synthetic, draw_lengths, make_table
 
@@ -59,7 +59,7 @@ def make_data(arguments: argparse.Namespace, model: TextClassification) -> Feder
     return Synthetic({"train": rows, "validation": rows}, eval_batch_size=arguments.batch_size)
 
 
-def build(arguments: argparse.Namespace, folder: str) -> tuple[ClientNetwork, Ranks, FederatedData, State]:
+def build(arguments: argparse.Namespace, folder: str) -> tuple[ClientNetwork, Ranks, FederatedData, ModelState]:
     """Return fedgram's network with the data, and a state far from its start."""
     model = TextClassification(arguments.model)
     data = make_data(arguments, model)
@@ -72,15 +72,15 @@ def build(arguments: argparse.Namespace, folder: str) -> tuple[ClientNetwork, Ra
         default_root_dir=folder,
     )
     method = FedIT(rank=4, alpha=16)
-    ranks = connect(trainer, data, method)
-    network = assemble(trainer, ranks, model, data, method)
+    session = trainer.connect(data, method)
+    network = assemble(session, model, data, method)
     state, generator = network.initial_state(), torch.Generator().manual_seed(0)
     for tensor in flatten(state).values():
         tensor += 0.02 * torch.randn(tensor.shape, generator=generator)
-    return network, ranks, data, state
+    return network, session.ranks, data, state
 
 
-def plain_model(model: str, network: ClientNetwork, state: State) -> Any:
+def plain_model(model: str, network: ClientNetwork, state: ModelState) -> Any:
     """Return the same model as Transformers has it: adapters added to the weights, the head in its place."""
     from transformers import AutoModelForSequenceClassification
 
@@ -94,7 +94,7 @@ def plain_model(model: str, network: ClientNetwork, state: State) -> Any:
     plain.load_state_dict(ours, strict=False)  # also what was drawn and not loaded
     with torch.no_grad():
         for name, layer in network.layers.items():
-            tensors, linear = state[layer.part][name], plain.get_submodule(name)
+            tensors, linear = state.parts[layer.part][name], plain.get_submodule(name)
             if layer.part == "head":
                 linear.load_state_dict(tensors)
             else:

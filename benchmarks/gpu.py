@@ -26,20 +26,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedgram import AdamW, FederatedTrainer, FedIT, FLoRG, first_token
+from fedgram import AdamW, FederatedTrainer, FedIT, FLoRG
+from fedgram.backbone import first_token
+from fedgram.backbone.padding_free import stack_of_layers
 from fedgram.cohort import local_batches
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
+from fedgram.engine.block_size import choose_clients_per_block
 from fedgram.errors import FedgramError
-from fedgram.evaluation import evaluate
-from fedgram.federation import Federation, Round
-from fedgram.memory import choose_clients_per_block
-from fedgram.methods import RoundInfo
+from fedgram.federation.evaluation import evaluate
+from fedgram.federation.rounds import Federation, Round
+from fedgram.federation.setup import begin
+from fedgram.methods import RoundContext
 from fedgram.models.base import FederatedTask
-from fedgram.packing import stack_of_layers
 from fedgram.seeding import numpy_generator
-from fedgram.setup import begin
-from fedgram.state import State, flatten, send
-from fedgram.uploads import Uploads
+from fedgram.state import ServerState, flatten, send
 from report import add_options, best_seconds, paired_ratio, publish, say, table
 from synthetic import RandomBackbone, Synthetic, draw_lengths, make_table
 
@@ -167,7 +168,7 @@ def build(arguments: argparse.Namespace, precision: str, ragged: bool, folder: P
     data = make_data(arguments, vocabulary, ragged)
     backbone, method = make_backbone(arguments.quick, folder), FedIT(rank=RANK, alpha=ALPHA)
     with ExitStack() as held:  # nobody else is at the run
-        return begin(trainer, backbone, data, method, AdamW(lr=RATE), None, held)
+        return begin(trainer.connect(data, method), backbone, data, method, AdamW(lr=RATE), None, held)
 
 
 def train_blocks(federation: Federation, clients_per_block: int) -> Round:
@@ -222,7 +223,7 @@ class Loop:
         self._make_whole()
         self.trained: dict[str, nn.Parameter] = {}
         for name, layer in federation.network.layers.items():
-            tensors = federation.state[layer.part][name]
+            tensors = federation.state.parts[layer.part][name]
             parent, _, child = name.rpartition(".")
             base = self.task.loaded().get_submodule(name).get_submodule("base")
             plain = PlainHead(**tensors) if layer.part == "head" else PlainLora(base, ALPHA / RANK, **tensors)
@@ -266,7 +267,7 @@ class Loop:
 # --- what is measured ---
 
 
-def gap(mean: dict[str, Tensor], state: State) -> float:
+def gap(mean: dict[str, Tensor], state: ServerState) -> float:
     """Return the largest difference between the loop's mean and the server's tensors."""
     ours = flatten(state)
     return max(float((tensor - ours[key]).abs().max()) for key, tensor in mean.items())
@@ -366,7 +367,7 @@ def florg_seconds(arguments: argparse.Namespace, device: torch.device) -> float:
     server, method = draw(), FLoRG(rank=RANK)
     payloads = {client: draw() for client in range(arguments.clients)}
     weights = dict.fromkeys(payloads, 1 / len(payloads))
-    info = RoundInfo(1, 0, dict.fromkeys(payloads, 0))
+    info = RoundContext(1, 0, dict.fromkeys(payloads, 0))
 
     def step() -> None:
         method.aggregate(server, Uploads(payloads, weights, Ranks()), info)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedgram import frozen
+from fedgram.backbone import frozen_linear as frozen
 from report import best_seconds
 
 __all__ = ["Product", "Shapes", "classifier", "linear_shapes", "product_rate", "steps_per_second", "training_flops"]

@@ -107,12 +107,12 @@ def named_as_peers(state: Any) -> dict[str, Any]:
     """Return the server's tensors under the names that PEFT gives them."""
     adapters = {
         f"base_model.model.{name}.lora_{field}.default.weight": tensor
-        for name, layer in state["adapter"].items()
+        for name, layer in state.adapter.items()
         for field, tensor in layer.items()
     }
     heads = {
         f"base_model.model.{name}.modules_to_save.default.{field}": tensor
-        for name, layer in state["head"].items()
+        for name, layer in state.head.items()
         for field, tensor in layer.items()
     }
     return adapters | heads
@@ -124,7 +124,7 @@ def main() -> None:
     started = common.process_start()
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # the others are started by Fabric, with this command line
     watch = common.Watch(arguments.mem_interval if first else 0)
-    import fedgram.federation
+    import fedgram.federation.rounds
     from fedgram import AdamW, FederatedTrainer, FedIT, TextClassification
     from fedgram.callbacks import Callback
 
@@ -147,7 +147,7 @@ def main() -> None:
             start_as_peers(layers)
             return layers
 
-    fedgram.federation.local_batches = in_order
+    fedgram.federation.rounds.local_batches = in_order
     with tempfile.TemporaryDirectory() as folder:
         trainer = FederatedTrainer(
             rounds=arguments.rounds,

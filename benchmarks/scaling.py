@@ -158,7 +158,7 @@ def _rounds(ranks: int) -> int:
 
 
 def messages(setting: Setting, way: Way) -> tuple[list[float], list[float]]:
-    """Return the sizes in bytes of a layer's all_reduces and all_gathers, as `fedgram.collectives.Ranks` does them.
+    """Return the sizes in bytes of a layer's all_reduces and all_gathers (see `fedgram.distributed.collectives`).
 
     A sum first agrees on a scale; a gather first agrees on the most rows that a rank has, to which all others are
     padded, and says whose rows they are.
@@ -323,8 +323,8 @@ def measured_server(setting: Setting) -> dict[str, float]:
     """Return the parts of the server step, of one layer on one rank: align, gram, eigh."""
     import torch
 
-    from fedgram import linalg
-    from fedgram.collectives import Ranks
+    from fedgram.distributed.collectives import Ranks
+    from fedgram.numerics import linalg
     from server_step import Case, make_round, seconds_of, step
 
     k, r, N = setting.k, setting.r, setting.cohort

@@ -2,7 +2,7 @@
 
     python benchmarks/server_step.py
 
-Symbols as in `fedgram.linalg`: ``k``, the smaller side of a layer; ``r``, the rank; ``N``, the clients of the cohort.
+Symbols as in `fedgram.numerics.linalg`: ``k``, the smaller side of a layer; ``r``, the rank; ``N``, the cohort's size.
 The default is timed whole, over all layers and with the checks of what came in. The other paths go layer by layer and
 take long: they are timed on one layer, times the number of layers.
 """
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedgram.collectives import Ranks
-from fedgram.methods import FLoRG, RoundInfo
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
+from fedgram.methods import FLoRG, RoundContext
 from fedgram.state import Layers
-from fedgram.uploads import Uploads
 from report import add_options, best_seconds, publish, say, table
 
 DRIFT = 0.3
@@ -77,7 +77,7 @@ def _cast(layers: Layers, dtype: torch.dtype) -> Layers:
 def step(solver: str, server: Layers, sent: Sequence[Layers]) -> Layers:
     """Take fedgram's server step, from the payloads to the next matrices."""
     weights = dict.fromkeys(range(len(sent)), 1 / len(sent))
-    info = RoundInfo(1, 0, dict.fromkeys(weights, 0))
+    info = RoundContext(1, 0, dict.fromkeys(weights, 0))
     rank = next(iter(server.values()))["A"].shape[0]
     uploads = Uploads(dict(enumerate(sent)), weights, Ranks())
     return FLoRG(rank=rank, solver=solver).aggregate(server, uploads, info)  # type: ignore[arg-type]

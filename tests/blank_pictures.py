@@ -13,4 +13,4 @@ class _Blank(Figure):
 
 
 partition_picture = SimpleNamespace(**{**vars(real), "draw": lambda *_: _Blank(), "draw_lines": lambda *_: _Blank()})
-"""Stands for the module in `fedgram.reporting`."""
+"""Stands for the module in `fedgram.federation.summary`."""

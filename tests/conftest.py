@@ -155,7 +155,7 @@ def no_partition_picture(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     if request.node.get_closest_marker("partition_picture") is None:
         from blank_pictures import partition_picture
 
-        monkeypatch.setattr("fedgram.reporting.partition_picture", partition_picture)
+        monkeypatch.setattr("fedgram.federation.summary.partition_picture", partition_picture)
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +164,7 @@ def rough_operations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     if request.node.get_closest_marker("flops") is None:
         from rough_operations import rough_flops_by_round, rough_prices
 
-        monkeypatch.setattr("fedgram.setup.find_prices", rough_prices)
+        monkeypatch.setattr("fedgram.federation.setup.find_prices", rough_prices)
         monkeypatch.setattr("fedgram.cost.estimation.flops_by_round", rough_flops_by_round)
 
 
@@ -174,8 +174,8 @@ def known_trials(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     if request.node.get_closest_marker("trials") is None:
         from known_trials import trouble, try_blocks
 
-        monkeypatch.setattr("fedgram.setup.try_blocks", try_blocks)
-        monkeypatch.setattr("fedgram.shortcuts._trouble", trouble)
+        monkeypatch.setattr("fedgram.federation.setup.try_blocks", try_blocks)
+        monkeypatch.setattr("fedgram.engine.shortcuts._trouble", trouble)
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from fedgram.methods import RoundInfo
+from fedgram.methods import RoundContext
 
-INFO = RoundInfo(3, 0, dict.fromkeys(range(20), 2), 20)
+INFO = RoundContext(3, 0, dict.fromkeys(range(20), 2), 20)
 """A round that no client comes new to."""
 
 

@@ -5,10 +5,10 @@ Trials take a sixth of a small run. Tests of them are marked ``trials``; other b
 
 from typing import Any
 
-from fedgram import block_trial, shortcuts
-from fedgram.block_trial import BlockTrial
+from fedgram.engine import block_trial, shortcuts
+from fedgram.engine.block_trial import BlockTrial
+from fedgram.engine.network import ClientNetwork
 from fedgram.models import TextClassification
-from fedgram.network import ClientNetwork
 
 __all__ = ["trouble", "try_blocks"]
 
@@ -16,12 +16,12 @@ _try_blocks, _trouble = block_trial.try_blocks, shortcuts._trouble
 
 
 def try_blocks(network: ClientNetwork, table: Any) -> BlockTrial:
-    """Stand in for `fedgram.block_trial.try_blocks`."""
+    """Stand in for `fedgram.engine.block_trial.try_blocks`."""
     return BlockTrial() if _is_known(network) else _try_blocks(network, table)
 
 
 def trouble(network: ClientNetwork, *rest: Any) -> str | None:
-    """Stand in for the comparison of answers in `fedgram.shortcuts`."""
+    """Stand in for the comparison of answers in `fedgram.engine.shortcuts`."""
     return None if _is_known(network) else _trouble(network, *rest)
 
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgram import attention
-from fedgram.attention import within_samples
+from fedgram.backbone import attention
+from fedgram.backbone.attention import within_samples
 
 BOTH_WAYS = SimpleNamespace(is_causal=False)
 FORWARD = SimpleNamespace(is_causal=True)

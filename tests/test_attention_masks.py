@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fedgram import attention
-from fedgram.attention import UnknownAttentionError, within_samples
+from fedgram.backbone import attention
+from fedgram.backbone.attention import UnknownAttentionError, within_samples
 from test_attention import BOTH_WAYS, FORWARD, draw
 
 LENGTHS = [2, 7, 5]

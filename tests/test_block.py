@@ -1,4 +1,5 @@
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedgram.block import train_block
 from fedgram.data import IID, TextClassificationData
+from fedgram.engine.block import train_block
+from fedgram.engine.network import ClientNetwork
 from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FFALoRA, FLoRG, Method
 from fedgram.models import TextClassification
-from fedgram.network import ClientNetwork
 from fedgram.optim import SGD, AdamW
-from fedgram.state import State, flatten
+from fedgram.state import ModelState, flatten, map_layers
 
 
 def make_network(backbone: str, folder: Path, method: Method) -> tuple[ClientNetwork, TextClassificationData]:
@@ -57,12 +58,12 @@ class NaiveGram(nn.Module):
         return self.base(x) + x @ (self.scale * self.L @ gram @ self.R).mT
 
 
-def train_alone(network, method, start: State, table, batches, make_optimizer, clip) -> dict[str, torch.Tensor]:
+def train_alone(network, method, start: ModelState, table, batches, make_optimizer, clip) -> dict[str, torch.Tensor]:
     """One client on its own: plain modules, torch's optimizer, the mean loss of each batch."""
     model = network.task.loaded()
     swapped = {}
     for name, layer in network.layers.items():
-        tensors = {f: t.double() for f, t in start[layer.part][name].items()}
+        tensors = {f: t.double() for f, t in start.parts[layer.part][name].items()}
         if layer.part == "head":
             plain = nn.Linear(layer.d_in, layer.d_out).double()
             plain.load_state_dict(tensors)
@@ -79,7 +80,7 @@ def train_alone(network, method, start: State, table, batches, make_optimizer, c
     fields = [
         (f"{layer.part}|{name}|{field}", dict(swapped[name].named_parameters())[field])
         for name, layer in network.layers.items()
-        for field in start[layer.part][name]
+        for field in start.parts[layer.part][name]
         if layer.part == "head" or field in method.trained_fields
     ]
     optimizer = make_optimizer([p for _, p in fields])
@@ -127,12 +128,9 @@ def test_block_equals_training_each_client_alone(tiny_backbone, tiny_data, name,
     start = []
     for client in range(len(steps)):
         state = network.initial_state()
-        for layers in state.values():
-            for layer in layers.values():
-                for field, tensor in layer.items():
-                    noise = torch.from_numpy(generator.normal(size=tuple(tensor.shape)))
-                    layer[field] = tensor + 0.1 * (client + 1) * noise
-        start.append(state)
+        start.append(
+            state.map(lambda t, c=client: t + 0.1 * (c + 1) * torch.from_numpy(generator.normal(size=tuple(t.shape))))
+        )
     network.share(start[0])
     start = [method.without_shared(state) for state in start]
     block = train_block(network, ours, start, table, batches, trained=method.trained_fields)
@@ -155,15 +153,15 @@ def test_frozen_fields_take_part_and_stay(tiny_backbone, tiny_data):
     generator = np.random.default_rng(0)
     batches = [[generator.choice(60, 3, replace=False) for _ in range(n)] for n in (3, 1)]
     start = [network.initial_state() for _ in batches]
-    start[1]["adapter"] = {n: {f: t + 0.5 for f, t in layer.items()} for n, layer in start[1]["adapter"].items()}
+    start[1] = replace(start[1], adapter=map_layers(start[1].adapter, lambda tensor: tensor + 0.5))
     table, optimizer = data.split("train"), SGD(lr=0.1)
     frozen = train_block(network, optimizer, start, table, batches, trained={"B"}).states
     free = train_block(network, optimizer, start, table, batches).states
     for client, state in enumerate(frozen):
-        for name, layer in state["adapter"].items():
-            assert torch.equal(layer["A"], start[client]["adapter"][name]["A"])
-            assert not torch.equal(layer["B"], start[client]["adapter"][name]["B"])
+        for name, layer in state.adapter.items():
+            assert torch.equal(layer["A"], start[client].adapter[name]["A"])
+            assert not torch.equal(layer["B"], start[client].adapter[name]["B"])
     # With B = 0 the first gradient of A is zero: a client with one step trains B as if A were free.
     alone = train_block(network, optimizer, start[1:], table, batches[1:], trained={"B"}).states
-    for name, layer in alone[0]["adapter"].items():
-        torch.testing.assert_close(layer["B"], free[1]["adapter"][name]["B"], rtol=0, atol=1e-12)
+    for name, layer in alone[0].adapter.items():
+        torch.testing.assert_close(layer["B"], free[1].adapter[name]["B"], rtol=0, atol=1e-12)

@@ -10,19 +10,20 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedgram import frozen, setup
 from fedgram.adapters.inject import linear_layers
-from fedgram.block import _rectangle, train_block
-from fedgram.block_trial import BlockTrial, _client, try_blocks
+from fedgram.backbone import frozen_linear as frozen
+from fedgram.backbone.padding_free import Packing
 from fedgram.data import TokenTable
+from fedgram.engine.block import _rectangle, train_block
+from fedgram.engine.block_trial import BlockTrial, _client, try_blocks
+from fedgram.engine.network import ClientNetwork
+from fedgram.engine.shortcuts import shorten
 from fedgram.errors import ConfigurationError
+from fedgram.federation import setup
 from fedgram.methods import FeDeRA, FedIT, FLoRG, FRLoRA, SLoRA
 from fedgram.models import TextClassification
 from fedgram.models.loading import cast
-from fedgram.network import ClientNetwork
 from fedgram.optim import SGD
-from fedgram.packing import Packing
-from fedgram.shortcuts import shorten
 from fedgram.state import flatten
 from test_trainer import fit  # noqa: F401
 

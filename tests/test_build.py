@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fedgram.lightning_cli import build
+from fedgram.cli.lightning import build
 
 
 def test_what_was_built_is_what_the_command_runs(fedgram, config):

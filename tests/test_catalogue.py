@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fedgram.catalogue import entries, known_methods
+from fedgram.cli.methods import entries
 from fedgram.cost import every_method
 from fedgram.methods import FedIT, FLoRG, FRLoRA
+from fedgram.methods.known import known_methods
 from fedgram.sweep import read_sweep
 
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import made_checkpoints
-from fedgram.checkpoint import Checkpoint, fingerprint, load, save
 from fedgram.errors import CheckpointError
-from fedgram.run_settings import compare_settings
-from fedgram.state import flatten, state_hash
+from fedgram.federation.run_settings import compare_settings
+from fedgram.runs.checkpoint import Checkpoint, fingerprint, load, save
+from fedgram.state import ModelState, ServerMemory, ServerState, flatten, state_hash
 from made_checkpoints import PROGRESS, parts_of, resigned
 
 SETTINGS = made_checkpoints.SETTINGS | {"method": "FLoRG", "method.target_modules": None, "betas": [0.9, 0.999]}
@@ -21,13 +21,14 @@ def make_checkpoint(state=None):
     if state is None:
         generator = torch.Generator().manual_seed(0)
         draw = torch.randn(4, 3, generator=generator)
-        state = {
-            "adapter": {
+        model = ModelState(
+            {
                 "a.query": {"A": draw, "transposed": draw.mT, "same": draw, "slice": draw[1:]},
                 "a.value": {"A": draw.double() / 3, "half": draw.bfloat16(), "step": torch.tensor(2.5)},
             },
-            "head": {"out": {"weight": torch.tensor([float("nan"), -0.0, 5e-324, 1e38], dtype=torch.float64)}},
-        }
+            {"out": {"weight": torch.tensor([float("nan"), -0.0, 5e-324, 1e38], dtype=torch.float64)}},
+        )
+        state = ServerState(model, ServerMemory({"a.query": {"mean": draw / 7}}, {"cluster": torch.tensor([2, 0])}))
     return Checkpoint(state, 7, SETTINGS, PROGRESS, {4: {"head|out|bias": torch.ones(2)}})
 
 
@@ -44,21 +45,24 @@ def test_a_checkpoint_comes_back_bit_by_bit(tmp_path):
     save(path, saved)
     loaded = load(path)
     assert state_hash(loaded.state) == state_hash(saved.state)  # names, types, shapes and bits
-    assert loaded.state["adapter"]["a.value"]["half"].dtype == torch.bfloat16
-    assert loaded.state["adapter"]["a.value"]["step"].shape == ()
+    assert loaded.state.adapter["a.value"]["half"].dtype == torch.bfloat16
+    assert loaded.state.adapter["a.value"]["step"].shape == ()
+    assert loaded.state.memory.globals["cluster"].tolist() == [2, 0]
     assert (loaded.round, loaded.settings, loaded.progress) == (7, SETTINGS, saved.progress)
     assert {client: list(kept) for client, kept in loaded.clients.items()} == {4: ["head|out|bias"]}
 
 
 def test_an_empty_part_comes_back(tmp_path):
-    save(tmp_path / "last", make_checkpoint({"adapter": {"q": {"A": torch.ones(2)}}, "head": {}}))
-    assert load(tmp_path / "last").state.keys() == {"adapter", "head"}
+    save(tmp_path / "last", make_checkpoint(ServerState(ModelState({"q": {"A": torch.ones(2)}}))))
+    state = load(tmp_path / "last").state
+    assert list(state.adapter) == ["q"]
+    assert (state.head, state.memory) == ({}, ServerMemory())
 
 
 def test_saving_again_replaces_the_file_and_leaves_no_other(tmp_path):
     path = tmp_path / "last.safetensors"
     save(path, make_checkpoint())
-    save(path, make_checkpoint({"adapter": {"q": {"A": torch.ones(2)}}, "head": {}}))
+    save(path, make_checkpoint(ServerState(ModelState({"q": {"A": torch.ones(2)}}))))
     assert list(flatten(load(path).state)) == ["adapter|q|A"]
     assert list(tmp_path.iterdir()) == [path]
 

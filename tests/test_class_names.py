@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fedgram import FederatedTrainer, FedIT, TextClassification, TextClassificationData
-from fedgram.checkpoint import load, save
 from fedgram.data.classes import places_of
 from fedgram.errors import CheckpointError, DataError
+from fedgram.runs.checkpoint import load, save
 from tiny_text import sentences
 
 

@@ -12,7 +12,7 @@ import yaml
 
 import tables
 from fedgram import FederatedTrainer, FLoRG, TextClassification, TextClassificationData
-from fedgram.cli import COMMANDS
+from fedgram.cli.main import COMMANDS
 
 
 def summary(run: str = "data-FLoRG", version: int = 0) -> dict:

@@ -1,27 +1,20 @@
 """What stays with clients: models of their own, and their optimizers' memories."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from fedgram import (
-    AdamW,
-    Dirichlet,
-    FederatedTrainer,
-    FedIT,
-    FedSALoRA,
-    FLoRG,
-    TextClassification,
-)
-from fedgram.checkpoint import load
-from fedgram.clients import ClientStore, Models, to_keep
-from fedgram.collectives import Ranks
+from fedgram import AdamW, Dirichlet, FederatedTrainer, FedIT, FedSALoRA, FLoRG, TextClassification
 from fedgram.data import TextClassificationData
+from fedgram.distributed.collectives import Ranks
 from fedgram.errors import CheckpointError, ConfigurationError
-from fedgram.evaluation import evaluate, infer
-from fedgram.state import flatten, merge, unflatten
+from fedgram.federation.clients import ClientStore, Models, to_keep
+from fedgram.federation.evaluation import evaluate, infer
+from fedgram.runs.checkpoint import load
+from fedgram.state import ModelState, flatten, merge, unflatten
 from test_block import make_network
 from test_trainer import fit, rows  # noqa: F401 (a fixture)
 from thread_ranks import on_ranks
@@ -60,7 +53,7 @@ def test_a_client_goes_on_where_it_was_and_one_that_never_trained_has_nothing(fi
 def test_clients_that_keep_their_optimizers_alone_have_the_model_of_the_server():
     """Such as FedDPA's of the rounds before its local pairs: whoever is first in the store says nothing of the rest."""
     moment, pair = {"optimizer:global|exp_avg": torch.ones(2)}, {"adapter|q|U": torch.ones(2)}
-    server = {"adapter": {"q": {"A": torch.zeros(2)}}, "head": {}}
+    server = ModelState({"q": {"A": torch.zeros(2)}})
     models = Models(server, ClientStore({2: moment, 1: moment | pair, 0: pair}), None, 0)
     assert models.personal
     assert models.keeping.tolist() == [0, 1]
@@ -77,7 +70,7 @@ def test_only_what_is_shared_travels(fit):  # noqa: F811
     sent = 5 * 4 * 2 * 16  # A of 2 x 16 in four layers, which in round 1 all know from the seed
     assert (summary["parameters_up"], summary["parameters_down"]) == (2 * sent, sent)
     server = load(trainer.folder.checkpoint("last")).state
-    assert not any(layer["B"].any() for layer in server["adapter"].values())  # the server never saw one
+    assert not any(layer["B"].any() for layer in server.adapter.values())  # the server never saw one
 
 
 @pytest.mark.parametrize("method", [FLoRG(rank=2, head="local"), FedIT(rank=2, head="local")])
@@ -113,7 +106,7 @@ def test_moments_that_are_kept_change_the_run_and_count_the_steps_of_all_rounds(
 
 def test_kept_moments_are_those_of_one_optimizer_that_goes_on(tiny_backbone, tiny_data):
     """One client in two rounds of two steps, its parameters sent back as they are, is one training of four steps."""
-    from fedgram.block import train_block
+    from fedgram.engine.block import train_block
 
     network, data = make_network(tiny_backbone, tiny_data, FedIT(rank=2))
     table, optimizer, generator = data.split("train"), AdamW(lr=0.01, keep_state=True), np.random.default_rng(0)
@@ -241,8 +234,8 @@ def test_a_client_that_diverges_in_what_it_keeps_stops_the_run(fit, monkeypatch)
     kept = FedSALoRA.kept
 
     def broken(self, trained):
-        return {**(state := kept(self, trained)), "head": {n: {f: t * torch.nan for f, t in layer.items()}
-                                                           for n, layer in state["head"].items()}}  # fmt: skip
+        return replace(state := kept(self, trained), head={n: {f: t * torch.nan for f, t in layer.items()}
+                                                           for n, layer in state.head.items()})  # fmt: skip
 
     monkeypatch.setattr(FedSALoRA, "kept", broken)
     with pytest.raises(Exception, match=r"^client \d diverged: its head\|classifier\|\w+ holds nan or inf"):

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
-from fedgram import clustering
-from fedgram.clustering import coordinates, cosine_distances, find_clusters, first_seen, k_means
+from fedgram.numerics import clustering
+from fedgram.numerics.clustering import coordinates, cosine_distances, find_clusters, first_seen, k_means
 from helpers import rng
 
 

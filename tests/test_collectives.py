@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
 from fedgram.errors import DataError, TrainingError, explain, located
 from fedgram.ledger import Ledger, Traffic
+from fedgram.state import ModelState
 from thread_ranks import ThreadFabric, on_ranks
 
 STATE = {"adapter|q|A": torch.zeros(2, 3), "adapter|q|B": torch.ones(2), "head|w|bias": torch.zeros(1)}
@@ -151,7 +152,7 @@ def test_traffic_of_all_ranks_is_merged_and_the_own_stays():
     def work(ranks):
         ledger = Ledger()
         for _ in range(ranks.rank):
-            ledger.record("up", {"adapter": {"q": {"A": torch.zeros(3)}}, "head": {}})
+            ledger.record("up", ModelState({"q": {"A": torch.zeros(3)}}))
         merged = ranks.merge(ledger)
         return ledger, merged
 

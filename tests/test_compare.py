@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fedgram.compare import main
+from fedgram.cli.compare import main
 from fedgram.errors import ConfigurationError, DataError, FedgramError, OutputError
 from made_runs import write_run
 
@@ -199,7 +199,7 @@ def test_help_teaches_with_examples(compared, capsys):
 
 
 def test_a_comparison_needs_no_torch(runs):
-    code = "import sys; from fedgram.compare import main; main(['runs']); assert 'torch' not in sys.modules"
+    code = "import sys; from fedgram.cli.compare import main; main(['runs']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stdout=subprocess.DEVNULL)
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from fedgram import FedIT, FLoRG
-from fedgram.checkpoint import load, save
 from fedgram.cohort import local_batches
-from fedgram.compute import Compute, Prices
+from fedgram.cost.client_flops import TrainingFlops, Work
+from fedgram.cost.compute import Compute, Prices
 from fedgram.data import Dirichlet
-from fedgram.flops import TrainingFlops, Work
-from fedgram.reporting import evaluated_samples
+from fedgram.federation.summary import evaluated_samples
+from fedgram.runs.checkpoint import load, save
 from fedgram.seeding import numpy_generator
 from tables import rows
 from test_flops import Curious
@@ -52,7 +52,7 @@ def test_client_flops_are_those_of_the_samples_that_were_trained_on(fit, method)
         method=method, rounds=2, participation=3, local_steps=None, partition=Dirichlet(0.5), clients_per_block=2
     )
     run = trainer.federation
-    prices, table = run.compute.prices, run.data.split("train")
+    prices, table = run.progress.compute.prices, run.data.split("train")
     expected = [0, 0, 0]
     for number in (1, 2):
         expected[number] = expected[number - 1]

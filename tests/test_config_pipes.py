@@ -8,8 +8,8 @@ import pytest
 
 from fedgram import config_file
 from fedgram.config_file import MOST_BYTES, read_config
+from fedgram.distributed.launch import _check_arguments
 from fedgram.errors import ConfigurationError, UsageError
-from fedgram.launch import _check_arguments
 
 
 @pytest.fixture

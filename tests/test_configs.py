@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from fedgram import lightning_cli
+from fedgram.cli import lightning as lightning_cli
 from fedgram.models.sources import is_shape, known_shapes
 from fedgram.sweep import Point, read_sweep
 from tiny_glue import write_glue
@@ -145,7 +145,12 @@ def assert_holds(thing: Any, settings: dict[str, Any]) -> None:
         elif key == "dtype":
             assert str(thing.weights_dtype) == f"torch.{value}"
         else:
-            assert getattr(thing, key) == value, key
+            assert getattr(_place(thing, key), key) == value, key
+
+
+def _place(thing: Any, key: str) -> Any:
+    """Return what has a setting: of a trainer, its settings."""
+    return thing if hasattr(thing, key) else thing.settings
 
 
 class Cell(NamedTuple):
@@ -207,7 +212,7 @@ def test_every_override_reaches_its_object(build, cell, method):
         thing, *names = path.split(".")
         found = made[thing]
         for name in names:
-            found = getattr(found, name)
+            found = getattr(_place(found, name), name)
         assert found == value, path
 
 
@@ -246,7 +251,7 @@ def assert_makes_what_it_says(point: Point, build: Any) -> None:
     for key, found in {
         "method.rank": made["method"].rank,
         "data.partition.rho": getattr(made["datamodule"].partition, "rho", None),
-        "trainer.participation": made["trainer"].participation,
+        "trainer.participation": made["trainer"].settings.participation,
     }.items():
         assert found is None or float(point.labels.get(key, found)) == found
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedgram.block import train_block
+from fedgram.engine.block import train_block
 from fedgram.errors import ConfigurationError
 from fedgram.methods import FeDeRA, FedIT, FLoRG, FSLoRA
 from fedgram.optim import SGD, AdamW
@@ -76,13 +76,7 @@ def test_a_block_equals_training_each_client_alone(tiny_backbone, tiny_data, met
 
     def noisy():
         state = method.without_shared(network.initial_state())
-        return {
-            part: {
-                name: {f: t + 0.2 * torch.from_numpy(random.normal(size=tuple(t.shape))) for f, t in layer.items()}
-                for name, layer in layers.items()
-            }
-            for part, layers in state.items()
-        }
+        return state.map(lambda tensor: tensor + 0.2 * torch.from_numpy(random.normal(size=tuple(tensor.shape))))
 
     network.share(network.initial_state())
     starts, origins = [noisy() for _ in batches], [noisy() for _ in batches]
@@ -94,9 +88,9 @@ def test_a_block_equals_training_each_client_alone(tiny_backbone, tiny_data, met
     for client, (start, origin) in enumerate(zip(starts, origins, strict=True)):
         trained = split(origin, method.trained_fields)[0]
         goals = [
-            trained[layer.part][name][field]
+            trained.parts[layer.part][name][field]
             for name, layer in network.layers.items()
-            for field in trained[layer.part][name]
+            for field in trained.parts[layer.part][name]
         ]
         alone = train_alone(network, method, start, table, batches[client], drawn_to(goals, settings), None)
         assert len(alone) == len(goals)
@@ -123,8 +117,8 @@ def test_without_gradients_the_model_stays_the_pretrained_one(fit, method):  # n
     for towards in ("zero", "start"):
         optimizer = GradientsOff(lr=0.04, weight_decay=0.2, decay_towards=towards)
         summary, trainer = fit(method=method, optimizer=optimizer, rounds=2, local_steps=15, precision="64-true")
-        for name, layer in trainer.federation.state["adapter"].items():
-            first = trainer.federation.held["adapter"][name]
+        for name, layer in trainer.federation.state.adapter.items():
+            first = trainer.federation.held.adapter[name]
             now, then = (own["B"] @ own["A"] if "B" in own else own["A"].mT @ own["A"] for own in (layer, first))
             lost.setdefault(towards, []).append(float((now - then).norm() / then.norm()))
         drift = abs(summary["final"]["loss"] - summary["initial"]["loss"])
@@ -158,9 +152,7 @@ class AwayAndBack(GradientsOff):
 def test_the_start_is_that_of_the_run_and_not_of_the_round(fit, method, exact):  # noqa: F811
     optimizer = AwayAndBack(lr=0.5, weight_decay=1.0, decay_towards="start")
     _, trainer = fit(method=method, optimizer=optimizer, rounds=2, clients=1, local_steps=1, precision="64-true")
-    state, held = (
-        flatten({p: s[p] for p in ("adapter", "head")}) for s in (trainer.federation.state, trainer.federation.held)
-    )
+    state, held = flatten(trainer.federation.state.model), flatten(trainer.federation.held)
     for key, tensor in held.items():
         now, then = (
             (state[key], tensor)
@@ -184,13 +176,13 @@ def test_every_method_knows_its_start(name):
         assert moves or change({who: before[who] for who in after}, after) < ROUNDING
     world.round((0, 1, 2, 3), drift=0.3)
     world.round((1, 5), drift=0.3, decay=0.3)
-    info = world.info((0, 1, 4, 6))
-    for client in info.cohort:
+    ctx = world.context((0, 1, 4, 6))
+    for client in ctx.cohort:
         start, origin = (
-            flatten(split(of(client, info), method.trained_fields)[0]) for of in (world.start, world.origin)
+            flatten(split(of(client, ctx), method.trained_fields)[0]) for of in (world.start, world.origin)
         )
         assert {key: tensor.shape for key, tensor in origin.items()} == {key: t.shape for key, t in start.items()}
-        rank, axes = method.rank_of(world.server, client, info), {f.name: f.rank_axis for f in method.fields}
+        rank, axes = method.rank_of(world.server, client, ctx), {f.name: f.rank_axis for f in method.fields}
         for key, tensor in origin.items():  # what a client is filled up with is drawn to nothing
             axis = axes.get(key.split("|")[2])
             assert axis is None or not tensor.narrow(axis, rank, tensor.shape[axis] - rank).any(), key

@@ -9,15 +9,16 @@ import pytest
 
 from fedgram import AdamW
 from fedgram.callbacks import Callback
-from fedgram.checkpoint import load
+from fedgram.cli.lightning import build
 from fedgram.comparison import group_runs, read_runs
 from fedgram.comparison.caveats import caveats
 from fedgram.comparison.overview import View
 from fedgram.early_stopping import EarlyStopping
-from fedgram.ending import is_over
 from fedgram.errors import CheckpointError, ConfigurationError
-from fedgram.lightning_cli import build
-from fedgram.monitor import Monitor
+from fedgram.federation.ending import is_over
+from fedgram.federation.progress import Progress
+from fedgram.runs.checkpoint import load
+from fedgram.runs.monitor import Monitor
 from tables import rows, without_times
 from test_trainer import fit  # noqa: F401
 from thread_ranks import on_ranks
@@ -246,12 +247,11 @@ def test_processes_end_together_if_one_asks_for_it(asking, agreed):
 
     def on_rank(ranks):
         asks = ranks.rank in asking
-        trainer = SimpleNamespace(callbacks=[Ask()] if asks else [], should_stop=asks)
-        folder, plan = SimpleNamespace(path="folder"), SimpleNamespace(rounds=9)
-        federation = SimpleNamespace(
-            ranks=ranks, finished=3, stopped=None, stop_is_kept=False, folder=folder, plan=plan
-        )
-        return is_over(trainer, federation), federation.stopped
+        callbacks = [Ask()] if asks else []
+        recorder, plan = SimpleNamespace(folder=SimpleNamespace(path="folder")), SimpleNamespace(rounds=9)
+        progress = Progress(finished=3)
+        federation = SimpleNamespace(ranks=ranks, progress=progress, recorder=recorder, plan=plan, callbacks=callbacks)
+        return is_over(federation, asks), federation.progress.stopped
 
     assert on_ranks(3, on_rank) == [(agreed is not None, agreed)] * 3
 
@@ -266,7 +266,7 @@ def test_processes_end_together_if_one_asks_for_it(asking, agreed):
 def test_it_has_a_short_name_in_configs(options):
     built = build(["--config", str(QUICKSTART), *options, "--trainer.monitor", "val_loss"]).trainer
     (callback,) = (each for each in built.callbacks if isinstance(each, EarlyStopping))
-    assert (callback.monitor, callback.patience, built.monitor) == ("loss", 5, "val_loss")
+    assert (callback.monitor, callback.patience, built.settings.monitor) == ("loss", 5, "val_loss")
 
 
 def test_nan_is_no_better_figure():

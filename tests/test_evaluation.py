@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedgram.block import train_block
-from fedgram.collectives import Ranks
-from fedgram.evaluation import evaluate, infer
+from fedgram.distributed.collectives import Ranks
+from fedgram.engine.block import train_block
+from fedgram.federation.evaluation import evaluate, infer
 from fedgram.methods import FedExLoRA, FLoRG
 from fedgram.optim import AdamW
 from fedgram.state import flatten, unflatten
@@ -156,7 +156,7 @@ def test_training_after_an_evaluation_is_what_it_is_without_one(tiny_backbone, t
     for evaluated in (False, True):
         network, data = make_network(tiny_backbone, tiny_data, method)
         state = network.initial_state()
-        for layer in state["adapter"].values():
+        for layer in state.adapter.values():
             if "residual" in layer:
                 layer["residual"] += 0.1
         network.share(state)

@@ -5,7 +5,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from fedgram.event_files import keep
+from fedgram.runs.event_files import keep
 
 
 @pytest.fixture

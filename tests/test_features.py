@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from fedgram import CELoRA, FLoRG
-from fedgram.features import features_of
-from fedgram.shortcuts import shorten
+from fedgram.engine.features import features_of
+from fedgram.engine.shortcuts import shorten
 from test_block import make_network
 from tiny_models import FAMILIES, save_tiny
 

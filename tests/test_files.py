@@ -10,7 +10,7 @@ from socket import gethostname
 import pytest
 
 from fedgram.files import append, atomic_write, remove_leftovers
-from fedgram.run_folder import RunFolder
+from fedgram.runs.folder import RunFolder
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])

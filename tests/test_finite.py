@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ import torch
 from torch import nn
 
 from fedgram import SGD, FederatedTrainer, FedIT, FFALoRA, FLoRG, TextClassification, TextClassificationData
-from fedgram.checkpoint import load
 from fedgram.errors import FedgramError, TrainingError, explain
-from fedgram.evaluation import evaluate
+from fedgram.federation.evaluation import evaluate
 from fedgram.finite import remedy, spoilt_losses, spoilt_outputs, spoilt_tensor, undefined
-from fedgram.state import flatten
+from fedgram.runs.checkpoint import load
+from fedgram.state import ServerMemory, flatten
 from test_block import make_network
 from test_trainer import fit, rows  # noqa: F401 (a fixture)
 from thread_ranks import on_ranks
@@ -29,17 +30,20 @@ class Erring(FedIT):
         super().__init__(rank=2, **common)
         self.part = part
 
-    def server_start(self, state, clients):
-        return {"": {"moment": torch.zeros(3)}} if self.part == "server" else super().server_start(state, clients)
+    def server_start(self, model, clients):
+        moment = {"moment": torch.zeros(3)}
+        return ServerMemory(globals=moment) if self.part == "server" else super().server_start(model, clients)
 
-    def next_state(self, state, adapters, heads, info):
-        new = super().next_state(state, adapters, heads, info)
+    def next_state(self, server, adapters, heads, ctx):
+        new = super().next_state(server, adapters, heads, ctx)
+        if ctx.number < 2:
+            return new
         if self.part == "server":
-            new = {**new, "server": {"": {"moment": torch.ones(3)}}}
-        layers = new[self.part]
+            return replace(new, memory=ServerMemory(globals={"moment": torch.full((3,), math.inf)}))
+        layers = new.parts[self.part]
         last = list(layers)[-1]
-        bad = {field: torch.full_like(tensor, math.inf) for field, tensor in layers[last].items()}
-        return {**new, self.part: {**layers, last: bad}} if info.number == 2 else new
+        bad = {**layers, last: {field: torch.full_like(tensor, math.inf) for field, tensor in layers[last].items()}}
+        return replace(new, model=replace(new.model, **{self.part: bad}))
 
 
 ERRORS = {

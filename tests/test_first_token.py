@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from fedgram import FedIT, attention, first_token
-from fedgram.packing import Packing, install, packed, present
-from fedgram.shortcuts import shorten
+from fedgram import FedIT
+from fedgram.backbone import attention, first_token
+from fedgram.backbone.padding_free import Packing, install, packed, present
+from fedgram.engine.shortcuts import shorten
 from test_block import make_network
 
 

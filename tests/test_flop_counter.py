@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedgram import frozen
+from fedgram.backbone import frozen_linear as frozen
+from fedgram.cost.flop_counter import FlopCounter, NotCountableError, countable, eigh_flops, qr_flops, svd_flops
 from fedgram.errors import ConfigurationError
-from fedgram.flop_counter import FlopCounter, NotCountableError, countable, eigh_flops, qr_flops, svd_flops
 
 
 def count(function):

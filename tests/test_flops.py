@@ -10,18 +10,19 @@ import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedgram import flops, frozen
 from fedgram.adapters.inject import linear_layers
-from fedgram.block import train_block
+from fedgram.backbone import frozen_linear as frozen
+from fedgram.cost import client_flops as flops
+from fedgram.cost.client_flops import TrainingFlops, Work, training_flops
+from fedgram.cost.flop_counter import FlopCounter, NotCountableError
 from fedgram.data.tokens import TokenTable
+from fedgram.engine.block import train_block
+from fedgram.engine.network import ClientNetwork
+from fedgram.engine.shortcuts import shorten
 from fedgram.errors import ConfigurationError
-from fedgram.flop_counter import FlopCounter, NotCountableError
-from fedgram.flops import TrainingFlops, Work, training_flops
 from fedgram.methods import RAVAN, FedDPA, FeDeRA, FedExLoRA, FedIT, FedLEASE, FedSALoRA, FFALoRA, FLoRG
 from fedgram.models import QuestionAnswering, TextClassification
-from fedgram.network import ClientNetwork
 from fedgram.optim import AdamW
-from fedgram.shortcuts import shorten
 from tiny_models import FAMILIES, save_tiny
 
 METHODS = {
@@ -283,9 +284,9 @@ def test_a_formula_that_does_not_hold_is_an_error(backbones, monkeypatch):
         training_flops(network.task, config, method, 5)
 
 
-@pytest.mark.parametrize("name", ["flops", "server_flops"])
+@pytest.mark.parametrize("name", ["client_flops", "server_flops"])
 def test_examples_in_the_docstrings(name):
     from importlib import import_module
 
-    result = doctest.testmod(import_module(f"fedgram.{name}"))
+    result = doctest.testmod(import_module(f"fedgram.cost.{name}"))
     assert (result.failed, result.attempted > 0) == (0, True)

@@ -1,7 +1,7 @@
 """What a run holds after a round, found without training: a checkpoint of it is compared with that."""
 
-import dataclasses
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +10,14 @@ import torch
 from blank_pictures import partition_picture
 from distributed.conftest import material  # noqa: F401 (a fixture)
 from distributed.fits import CASES, parts_of
-from fedgram import FedSALoRA, reporting, setup
+from fedgram import FedSALoRA
 from fedgram.callbacks import Callback
-from fedgram.checkpoint import Checkpoint
 from fedgram.errors import CheckpointError
-from fedgram.forms import check_tensors
-from fedgram.state import flatten, unflatten
+from fedgram.federation import setup
+from fedgram.federation import summary as reporting
+from fedgram.federation.forms import check_tensors
+from fedgram.runs.checkpoint import Checkpoint
+from fedgram.state import ServerState, flatten, unflatten_server
 from rough_operations import rough_prices
 
 QUICK = ("FedExLoRA-factored", "FedSALoRA-keep_state", "FedLEASE-weighted", "FLTAC", "HetLoRA-client")
@@ -29,8 +31,9 @@ class CheckRounds(Callback):
 
     def on_round_end(self, trainer, row):
         run = trainer.federation
+        start = ServerState(run.held, run.method.server_start(run.held, trainer.clients))
         for optimizer in (self.optimizer, None):
-            self.arguments = (Path("x"), run.standing(), run.held, run.method, optimizer)
+            self.arguments = (Path("x"), run.standing(), start, run.method, optimizer)
             check_tensors(*self.arguments)
         self.seen += 1
 
@@ -56,8 +59,9 @@ def standing(material, tmp_path, monkeypatch):  # noqa: F811
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CASES])
 def test_a_run_holds_what_is_expected_after_every_round(name, standing):
     path, checkpoint, start, method, optimizer = standing(name)
-    other = dataclasses.replace(checkpoint, round=checkpoint.round, state={**checkpoint.state, "head": {}})
-    if checkpoint.state["head"]:
+    headless = replace(checkpoint.state, model=replace(checkpoint.state.model, head={}))
+    other = replace(checkpoint, round=checkpoint.round, state=headless)
+    if checkpoint.state.head:
         with pytest.raises(CheckpointError, match=r"head\|.* is missing, expected float"):
             check_tensors(path, other, start, method, optimizer)
 
@@ -70,13 +74,13 @@ def altered(checkpoint, state=(), clients=()):
         own.setdefault(client, {})[key] = tensor
         if tensor is None:
             del own[client][key]
-    return Checkpoint(unflatten(flat), checkpoint.round, checkpoint.settings, checkpoint.progress, own)
+    return Checkpoint(unflatten_server(flat), checkpoint.round, checkpoint.settings, checkpoint.progress, own)
 
 
 def test_each_way_to_differ_is_told_by_the_tensor(standing):
     path, checkpoint, start, method, optimizer = standing("FedSALoRA-keep_state")
-    layer = next(iter(checkpoint.state["adapter"]))
-    A, name = checkpoint.state["adapter"][layer]["A"], f"adapter|{layer}|A"
+    layer = next(iter(checkpoint.state.adapter))
+    A, name = checkpoint.state.adapter[layer]["A"], f"adapter|{layer}|A"
     client = min(checkpoint.clients)
     step, own_B = (client, "optimizer|step"), (client, f"adapter|{layer}|B")
     cases = {
@@ -98,7 +102,7 @@ def test_each_way_to_differ_is_told_by_the_tensor(standing):
 
 def test_what_a_server_remembers_may_be_smaller_but_not_larger(standing):
     path, checkpoint, start, method, optimizer = standing("FLTAC")
-    name, means = next((f"server|{n}|A", layer["A"]) for n, layer in checkpoint.state["server"].items() if n)
+    name, means = next((f"server|{n}|A", layer["A"]) for n, layer in checkpoint.state.memory.layers.items() if n)
     check_tensors(path, altered(checkpoint, {name: means[:1]}), start, method, optimizer)
     for wrong in (torch.cat([means, means]), means[:0], means[0], means.double()):
         with pytest.raises(CheckpointError, match="expected at most float32"):

@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from fedgram import FedIT, frozen
+from fedgram import FedIT
 from fedgram.adapters.inject import linear_layers
+from fedgram.backbone import frozen_linear as frozen
 from test_trainer import fit  # noqa: F401
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 6e-2}

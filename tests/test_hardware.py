@@ -7,8 +7,8 @@ from unittest import mock
 import pytest
 
 from fedgram import FederatedTrainer
+from fedgram.distributed.hardware import check_hardware, check_requests
 from fedgram.errors import ConfigurationError
-from fedgram.hardware import check_hardware, check_requests
 from fedgram.methods import CELoRA, FLoRG, LoRAFAIR, MFedLoRU, PFedLoRU
 from fedgram.names import check_folder_name, check_path
 

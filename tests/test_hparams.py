@@ -2,7 +2,8 @@ import doctest
 
 from tensorboard.plugins.hparams import metadata
 
-from fedgram import FedIT, hparams
+from fedgram import FedIT
+from fedgram.runs import hparams
 
 
 def test_the_examples_of_the_docstrings_hold():

@@ -5,8 +5,8 @@ from unittest import mock
 import pytest
 
 from fedgram import FederatedTrainer
+from fedgram.distributed.launch import devices_per_node, follow_srun, launch, nodes
 from fedgram.errors import ConfigurationError
-from fedgram.launch import devices_per_node, follow_srun, launch, nodes
 
 SRUN = {
     "SLURM_JOB_ID": "70012",

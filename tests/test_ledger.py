@@ -1,10 +1,11 @@
 import torch
 
 from fedgram.ledger import Ledger, Traffic
+from fedgram.state import Payload
 
 
 def payload(adapter, head=None):
-    return {"adapter": {"q": {"A": adapter}}, "head": {} if head is None else {"out": {"weight": head}}}
+    return Payload({"q": {"A": adapter}}, {} if head is None else {"out": {"weight": head}})
 
 
 def test_payloads_are_counted_from_their_tensors_by_direction_and_part():
@@ -21,13 +22,20 @@ def test_payloads_are_counted_from_their_tensors_by_direction_and_part():
     assert ledger.total("down") == Traffic(1, 7, 28)
 
 
+def test_tensors_of_no_single_layer_are_counted_with_the_adapters():
+    ledger = Ledger()
+    ledger.record("up", Payload({"q": {"A": torch.zeros(2, 3)}}, whole={"sizes": torch.zeros(4, dtype=torch.float64)}))
+    ledger.record("up", Payload(whole={"mask": torch.ones(4, dtype=torch.uint8)}))  # it has no numbers, but bytes
+    assert ledger.entries == {("up", "adapter"): Traffic(2, 6 + 4, 24 + 32 + 4)}
+
+
 def test_a_part_that_does_not_travel_leaves_no_entry_and_totals_of_nothing_are_zero():
     ledger = Ledger()
     ledger.record("up", payload(torch.zeros(2)))
     assert list(ledger.entries) == [("up", "adapter")]
     assert ledger.total("down") == Traffic()
     assert list(ledger.entries) == [("up", "adapter")]  # asking adds none
-    ledger.record("down", {"adapter": {"q": {}, "v": {}}, "head": {}})  # layers of which nothing is sent
+    ledger.record("down", Payload({"q": {}, "v": {}}))  # layers of which nothing is sent
     assert list(ledger.entries) == [("up", "adapter")]
 
 

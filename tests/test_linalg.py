@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fedgram import linalg
+from fedgram.numerics import linalg
 from helpers import conditioned, deficient, drifted, orthogonal, rng, unequal_weights, with_singular_values
 
 EPS = np.finfo(float).eps

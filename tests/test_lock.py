@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-import fedgram.lock
+import fedgram.runs.lock
 from fedgram.callbacks import Callback
 from fedgram.errors import LockedError
-from fedgram.lock import FolderLock, is_locked, lock_run
-from fedgram.run_folder import RunFolder
+from fedgram.runs.folder import RunFolder
+from fedgram.runs.lock import FolderLock, is_locked, lock_run
 from test_trainer import fit  # noqa: F401 (a fixture)
 
 
@@ -34,7 +34,7 @@ def test_a_folder_is_locked_until_the_lock_is_closed(tmp_path):
 
 def test_a_lock_that_is_held_for_an_instant_is_waited_for(tmp_path, monkeypatch):
     tries = iter([False, False, True])
-    monkeypatch.setattr(fedgram.lock, "lock_descriptor", lambda descriptor, blocking: next(tries))
+    monkeypatch.setattr(fedgram.runs.lock, "lock_descriptor", lambda descriptor, blocking: next(tries))
     assert FolderLock.take(tmp_path) is not None
 
 
@@ -63,7 +63,7 @@ def test_without_locks_a_warning_tells_and_the_run_goes_on(tmp_path, monkeypatch
     def refuse(descriptor, blocking):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(fedgram.lock, "lock_descriptor", refuse)
+    monkeypatch.setattr(fedgram.runs.lock, "lock_descriptor", refuse)
     lock_run(tmp_path).close()
     assert "is on a file system without locks" in caplog.text
     assert not is_locked(tmp_path)
@@ -82,7 +82,7 @@ def test_a_lock_that_fails_is_an_error(tmp_path, monkeypatch):
     def fail(descriptor, blocking):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(fedgram.lock, "lock_descriptor", fail)
+    monkeypatch.setattr(fedgram.runs.lock, "lock_descriptor", fail)
     with pytest.raises(LockedError, match=r"can't lock .* \(Input/output error\)"):
         lock_run(tmp_path)
 
@@ -136,8 +136,8 @@ class Once(Callback):
 def test_the_lock_is_taken_before_checkpoints_are_looked_for(fit, monkeypatch):  # noqa: F811
     _, trainer = fit(rounds=1)
     held = lock_run(trainer.folder.path)
-    monkeypatch.setattr("fedgram.resuming.load_first", None)
-    monkeypatch.setattr("fedgram.setup.build", None)
+    monkeypatch.setattr("fedgram.federation.resuming.load_first", None)
+    monkeypatch.setattr("fedgram.federation.setup.build", None)
     with pytest.raises(LockedError):
         fit(rounds=2, ckpt_path="last")
     held.close()

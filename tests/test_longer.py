@@ -7,10 +7,10 @@ import pytest
 
 from fedgram import FLASC, FedDPA, FedSALoRA, FLoRG, SLoRA
 from fedgram.callbacks import Callback
-from fedgram.checkpoint import load, save
 from fedgram.comparison import read_runs
 from fedgram.errors import CheckpointError, ConfigurationError, DataError
 from fedgram.optim import SGD, AdamW
+from fedgram.runs.checkpoint import load, save
 from tables import rows, without_times
 from test_trainer import fit  # noqa: F401
 from test_which_model import judge  # noqa: F401

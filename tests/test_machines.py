@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import fedgram
-from fedgram import frozen, memory
+from fedgram.backbone import frozen_linear as frozen
+from fedgram.distributed.launch import choose_accelerator, without_srun_hint
+from fedgram.distributed.slurm import StopSignals
+from fedgram.engine import block_size as memory
+from fedgram.engine.block_size import peak_megabytes
 from fedgram.errors import ConfigurationError
-from fedgram.launch import choose_accelerator, without_srun_hint
-from fedgram.memory import peak_megabytes
-from fedgram.slurm import StopSignals
 from test_trainer import fit  # noqa: F401
 
 CPU = torch.device("cpu")
@@ -91,7 +92,7 @@ def test_a_signal_that_the_system_lacks_is_left_out_where_nobody_asked_for_it(mo
         Signals = enum.IntEnum("Signals", {"SIGTERM": 15})
         signal = signal.signal
 
-    monkeypatch.setattr("fedgram.slurm.signal", Windows)
+    monkeypatch.setattr("fedgram.distributed.slurm.signal", Windows)
     with StopSignals("SIGUSR1") as signals:
         assert signals.received is None
     with pytest.raises(ConfigurationError, match="preempt_signal must name a signal that can be caught"):

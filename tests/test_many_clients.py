@@ -11,10 +11,10 @@ import pytest
 
 from fedgram import IID, AdamW, Dirichlet, FederatedTrainer, FedSALoRA, FLoRG, TextClassification
 from fedgram.callbacks import Callback
-from fedgram.checkpoint import load
 from fedgram.cohort import sample
 from fedgram.data import FederatedData
 from fedgram.data.tokens import TokenTable
+from fedgram.runs.checkpoint import load
 from tables import rows
 from test_trainer import fit  # noqa: F401 (a fixture)
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedgram import memory
+from fedgram.engine import block_size as memory
+from fedgram.engine.block_size import choose_clients_per_block, peak_megabytes, saved_bytes
 from fedgram.errors import ConfigurationError
-from fedgram.memory import choose_clients_per_block, peak_megabytes, saved_bytes
 from fedgram.methods import FedExLoRA, FedIT, FLoRG
-from fedgram.state import parameters_of
+from fedgram.state import flatten, parameters_of
 from test_block import make_network
 
 
@@ -23,7 +23,7 @@ def test_what_is_saved_grows_with_the_batch_and_is_no_frozen_weight(ready):
     row = int(np.argmax(table.lengths))
     one, two, four = (saved_bytes(network, state, table, np.full(n, row)) for n in (1, 2, 4))
     assert four - two == pytest.approx(2 * (two - one), rel=0.02)
-    own = sum(parameters_of(layers) for layers in state.values()) * 8
+    own = sum(parameters_of(layers) for layers in state.parts.values()) * 8
     # Nothing but a client's own tensors, and indices such as positions, is kept once for all samples.
     assert 0 <= 2 * one - two <= own + 4096
 
@@ -53,7 +53,7 @@ def test_a_block_fills_half_of_the_free_memory(ready, monkeypatch, free, expecte
     network, state, table = ready
     monkeypatch.setattr(memory, "_CPU_TOKEN_BYTES", 10**9)
     longest = np.argsort(table.lengths)[-3:]
-    parameters = sum(parameters_of(layers) for layers in state.values())
+    parameters = sum(parameters_of(layers) for layers in state.parts.values())
     per_client = saved_bytes(network, state, table, longest) + 4 * 4 * parameters
     monkeypatch.setattr(memory, "_free_bytes", lambda device: free * per_client)
     assert choose_clients_per_block(network, state, table, 3, cohort=20) == expected
@@ -86,7 +86,7 @@ def test_a_backbone_that_mixes_rows_is_trained_one_client_at_a_time(ready, monke
 def test_the_network_trains_after_it_was_measured(ready):
     network, state, table = ready
     saved_bytes(network, state, table, np.arange(2))
-    assert not any(t.requires_grad for layers in state.values() for layer in layers.values() for t in layer.values())
+    assert not any(tensor.requires_grad for tensor in flatten(state).values())
     network.load_one(state)
     assert not network.run(table, np.arange(2))[0]["logits"].requires_grad
 

@@ -12,9 +12,9 @@ import pytest
 
 import fedgram.methods
 from fedgram import method_facts
-from fedgram.catalogue import known_methods
 from fedgram.method_facts import MethodFacts, read_methods
 from fedgram.methods import Method
+from fedgram.methods.known import known_methods
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from fedgram import mixtures
-from fedgram.mixtures import (
+from fedgram.numerics import mixtures
+from fedgram.numerics.mixtures import (
     Mixture,
     component_costs,
     describe_classes,

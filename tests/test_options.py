@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
+from fedgram.cli.usage import FedgramParser
 from fedgram.data import FederatedData
 from fedgram.errors import FedgramError
 from fedgram.optim import ClientOptimizer
-from fedgram.usage import FedgramParser
 
 DATA = "--data=TextClassificationData"
 ODD = ["null", "~", "yes", "NO", "1", "01", "2e-5", "0x1", "a: b", "{a: b}", "- a", "a #b", "'q'", "&a", "[a", "-", ""]

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from fedgram import packaged
+from fedgram.cli.init import KINDS, write_examples
+from fedgram.cli.lightning import build
 from fedgram.data.packages import is_installed
 from fedgram.errors import OutputError, UsageError
-from fedgram.example_files import KINDS, write_examples
 from fedgram.files import atomic_write
-from fedgram.lightning_cli import build
 from fedgram.packaged import find_config, find_sweep
 from fedgram.sweep import read_sweep
 
@@ -40,7 +40,7 @@ def test_the_wheel_has_each_file_once(monkeypatch):
     assert {"fedgram/examples/own_data.yaml", "fedgram/examples/sweep.yaml", "fedgram/examples/reviews.csv"} <= set(
         files
     )
-    assert "fedgram/cli.py" in files
+    assert "fedgram/cli/main.py" in files
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from torch import nn
 
 from fedgram import FedExLoRA, FedIT, FFALoRA, FLoRG
 from fedgram.adapters.base import _PackedLowRank, add_low_rank
-from fedgram.checkpoint import load
-from fedgram.packing import Packing, install, packed, present
-from fedgram.state import flatten
+from fedgram.backbone.padding_free import Packing, install, packed, present
+from fedgram.runs.checkpoint import load
+from fedgram.state import flatten, stack
 from test_block import make_network
 from test_trainer import fit  # noqa: F401
 
@@ -168,9 +168,7 @@ def test_packing_computes_less(tiny_backbone, tiny_data):
     seen = []
     query = network.task.loaded().bert.encoder.layer[1].attention.self.key
     query.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape[:2])))
-    state = network.initial_state()
-    network.load({part: {n: {f: torch.stack([t, t]) for f, t in layer.items()} for n, layer in layers.items()}
-                  for part, layers in state.items()})  # fmt: skip
+    network.load(stack([network.initial_state()] * 2))
     network.run(data.split("train"), rows)
     lengths = data.split("train").lengths[[0, 1, 2, 3, 4]]
     assert seen == [(1, -(-(int(lengths.sum()) + 1) // 4) * 4)]

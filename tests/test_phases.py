@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fedgram import federation
 from fedgram.errors import ConfigurationError
+from fedgram.federation import rounds as federation
+from fedgram.federation.phases import check_phases
 from fedgram.methods import FedDPA, FedIT, FedLEASE, LoRAMethod, Paper, PFedLoRU, Phase, RoLoRA, SLoRA
-from fedgram.phases import check_phases
 from tables import rows
 from test_trainer import fit  # noqa: F401 (a fixture)
 
@@ -16,16 +16,16 @@ class InTurns(LoRAMethod):
 
     paper = Paper("Nobody", 2026, "nowhere", "")
 
-    def phases(self, info):
+    def phases(self, number):
         return Phase(frozenset("B"), 0.75, "B"), Phase(frozenset("A"), 0.25, "A")
 
-    def aggregate(self, layers, uploads, info):
+    def aggregate(self, layers, uploads, ctx):
         return layers
 
 
-def said(method, steps, caplog):
+def warnings_of(method, steps, caplog):
     caplog.clear()
-    check_phases(method, 4, 0, np.array(steps))
+    check_phases(method, 4, np.array(steps))
     return [record.getMessage() for record in caplog.records]
 
 
@@ -35,13 +35,13 @@ def test_a_personal_pair_that_nobody_would_train_is_refused(method):
         r"trains L and U in 0\.\d of a client's local steps, which is none of the 1 that .* set trainer\.local_steps"
     )
     with pytest.raises(ConfigurationError, match=message):
-        check_phases(method, 4, 0, np.array([1, 1, 1]))
+        check_phases(method, 4, np.array([1, 1, 1]))
 
 
 def test_clients_that_miss_a_phase_are_counted(caplog):
-    (line,) = said(PFedLoRU(rank=2), [1, 2, 1, 7], caplog)
+    (line,) = warnings_of(PFedLoRU(rank=2), [1, 2, 1, 7], caplog)
     assert line.startswith("pFedLoRU trains L and U in 0.5 of a client's local steps, which rounds to none for 2 of 4")
-    (line,) = said(InTurns(rank=2), [1, 1], caplog)
+    (line,) = warnings_of(InTurns(rank=2), [1, 1], caplog)
     assert line.startswith(
         "InTurns trains A in 0.25 of a client's local steps, which rounds to none for 2 of 2 clients"
     )
@@ -61,7 +61,7 @@ def test_clients_that_miss_a_phase_are_counted(caplog):
     ],
 )
 def test_what_is_trained_as_it_should_be_is_passed_over(method, steps, caplog):
-    assert said(method, steps, caplog) == []
+    assert warnings_of(method, steps, caplog) == []
 
 
 def test_a_run_is_refused_before_it_begins(fit, tmp_path):  # noqa: F811

@@ -76,7 +76,7 @@ def test_a_signal_costs_the_unfinished_round_at_most(fit, stop, finished, caplog
 
 
 def test_a_signal_during_the_evaluation_stops_there(fit, monkeypatch):  # noqa: F811
-    infer, calls = fedgram.evaluation.infer, []
+    infer, calls = fedgram.federation.evaluation.infer, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -84,7 +84,7 @@ def test_a_signal_during_the_evaluation_stops_there(fit, monkeypatch):  # noqa: 
             os.kill(os.getpid(), signal.SIGTERM)
         return infer(*arguments)
 
-    monkeypatch.setattr(fedgram.evaluation, "infer", interrupted)
+    monkeypatch.setattr(fedgram.federation.evaluation, "infer", interrupted)
     with pytest.raises(Preempted, match="SIGTERM came in evaluation"):
         fit(rounds=4)
     assert len(calls) == 2
@@ -184,10 +184,10 @@ def test_a_job_that_was_not_requeued_starts_a_new_run(fit, monkeypatch):  # noqa
 def test_an_error_in_local_training_says_where(fit, monkeypatch):  # noqa: F811
     upload = FLoRG.upload
 
-    def broken(self, start, trained, client, info):
-        if (info.number, client) == (2, 3):
+    def broken(self, start, trained, ctx):
+        if (ctx.round.number, ctx.client) == (2, 3):
             raise TrainingError("out of luck")
-        return upload(self, start, trained, client, info)
+        return upload(self, start, trained, ctx)
 
     monkeypatch.setattr(FLoRG, "upload", broken)
     with pytest.raises(TrainingError) as caught:

@@ -5,15 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedgram import (
-    SGD,
-    Dirichlet,
-    FederatedTrainer,
-    FedSALoRA,
-    FLoRG,
-    TextClassification,
-    TextClassificationData,
-)
+from fedgram import SGD, Dirichlet, FederatedTrainer, FedSALoRA, FLoRG, TextClassification, TextClassificationData
 from fedgram.data import text
 
 
@@ -131,7 +123,7 @@ def test_what_is_prepared_is_what_a_run_has(tiny_backbone, tiny_data, tmp_path, 
         sizes = [int(row["samples"]) for row in csv.DictReader(file)]
     assert (prepared.clients, prepared.smallest, prepared.largest) == (5, min(sizes), max(sizes))
     states = trainer.federation.held
-    assert prepared.layers == len(states["adapter"]) == 4
-    assert prepared.parameters == sum(t.numel() for layer in states["adapter"].values() for t in layer.values())
+    assert prepared.layers == len(states.adapter) == 4
+    assert prepared.parameters == sum(t.numel() for layer in states.adapter.values() for t in layer.values())
     assert prepared.head_parameters == head
     assert ("frozen" in str(prepared)) == (head == 0)

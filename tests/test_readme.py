@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from fedgram.cli import main
-from fedgram.compare import make_parser as compare_parser
-from fedgram.example_files import write_examples
+from fedgram.cli.compare import make_parser as compare_parser
+from fedgram.cli.init import write_examples
+from fedgram.cli.sweep import choices_of, overrides_of
+from fedgram.cli.sweep import make_parser as sweep_parser
 from fedgram.packaged import find_sweep
 from fedgram.sweep import read_sweep
-from fedgram.sweep.command import choices_of, overrides_of
-from fedgram.sweep.command import make_parser as sweep_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

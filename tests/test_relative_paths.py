@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fedgram.callbacks import Callback
-from fedgram.lightning_cli import build
+from fedgram.cli.lightning import build
 from fedgram.relative_paths import absolute, reading, settle
 from fedgram.sweep import read_sweep
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from fedgram import Dirichlet, FedIT, FedSALoRA, FLoRG
-from fedgram.lock import FolderLock
-from fedgram.results import Result, keep_result, read_result
-from fedgram.run_folder import RunFolder
+from fedgram.runs.folder import RunFolder
+from fedgram.runs.lock import FolderLock
+from fedgram.runs.results import Result, keep_result, read_result
 from test_trainer import fit  # noqa: F401 (a fixture)
 from test_which_model import judge  # noqa: F401 (a fixture)
 
@@ -27,7 +27,7 @@ def checkpoint(tmp_path):
 def test_results_are_kept_by_split_and_round_and_replaced_by_those_of_the_same(fit, judge):  # noqa: F811
     _, trainer = fit(rounds=2, lr=0.3)
     folder = trainer.folder.path
-    best = trainer.federation.best["round"]
+    best = trainer.federation.progress.best["round"]
     metrics, logged = judge("test")
     path = folder / "results" / f"test_round_{best:06d}.json"
     assert f"kept in {path}, where fedgram compare --split test reads it" in logged
@@ -37,7 +37,7 @@ def test_results_are_kept_by_split_and_round_and_replaced_by_those_of_the_same(f
     assert (kept.samples, kept.personal_evaluation) == ({"test": 16}, None)
     validated, _ = judge("validate", ckpt_path="last")
     own = read_result(folder, "validation", 2)
-    assert own.metrics == validated == trainer.federation.metrics
+    assert own.metrics == validated == trainer.federation.progress.metrics
     assert (own.checkpoint, own.split_fingerprint == kept.split_fingerprint) == ("round_000002.safetensors", False)
     before = path.read_bytes()
     path.write_text(json.dumps(json.loads(before) | {"metrics": {"accuracy": 0.123}}))
@@ -110,7 +110,7 @@ def test_a_run_that_can_not_be_locked_keeps_nothing(checkpoint, monkeypatch, cap
     def refuse(*_, **__):
         raise PermissionError(30, "Read-only file system")
 
-    monkeypatch.setattr("fedgram.lock.os.open", refuse)
+    monkeypatch.setattr("fedgram.runs.lock.os.open", refuse)
     assert keep_result(checkpoint, RESULT) is None
     assert "the result is not kept with the run: can't lock" in caplog.text
     assert "Read-only file system" in caplog.text
@@ -157,4 +157,5 @@ def test_what_no_evaluation_wrote_is_refused(checkpoint, change, message):
 def test_a_method_of_one_model_says_so(fit, judge):  # noqa: F811
     _, trainer = fit(rounds=1, method=FLoRG(rank=2))
     judge("validate")
-    assert read_result(trainer.folder.path, "validation", trainer.federation.best["round"]).personal_evaluation is None
+    best = trainer.federation.progress.best["round"]
+    assert read_result(trainer.folder.path, "validation", best).personal_evaluation is None

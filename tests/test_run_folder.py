@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedgram.errors import CheckpointError
-from fedgram.run_folder import RunFolder, Table, find_checkpoints, newest_checkpoints
+from fedgram.runs.folder import RunFolder, Table, find_checkpoints, newest_checkpoints
 
 
 def read(path):
@@ -69,7 +69,7 @@ def test_rows_of_known_columns_are_added_and_nothing_else_is_read_or_written(tmp
     table = Table(tmp_path / "t.csv")
     table.extend(ROWS[:2])
     before = table.path.read_bytes()
-    monkeypatch.setattr("fedgram.run_folder.atomic_write", None)
+    monkeypatch.setattr("fedgram.runs.folder.atomic_write", None)
     monkeypatch.setattr("pathlib.Path.read_bytes", None)
     table.extend(ROWS[3:4])
     monkeypatch.undo()
@@ -129,7 +129,7 @@ def test_every_run_of_a_name_gets_the_next_number(tmp_path):
 
 def test_a_number_that_another_process_takes_meanwhile_is_left_to_it(tmp_path, monkeypatch):
     RunFolder.create(tmp_path, "a")
-    monkeypatch.setattr("fedgram.run_folder.versions", lambda parent: [])
+    monkeypatch.setattr("fedgram.runs.folder.versions", lambda parent: [])
     assert RunFolder.create(tmp_path, "a").path.name == "version_1"
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from fedgram import server_flops as module
 from fedgram.adapters import HeadLinear
-from fedgram.flop_counter import NotCountableError, qr_flops, svd_flops
+from fedgram.cost import server_flops as module
+from fedgram.cost.flop_counter import NotCountableError, qr_flops, svd_flops
+from fedgram.cost.server_flops import aggregation, server_flops
 from fedgram.methods import (
     FeDeRA,
     FedExLoRA,
@@ -21,7 +22,6 @@ from fedgram.methods import (
     HetLoRA,
 )
 from fedgram.seeding import torch_generator
-from fedgram.server_flops import aggregation, server_flops
 from methods.test_harness import METHODS
 
 N, R = 5, 2
@@ -130,8 +130,8 @@ def test_the_shapes_of_what_the_server_holds_afterwards_are_told():
         ("adapter", "A"): (4, 3072),
         ("adapter", "B"): (1024, 4),
         ("adapter", "residual"): (1024, 3072),
-        ("adapter", "U"): (76, 1024),
-        ("adapter", "V"): (76, 3072),
+        ("adapter", "U"): (1, 76, 1024),
+        ("adapter", "V"): (1, 76, 3072),
     }
 
 

@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from fedgram import FedIT, first_token, packing
-from fedgram.packing import present
-from fedgram.shortcuts import shorten
+from fedgram import FedIT
+from fedgram.backbone import first_token
+from fedgram.backbone import padding_free as packing
+from fedgram.backbone.padding_free import present
+from fedgram.engine.shortcuts import shorten
 from test_block import make_network
 from test_trainer import fit  # noqa: F401
 

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from fedgram import slow_types
+from fedgram.engine import slow_types
+from fedgram.engine.slow_types import slowdown
 from fedgram.models import TextClassification
-from fedgram.slow_types import slowdown
 from test_trainer import fit  # noqa: F401
 
 

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
+from fedgram.distributed.slurm import Job, StopSignals, current_job, requeue
 from fedgram.errors import ConfigurationError
-from fedgram.slurm import Job, StopSignals, current_job, requeue
 
 SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
 

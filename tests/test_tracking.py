@@ -15,7 +15,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fedgram import FedExLoRA, FedIT, FLoRG
 from fedgram.callbacks import Callback
-from fedgram.federation import Federation
+from fedgram.federation.rounds import Federation
 from tables import rows
 from test_trainer import fit  # noqa: F401
 
@@ -30,7 +30,7 @@ def stop(monkeypatch):
 
     def at(number):
         def checkpoint(federation, row):
-            if federation.finished == number:
+            if federation.progress.finished == number:
                 monkeypatch.setattr(Federation, "checkpoint", save)
                 raise StoppedError
             save(federation, row)

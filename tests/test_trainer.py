@@ -24,10 +24,11 @@ from fedgram import (
     TextClassificationData,
 )
 from fedgram.callbacks import Callback
-from fedgram.checkpoint import fingerprint, load, save
 from fedgram.cohort import cohort_size
 from fedgram.errors import CheckpointError, ConfigurationError, DataError, FedgramError, TrainingError
-from fedgram.run_folder import RunFolder
+from fedgram.runs.checkpoint import fingerprint, load, save
+from fedgram.runs.folder import RunFolder
+from fedgram.state import flatten
 from tables import rows, without_times
 
 
@@ -42,9 +43,9 @@ def fit(tiny_backbone, tiny_data, tmp_path):
         method=None, partition=None, lr=0.02, path=tiny_data, ckpt_path=None, optimizer=None, backbone=None, **keys
     ):
         keys = {"rounds": 3, "clients": 5, "local_steps": 2, "progress_bar": False, "loggers": False} | keys
+        cohort = cohort_size(keys.get("participation", 1), keys["clients"])
+        keys = {"clients_per_block": cohort} | keys
         trainer = FederatedTrainer(accelerator="cpu", default_root_dir=str(tmp_path / "runs"), **keys)
-        if "clients_per_block" not in keys:
-            trainer.clients_per_block = cohort_size(trainer.participation, trainer.clients)
         data = TextClassificationData(
             str(path), batch_size=3, partition=partition or Dirichlet(1.0), cache_dir=str(tmp_path / "cache")
         )
@@ -118,7 +119,7 @@ def test_communication_is_what_the_shapes_say(fit):
 def test_a_frozen_head_is_neither_trained_nor_sent(fit):
     summary, trainer = fit(method=FLoRG(rank=2, head="frozen"), rounds=1)
     assert {row["part"] for row in rows(trainer.folder.path, "communication.csv")} == {"adapter"}
-    assert load(trainer.folder.checkpoint("last")).state["head"] == {}
+    assert load(trainer.folder.checkpoint("last")).state.head == {}
     assert summary["parameters_up"] == 5 * 4 * 2 * 16
 
 
@@ -142,13 +143,11 @@ def test_block_size_is_a_matter_of_speed(fit, method):
     states = []
     for size in (1, 3, 5):
         _, trainer = fit(clients_per_block=size, **keys)
-        states.append(load(trainer.folder.checkpoint("last")).state)
+        states.append(flatten(load(trainer.folder.checkpoint("last")).state))
     for state in states[1:]:
-        for part, layers in state.items():
-            for name, layer in layers.items():
-                for field, tensor in layer.items():
-                    assert tensor.dtype == torch.float64
-                    torch.testing.assert_close(tensor, states[0][part][name][field], rtol=0, atol=1e-10)
+        for key, tensor in state.items():
+            assert tensor.dtype == torch.float64
+            torch.testing.assert_close(tensor, states[0][key], rtol=0, atol=1e-10)
 
 
 @pytest.mark.quick_cases(1)
@@ -229,11 +228,11 @@ def test_changed_data_is_another_run(fit, tiny_data):
 
 
 def test_the_block_size_that_auto_chose_is_kept_on_resume(fit, monkeypatch):
-    import fedgram.setup
+    import fedgram.federation.setup
 
-    monkeypatch.setattr(fedgram.setup, "choose_clients_per_block", lambda *_: 3)
+    monkeypatch.setattr(fedgram.federation.setup, "choose_clients_per_block", lambda *_: 3)
     fit(rounds=1, clients_per_block="auto")
-    monkeypatch.setattr(fedgram.setup, "choose_clients_per_block", lambda *_: 1)
+    monkeypatch.setattr(fedgram.federation.setup, "choose_clients_per_block", lambda *_: 1)
     _, trainer = fit(rounds=2, ckpt_path="last", clients_per_block="auto")
     assert trainer.plan.clients_per_block == 3
 
@@ -278,7 +277,7 @@ def test_bad_input_gives_one_error_and_writes_no_run(fit, tmp_path, keys, error,
 
 def test_a_run_that_goes_on_on_another_kind_of_device_says_that_its_bits_may_differ(fit, caplog):
     _, trainer = fit(rounds=1)
-    own = trainer.federation.devices
+    own = trainer.federation.progress.devices
     fit(rounds=2, ckpt_path="last")
     assert "kind of device" not in caplog.text
     last = trainer.folder.checkpoint("last")
@@ -342,9 +341,7 @@ def test_local_epochs_see_every_sample_once(fit):
 def test_low_precision_backbones_keep_float32_adapters(fit, precision):
     _, trainer = fit(precision=precision, rounds=2)
     state = load(trainer.folder.checkpoint("last")).state
-    assert {t.dtype for layers in state.values() for layer in layers.values() for t in layer.values()} == {
-        torch.float32
-    }
+    assert {tensor.dtype for tensor in flatten(state).values()} == {torch.float32}
     losses = [float(row["train_loss"]) for row in rows(trainer.folder.path)[1:]]
     exact = [float(row["train_loss"]) for row in rows(fit(rounds=2)[1].folder.path)[1:]]
     assert losses == pytest.approx(exact, abs=0.02)
@@ -543,9 +540,9 @@ def test_a_field_that_is_neither_sent_nor_trained_stays_what_the_seed_gave(fit):
     errors = [float(row["aggregation_error"]) for row in rows(trainer.folder.path) if row["aggregation_error"]]
     assert len(errors) == 3
     assert max(errors) < 1e-6
-    first = load(trainer.folder.checkpoint("last")).state["adapter"]
+    first = load(trainer.folder.checkpoint("last")).state.adapter
     start = fit(method=FFALoRA(rank=2), rounds=1, lr=1e-9, name="start")[1]
-    second = load(start.folder.checkpoint("last")).state["adapter"]
+    second = load(start.folder.checkpoint("last")).state.adapter
     for name, layer in first.items():
         assert torch.equal(layer["A"], second[name]["A"])
         assert not torch.equal(layer["B"], second[name]["B"])
@@ -583,7 +580,7 @@ def test_every_start_is_the_pretrained_function(fit, method):
 def test_fedex_is_the_mean_of_what_its_clients_trained(fit, tiny_backbone, rounds):
     """The model that is evaluated is the dense one, W⁰ + R + s B A, and lies where the clients' mean does."""
     summary, trainer = fit(method=FedExLoRA(rank=2, alpha=4.0, head="frozen"), rounds=rounds)
-    network, state = trainer.federation.network, trainer.federation.state["adapter"]
+    network, state = trainer.federation.network, trainer.federation.state.adapter
     data = trainer.federation.data
     task = network.task.loaded()
     for name, layer in state.items():
@@ -605,7 +602,7 @@ def test_fedex_is_the_mean_of_what_its_clients_trained(fit, tiny_backbone, round
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
 def test_a_residual_beside_weights_in_half_precision_stays_in_single(fit, precision):
     summary, trainer = fit(method=FedExLoRA(rank=2), rounds=2, precision=precision)
-    residuals = [layer["residual"] for layer in trainer.federation.state["adapter"].values()]
+    residuals = [layer["residual"] for layer in trainer.federation.state.adapter.values()]
     assert all(residual.dtype == torch.float32 and residual.any() for residual in residuals)
     assert summary["final"]["loss"] < 1
 

@@ -10,11 +10,12 @@ import families
 from backbones import Ids, Rows, _trainer
 from fedgram import FedIT, FLoRG
 from fedgram.adapters import LoraAdapter, lora_start
-from fedgram.collectives import Ranks
 from fedgram.data import TokenTable
+from fedgram.distributed.collectives import Ranks
+from fedgram.engine.trial import rows_to_try
 from fedgram.errors import ConfigurationError
-from fedgram.setup import assemble, build, connect
-from fedgram.trial import rows_to_try
+from fedgram.federation.setup import assemble, build
+from fedgram.state import stack
 
 TRAIN, ASKED = families.rows_of((3, 4) * 8), families.rows_of((1, 2, 7, 19, 33), seed=1)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -27,7 +28,7 @@ def made(family, folder, method=None, **settings):
     (folder / "model" / "config.json").write_text(json.dumps(config | settings))
     task, data = Ids(model), Rows(TRAIN, ASKED, 8)
     trainer, method = _trainer(folder), method or FedIT(rank=2)
-    network = assemble(trainer, connect(trainer, data, method), task, data, method)
+    network = assemble(trainer.connect(data, method), task, data, method)
     return network, data
 
 
@@ -60,11 +61,9 @@ def test_a_model_that_mixes_padding_in_runs_one_row_at_a_time_and_says_so(family
 def test_rows_one_at_a_time_meet_their_own_client(tmp_path):
     network, data = made("fnet", tmp_path, FedIT(rank=2, target_modules=["intermediate.dense"]))
     table, state = data.split("train"), network.initial_state()
-    states = [{part: {n: {f: t + c for f, t in layer.items()} for n, layer in layers.items()}
-               for part, layers in state.items()} for c in range(2)]  # fmt: skip
+    states = [state.map(lambda tensor, c=c: tensor + c) for c in range(2)]
     rows = np.array([0, 3, 5, 2, -1, -1])
-    network.load({part: {n: {f: torch.stack([own[part][n][f] for own in states]) for f in layer}
-                         for n, layer in layers.items()} for part, layers in state.items()})  # fmt: skip
+    network.load(stack(states))
     with torch.inference_mode():
         together, labels = network.run(table, rows)
         assert labels.tolist() == table.batch(rows, 0)["labels"].tolist()
@@ -114,7 +113,7 @@ def test_numbers_that_overflow_are_refused_before_training(tmp_path, monkeypatch
 
     monkeypatch.setattr(task, "configure_for", with_large_head)
     with pytest.raises(ConfigurationError, match=r"nan or inf .*too large for float16.*bfloat16"):
-        build(_trainer(tmp_path), Ranks(), task, Rows(TRAIN, ASKED, 8), FedIT(rank=2))
+        build(_trainer(tmp_path).settings, Ranks(), task, Rows(TRAIN, ASKED, 8), FedIT(rank=2))
 
 
 def test_adapters_that_change_the_model_before_training_are_refused(tmp_path, monkeypatch):
@@ -151,7 +150,7 @@ def test_windows_that_training_does_not_feel_are_heeded(tmp_path):
     [("gpt_oss", "scaled dot products"), ("doge", "its layers fail without it"), ("deberta-v2", "scaled dot products")],
 )
 def test_the_reason_for_padding_is_given(family, reason, tmp_path, caplog):
-    caplog.set_level("INFO", "fedgram.setup")
+    caplog.set_level("INFO", "fedgram.federation.setup")
     network, _ = made(family, tmp_path)
     assert not network.packs
     (notice,) = (record.message for record in caplog.records if "are padded" in record.message)

@@ -75,7 +75,7 @@ def test_the_best_is_the_first_that_is_defined(run):
     _, trainer, _, _ = run
     federation = trainer.federation
     for value, better in [(math.nan, False), (-0.5, True), (math.nan, False), (-0.75, False), (0.25, True)]:
-        assert federation.monitor.is_better(value, federation.best.get("pearson", math.nan)) is better
+        assert federation.progress.monitor.is_better(value, federation.progress.best.get("pearson", math.nan)) is better
         if better:
-            federation.best = {"round": federation.finished, "pearson": value}
-    assert federation.monitor.is_better(0.25, math.nan) is True  # as older checkpoints may have it
+            federation.progress.best = {"round": federation.progress.finished, "pearson": value}
+    assert federation.progress.monitor.is_better(0.25, math.nan) is True  # as older checkpoints may have it

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads, average
 from fedgram.errors import TrainingError
-from fedgram.uploads import Uploads, average
 from helpers import rng, unequal_weights
 from thread_ranks import on_ranks
 

@@ -1,6 +1,6 @@
 import pytest
 
-from fedgram.usage import explain
+from fedgram.cli.usage import explain
 
 OPTIONS = ["trainer.rounds", "trainer.clients", "method"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedgram.cli.lightning import build
 from fedgram.errors import FedgramError
-from fedgram.lightning_cli import build
 
 OWN = """
 from fedgram.callbacks import Callback

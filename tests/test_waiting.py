@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedgram.block import train_block
-from fedgram.clients import divergence
-from fedgram.collectives import Ranks
 from fedgram.data.tokens import TokenTable
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads, average
+from fedgram.engine.block import train_block
+from fedgram.federation.clients import divergence
 from fedgram.methods import FeDeRA, FedExLoRA, FedIT, FLoRG
 from fedgram.optim import SGD, AdamW
 from fedgram.state import all_finite, send
-from fedgram.uploads import Uploads, average
 from test_block import make_network
 from test_trainer import fit  # noqa: F401 (a fixture)
 
@@ -158,16 +158,16 @@ def test_one_number_among_all_is_seen(bad):
 
 
 def test_losses_stay_on_the_device_until_the_round_ends(fit, monkeypatch):  # noqa: F811
-    import fedgram.federation
+    import fedgram.federation.rounds
 
-    seen, train = [], fedgram.federation.Federation.train
+    seen, train = [], fedgram.federation.rounds.Federation.train
 
     def look(self, current, block, start):
         states = train(self, current, block, start)
         seen.extend(current.losses[client] for client in block.clients)
         return states
 
-    monkeypatch.setattr(fedgram.federation.Federation, "train", look)
+    monkeypatch.setattr(fedgram.federation.rounds.Federation, "train", look)
     fit(rounds=1)
     assert len(seen) == 5
     assert all(isinstance(loss, torch.Tensor) and loss.dtype == torch.float64 for loss in seen)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fedgram import FederatedTrainer, FedIT, FLoRG, TextClassification, TextClassificationData
-from fedgram.checkpoint import load, save
 from fedgram.errors import CheckpointError
+from fedgram.federation.run_settings import WEIGHTS_SETTING
 from fedgram.models.digest import weights_digest
-from fedgram.run_settings import WEIGHTS_SETTING
+from fedgram.runs.checkpoint import load, save
 from test_trainer import fit  # noqa: F401 (a fixture)
 from tiny_models import save_tiny
 

@@ -4,7 +4,7 @@ import threading
 
 import torch
 
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
 from fedgram.errors import TrainingError
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedgram.clients import ClientStore, Models
+from fedgram.federation.clients import ClientStore, Models
 
 
 def all_by(state, table):

@@ -2,14 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fedgram.callbacks import Callback, Row
+from fedgram.callbacks import Callback, Row, RunningTrainer
 from fedgram.errors import CheckpointError, ConfigurationError, require_choice
-from fedgram.monitor import Mode, Monitor, find_monitor
-
-if TYPE_CHECKING:
-    from fedgram.trainer import FederatedTrainer
+from fedgram.runs.monitor import Mode, Monitor, find_monitor
 
 __all__ = ["EarlyStopping"]
 
@@ -48,7 +45,7 @@ class EarlyStopping(Callback):
         self._watched: Monitor | None = None
         self._best, self._round, self._waited = math.nan, 0, 0
 
-    def on_setup(self, trainer: "FederatedTrainer", figures: Mapping[str, Mode]) -> None:
+    def on_setup(self, trainer: RunningTrainer, figures: Mapping[str, Mode]) -> None:
         """Find the figure, and forget what was seen of another run."""
         setting, name = "EarlyStopping.monitor", self.monitor
         if name is None:
@@ -56,7 +53,7 @@ class EarlyStopping(Callback):
         self._watched = find_monitor(setting, name, figures, self.mode)
         self._best, self._round, self._waited = math.nan, 0, 0
 
-    def on_round_logged(self, trainer: "FederatedTrainer", row: Row) -> None:
+    def on_round_logged(self, trainer: RunningTrainer, row: Row) -> None:
         """Compare the round with the best one so far, if it has the figure."""
         watched = self._watched
         if watched is None or watched.column not in row:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedgram.state import PARTS, State, bytes_of, parameters_of
+from fedgram.state import PARTS, ModelState, bytes_of, parameters_of
 
 __all__ = ["Direction", "Ledger", "Traffic"]
 
@@ -31,16 +31,16 @@ class Ledger:
     """The traffic of one round, per direction and part.
 
     Only federated payloads are counted: what a real deployment would send. What the ranks of a simulation exchange
-    among themselves is not (`fedgram.collectives.Ranks.moved` has it).
+    among themselves is not (`fedgram.distributed.collectives.Ranks.moved` has it).
     """
 
     entries: dict[tuple[str, str], Traffic] = field(default_factory=lambda: defaultdict(Traffic))
 
-    def record(self, direction: Direction, payload: State) -> None:
+    def record(self, direction: Direction, payload: ModelState) -> None:
         """Count one client's payload, in which a part without tensors does not travel."""
-        for part in PARTS:
-            if any(payload[part].values()):
-                self.entries[direction, part].add(Traffic(1, parameters_of(payload[part]), bytes_of(payload[part])))
+        for part, layers in payload.parts.items():
+            if any(layers.values()):
+                self.entries[direction, part].add(Traffic(1, parameters_of(layers), bytes_of(layers)))
 
     def add(self, other: "Ledger") -> None:
         """Add the entries of another ledger."""

@@ -1,58 +1,64 @@
 """The round: sample, cut into blocks, download, train, upload, aggregate, account, evaluate, log, checkpoint."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.strategies.strategy import Strategy
 
-from fedgram import tracking
 from fedgram.callbacks import Callback
-from fedgram.checkpoint import load_first
-from fedgram.clients import Models, PersonalEvaluation
-from fedgram.cohort import ClientWeights, cohort_size
+from fedgram.cohort import ClientWeights
 from fedgram.cost import Announce, Estimate, estimate, silent
 from fedgram.cost import every_method as all_methods
 from fedgram.data import FederatedData
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.hardware import check_hardware, check_requests
+from fedgram.distributed.launch import (
+    choose_accelerator,
+    devices_per_node,
+    follow_srun,
+    launch,
+    nodes,
+    without_srun_hint,
+)
+from fedgram.distributed.slurm import DEFAULT_EARLY, StopSignals, current_job, requeue
 from fedgram.early_stopping import EarlyStopping
-from fedgram.ending import conclude, is_over
-from fedgram.errors import ConfigurationError, Preempted, located, require_choice
-from fedgram.evaluation import evaluate, infer, log_undefined
-from fedgram.facts import MOST_CLIENTS
-from fedgram.federation import Federation, Plan
+from fedgram.engine.slow_types import warn_of_slow_type
+from fedgram.errors import ConfigurationError, Preempted, located
+from fedgram.federation.clients import Models
+from fedgram.federation.ending import is_over
+from fedgram.federation.evaluation import evaluate, infer, log_undefined
+from fedgram.federation.hooks import own_callbacks, stopping
+from fedgram.federation.judging import find_judged, models_of
+from fedgram.federation.prepare import Preparation, prepare
+from fedgram.federation.rounds import Federation
+from fedgram.federation.session import Session
+from fedgram.federation.setup import assemble, begin
+from fedgram.federation.summary import summarise, write_predictions
 from fedgram.files import check_output, expand_home
 from fedgram.finite import undefined
-from fedgram.hardware import check_hardware, check_requests
-from fedgram.judging import find_judged, models_of
-from fedgram.launch import choose_accelerator, devices_per_node, follow_srun, nodes, without_srun_hint
 from fedgram.methods import Method
 from fedgram.models import FederatedTask
-from fedgram.monitor import LOSS
-from fedgram.names import check_path, check_run_name
 from fedgram.optim import DEFAULT_OPTIMIZER, ClientOptimizer
-from fedgram.preparation import Preparation, prepare
-from fedgram.progress import ProgressBar
-from fedgram.reporting import summarise, write_predictions
-from fedgram.results import keep_result
-from fedgram.run_folder import RunFolder
-from fedgram.setup import assemble, begin, connect
-from fedgram.slow_types import warn_of_slow_type
-from fedgram.slurm import DEFAULT_EARLY, StopSignals, current_job, requeue
-from fedgram.state import State
+from fedgram.progress_bar import ProgressBar
+from fedgram.runs import tensorboard
+from fedgram.runs.checkpoint import load_first
+from fedgram.runs.folder import RunFolder
+from fedgram.runs.monitor import LOSS, Mode, Monitor
+from fedgram.runs.results import keep_result
+from fedgram.settings import PersonalEvaluation, Precision, TrainerSettings
+from fedgram.state import ModelState
 
 __all__ = ["EarlyStopping", "FederatedTrainer"]
 
 log = logging.getLogger(__name__)
-
-MOST_ROUNDS = 100_000
-"""Nobody trains for more, and what a run costs is added up round by round."""
-Precision = Literal["32-true", "64-true", "bf16-true", "bf16-mixed"]
 
 
 class FederatedTrainer:
@@ -139,41 +145,62 @@ class FederatedTrainer:
         preempt_signal: str | None = DEFAULT_EARLY,
         requeue: bool = False,
     ) -> None:
-        self.rounds = rounds
-        self.clients = clients
-        self.participation = participation
-        self.local_epochs = local_epochs
-        self.local_steps = local_steps
-        self.clients_per_block = clients_per_block
-        self.packing = packing
-        self.client_weights: ClientWeights = client_weights
-        self.personal_evaluation: PersonalEvaluation = personal_evaluation
-        self.evaluate_every = evaluate_every
-        self.evaluate_at_start = evaluate_at_start
-        self.monitor = monitor
-        self.monitored = LOSS
-        self.should_stop = False
-        self.keep_last = keep_last
-        self.seed = seed
-        self.threads = threads
-        self.precision = precision
-        self.loggers = loggers
-        check_path("trainer.default_root_dir", default_root_dir)
-        self.default_root_dir = expand_home(default_root_dir)
-        self.name = None if name is None else check_run_name("trainer.name", name)
-        self.preempt_signal = preempt_signal
-        self.requeue = requeue
-        self.stop_signals = StopSignals(preempt_signal)
-        self.run_name = name or ""
-        self.folder: RunFolder | None = None
-        self.plan: Plan | None = None
-        self.federation: Federation | None = None
-        self.callbacks = [*(callbacks or []), *([ProgressBar()] if progress_bar else [])]
+        self.settings = TrainerSettings(
+            rounds=rounds,
+            clients=clients,
+            participation=participation,
+            local_epochs=local_epochs,
+            local_steps=local_steps,
+            clients_per_block=clients_per_block,
+            packing=packing,
+            client_weights=client_weights,
+            personal_evaluation=personal_evaluation,
+            evaluate_every=evaluate_every,
+            evaluate_at_start=evaluate_at_start,
+            monitor=monitor,
+            keep_last=keep_last,
+            seed=seed,
+            threads=threads,
+            precision=precision,
+            default_root_dir=default_root_dir,
+            name=name,
+        )
+        check_requests(accelerator, devices, num_nodes, strategy, threads)
         self.accelerator = accelerator
         self.devices = devices
         self.strategy = strategy
         self._asked_nodes = num_nodes
-        self._check()
+        self.loggers = loggers
+        self.callbacks = [*(callbacks or []), *([ProgressBar()] if progress_bar else [])]
+        self.preempt_signal = preempt_signal
+        self.requeue = requeue
+        self.stop_signals = StopSignals(preempt_signal)
+        self.should_stop = False
+        self.monitored = LOSS
+        self.run_name = name or ""
+        self.folder: RunFolder | None = None
+        self.plan: TrainerSettings | None = None
+        self.federation: Federation | None = None
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds the run has."""
+        return self.settings.rounds
+
+    @property
+    def clients(self) -> int:
+        """N, how many clients there are."""
+        return self.settings.clients
+
+    @property
+    def seed(self) -> int:
+        """Of all that is random."""
+        return self.settings.seed
+
+    @property
+    def default_root_dir(self) -> Path:
+        """The folder of all runs."""
+        return self.settings.root
 
     @cached_property
     def num_nodes(self) -> int:
@@ -193,48 +220,26 @@ class FederatedTrainer:
                 strategy=self.strategy,
                 devices=devices,
                 num_nodes=num_nodes,
-                precision=self.precision,
+                precision=self.settings.precision,
                 callbacks=self.callbacks,
             )
 
-    def _check(self) -> None:
-        check_requests(self.accelerator, self.devices, self._asked_nodes, self.strategy, self.threads)
-        at_least_one = (
-            "rounds",
-            "clients",
-            "local_epochs",
-            "local_steps",
-            "clients_per_block",
-            "evaluate_every",
-            "keep_last",
-            "threads",
+    def connect(self, data: FederatedData, method: Method) -> Session:
+        """Launch the processes of a run, and settle its name."""
+        launch(self.fabric, self.num_nodes)
+        if self.settings.threads is not None:
+            torch.set_num_threads(self.settings.threads)  # after the launch, which sets a share of the cores
+        self.run_name = self.settings.name or f"{data.name}-{method.name}"
+        ranks = Ranks(self.fabric, lambda: self.stop_signals.received)
+        return Session(
+            self.settings, self.fabric, ranks, self.run_name, self.callbacks, self.loggers, self._set_callbacks_up
         )
-        for key in at_least_one:
-            value = getattr(self, key)
-            if isinstance(value, int) and value < 1:
-                raise ConfigurationError(f"trainer.{key} must be at least 1, got {value}")
-        for key, most in {"rounds": MOST_ROUNDS, "clients": MOST_CLIENTS}.items():
-            if getattr(self, key) > most:
-                raise ConfigurationError(f"trainer.{key} must be at most {most:,}, got {getattr(self, key)}")
-        if self.local_epochs is not None and self.local_steps is not None:
-            raise ConfigurationError(
-                f"give trainer.local_epochs or trainer.local_steps, not both; got {self.local_epochs} and "
-                f"{self.local_steps}"
-            )
-        if not 0 < self.participation <= self.clients or (self.participation > 1 and self.participation % 1):
-            raise ConfigurationError(
-                "trainer.participation must be a share of the clients in (0, 1], or a whole number of at most "
-                f"trainer.clients = {self.clients}; got {self.participation}"
-            )
-        require_choice("trainer.client_weights", self.client_weights, ClientWeights)
-        require_choice("trainer.personal_evaluation", self.personal_evaluation, PersonalEvaluation)
-        require_choice("trainer.precision", self.precision, Precision)
-        cohort = cohort_size(self.participation, self.clients)
-        if isinstance(self.clients_per_block, int) and self.clients_per_block > cohort:
-            raise ConfigurationError(
-                f"trainer.clients_per_block must be at most the {cohort} clients of a round, got "
-                f"{self.clients_per_block}; auto chooses for you"
-            )
+
+    def _set_callbacks_up(self, monitor: Monitor, figures: Mapping[str, Mode]) -> None:
+        """Have callbacks check their settings, once it is known what a round can be judged by."""
+        self.monitored, self.should_stop = monitor, False
+        for callback in own_callbacks(self.callbacks):
+            callback.on_setup(self, figures)
 
     def fit(
         self,
@@ -258,14 +263,17 @@ class FederatedTrainer:
             What summary.json says.
         """
         with self.stop_signals, ExitStack() as held:
-            self.federation = federation = begin(
-                self, model, datamodule, method, optimizer or DEFAULT_OPTIMIZER(), ckpt_path, held
-            )
+            optimizer = optimizer or DEFAULT_OPTIMIZER()
+            method.check_clients(self.settings.clients)
+            optimizer.check_rounds(self.rounds)
+            session = self.connect(datamodule, method)
+            self.federation = federation = begin(session, model, datamodule, method, optimizer, ckpt_path, held)
+            self.folder, self.plan = federation.recorder.folder, federation.plan
             if federation.ranks.rank == 0:
-                warn_of_slow_type(federation.network, self.precision)
+                warn_of_slow_type(federation.network, self.settings.precision)
             with self._ending_together(federation):
-                for number in range(federation.finished + 1, self.rounds + 1):
-                    if is_over(self, federation):
+                for number in range(federation.progress.finished + 1, self.rounds + 1):
+                    if is_over(federation, self.should_stop):
                         break
                     current = federation.sample(number)  # nobody in round 0, which is the evaluation before training
                     federation.describe(current)
@@ -285,7 +293,8 @@ class FederatedTrainer:
                         self.fabric.call("on_round_logged", trainer=self, row=current.row)
                         federation.checkpoint(current.row)
                         self.fabric.call("on_round_end", trainer=self, row=current.row)
-                conclude(federation)
+                if federation.progress.stopped is not None:
+                    federation.evaluate_last()
             return self._finish(federation)
 
     def prepare(
@@ -312,7 +321,7 @@ class FederatedTrainer:
             What was found, and where it is.
         """
         (optimizer or DEFAULT_OPTIMIZER()).check_rounds(self.rounds)
-        return prepare(self, model, datamodule, method)
+        return prepare(self.settings, self._set_callbacks_up, model, datamodule, method)
 
     def cost(
         self,
@@ -348,7 +357,7 @@ class FederatedTrainer:
             announce: is called before each method is counted, with its name, its number and how many there are.
         """
         methods = all_methods(method) if every_method else {method.name: method}
-        return estimate(self, model, datamodule, methods, tokens, labels, samples, announce)
+        return estimate(self.settings, model, datamodule, methods, tokens, labels, samples, announce)
 
     def validate(
         self, model: FederatedTask, datamodule: FederatedData, method: Method, ckpt_path: str | None = None
@@ -411,12 +420,12 @@ class FederatedTrainer:
         """
         path = expand_home(output)
         check_output(path)
-        ranks = connect(self, datamodule, method)
-        judged = find_judged(self, ckpt_path, ranks)
-        network = assemble(self, ranks, model, datamodule, method, None if judged is None else judged.classes)
+        session = self.connect(datamodule, method)
+        ranks, judged = session.ranks, find_judged(session, ckpt_path)
+        network = assemble(session, model, datamodule, method, None if judged is None else judged.classes)
         with ranks.apart():
             table = datamodule.split(split)
-            state = _model_of(client, models_of(judged, self, network, datamodule, method, ranks))
+            state = _model_of(client, models_of(judged, self.settings, network, datamodule, method, ranks))
         with located(f"{split} split"):
             outputs = infer(network, [(state, np.arange(len(table)))], table, datamodule.eval_batch_size, ranks)
         if ranks.rank == 0:
@@ -431,18 +440,18 @@ class FederatedTrainer:
         method: Method,
         ckpt_path: str | None,
     ) -> dict[str, float]:
-        ranks = connect(self, datamodule, method)
-        judged = find_judged(self, ckpt_path, ranks)
-        network = assemble(self, ranks, model, datamodule, method, None if judged is None else judged.classes)
+        session = self.connect(datamodule, method)
+        ranks, judged = session.ranks, find_judged(session, ckpt_path)
+        network = assemble(session, model, datamodule, method, None if judged is None else judged.classes)
         with ranks.apart():
             if not all(datamodule.is_labelled(part) for part in datamodule.parts(split).values()):
                 raise ConfigurationError(f"the {split} split has no labels to compare with; use fedgram predict")
-            models = models_of(judged, self, network, datamodule, method, ranks)
-        metrics = evaluate(network, models, datamodule, split, ranks, self.personal_evaluation)
+            models = models_of(judged, self.settings, network, datamodule, method, ranks)
+        metrics = evaluate(network, models, datamodule, split, ranks, self.settings.personal_evaluation)
         if (names := undefined(metrics)) and ranks.rank == 0:
             log_undefined(names, split)
         if judged is not None and ranks.rank == 0:
-            how = self.personal_evaluation if method.personal else None
+            how = self.settings.personal_evaluation if method.personal else None
             keep_result(judged.path, judged.result(datamodule, split, metrics, how))
         return metrics
 
@@ -450,7 +459,7 @@ class FederatedTrainer:
     def _ending_together(self, federation: Federation) -> Iterator[None]:
         """Tell callbacks when training begins and ends, other ranks of an error here, and SLURM of an early end."""
         try:
-            self.fabric.call("on_fit_start", trainer=self, first_round=max(1, federation.finished + 1))
+            self.fabric.call("on_fit_start", trainer=self, first_round=max(1, federation.progress.finished + 1))
             yield
         except Preempted as stop:
             self._give_way(federation, stop)
@@ -465,24 +474,26 @@ class FederatedTrainer:
         """Say where the run stands, and put its job back into the queue if that was asked for."""
         if federation.ranks.rank:
             return
-        standing = federation.folder.round_checkpoints()
+        folder = federation.recorder.folder
+        standing = folder.round_checkpoints()
         where = f"after round {load_first(standing)[1].round}" if standing else "at its start"
-        log.info("%s; %s stands %s, and goes on there with --ckpt_path last", stop, federation.folder.path, where)
+        log.info("%s; %s stands %s, and goes on there with --ckpt_path last", stop, folder.path, where)
         job = current_job()
         if self.requeue and stop.signal == self.preempt_signal and job is not None:
             requeue(job)
 
     def _finish(self, federation: Federation) -> dict[str, Any]:
         """Write summary.json, and tell the loggers what came of the run."""
-        summary = summarise(federation)
+        summary = summarise(federation, stopping(self.callbacks))
         if federation.ranks.rank == 0:
-            federation.folder.write_json("summary.json", summary)
-            sent = {f"megabytes_{way}": summary[f"bytes_{way}"] / tracking.MEGABYTE for way in ("up", "down")}
-            federation.tracker.finish(federation.finished, {**federation.metrics, **sent})
+            federation.recorder.folder.write_json("summary.json", summary)
+            sent = {f"megabytes_{way}": summary[f"bytes_{way}"] / tensorboard.MEGABYTE for way in ("up", "down")}
+            progress = federation.progress
+            federation.recorder.tracker.finish(progress.finished, {**progress.metrics, **sent})
         return summary
 
 
-def _model_of(client: int | None, models: Models) -> State:
+def _model_of(client: int | None, models: Models) -> ModelState:
     """Return the model that predicts."""
     clients = len(models.shards)
     if models.personal and (client is None or not 0 <= client < clients):

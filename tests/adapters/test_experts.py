@@ -8,8 +8,8 @@ from adapters.plain import B, C, R, T, draw, make_linear
 from fedgram.adapters import ExpertsAdapter, LoraAdapter
 from fedgram.adapters import experts as module
 from fedgram.adapters.experts import gates
+from fedgram.backbone.padding_free import Packing, showing
 from fedgram.errors import ConfigurationError
-from fedgram.packing import Packing, showing
 
 M = 3
 

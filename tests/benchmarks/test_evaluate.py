@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import evaluate
+from fedgram.state import map_layers
 
 COMMON = ["--samples", "40", "--longest", "40", "--passes", "2", "--batch-size", "7"]
 
@@ -44,8 +46,8 @@ def test_it_would_tell_of_another_model(tiny_backbone, monkeypatch, threads):
     plain_model = evaluate.plain_model
 
     def without_adapters(model, network, state):
-        heads = {"adapter": {n: {f: 0 * t for f, t in x.items()} for n, x in state["adapter"].items()}}
-        return plain_model(model, network, state | heads)
+        none = map_layers(state.adapter, torch.zeros_like)
+        return plain_model(model, network, replace(state, adapter=none))
 
     monkeypatch.setattr(evaluate, "plain_model", without_adapters)
     figures = evaluate.measure(evaluate.parse(["--model", tiny_backbone, *COMMON, "--threads", "1"]))

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import scaling
-from fedgram.methods import FLoRG, RoundInfo
-from fedgram.uploads import Uploads
+from fedgram.distributed.uploads import Uploads
+from fedgram.methods import FLoRG, RoundContext
 from scaling import Link, Parts, Setting
 from thread_ranks import on_ranks
 
@@ -68,7 +68,7 @@ def test_the_messages_are_those_that_fedgram_sends(solver, way):
         own = dict.fromkeys(([0, 1, 2], [3, 4])[ranks.rank], server)
         uploads = Uploads(own, weights, ranks)
         before = ranks.moved
-        FLoRG(rank=2, solver=solver).aggregate(server, uploads, RoundInfo(1, 0, dict.fromkeys(range(5), 0)))
+        FLoRG(rank=2, solver=solver).aggregate(server, uploads, RoundContext(1, 0, dict.fromkeys(range(5), 0)))
         return ranks.moved - before
 
     reduced, gathered = scaling.messages(setting, way)

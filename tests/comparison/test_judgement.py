@@ -5,11 +5,11 @@ from dataclasses import asdict
 
 import pytest
 
-from fedgram.compare import main
+from fedgram.cli.compare import main
 from fedgram.comparison import read_runs
 from fedgram.comparison.judgement import Judgement, judged, lacking
 from fedgram.errors import ConfigurationError, DataError, FedgramError
-from fedgram.results import Result
+from fedgram.runs.results import Result
 from made_runs import write_run
 
 

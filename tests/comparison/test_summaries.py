@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fedgram.compare import main
+from fedgram.cli.compare import main
 from fedgram.comparison import read_runs
 from fedgram.comparison.pictures import draw_communication, draw_partition
 from fedgram.comparison.runs import group_runs

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedgram import FLoRG, lightning_cli, trainer
+from fedgram import FLoRG, trainer
+from fedgram.cli import lightning as lightning_cli
+from fedgram.cli.lightning import cost_of
 from fedgram.cost import every_method
-from fedgram.lightning_cli import cost_of
 
 
 def test_it_tells_what_a_run_costs_and_leaves_nothing(fedgram, config):

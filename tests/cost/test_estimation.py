@@ -29,10 +29,10 @@ from fedgram import (
 )
 from fedgram.cohort import cohort_size, sample
 from fedgram.cost import Size, estimate, every_method, find_payloads
+from fedgram.cost.client_flops import Work, training_flops
 from fedgram.cost.estimation import _cohorts
+from fedgram.engine.block_size import COPIES, held_bytes, saved_bytes
 from fedgram.errors import ConfigurationError
-from fedgram.flops import Work, training_flops
-from fedgram.memory import COPIES, held_bytes, saved_bytes
 from fedgram.methods import Method
 from fedgram.models import QuestionAnswering
 from tables import rows
@@ -65,7 +65,7 @@ def ask(tiny_backbone, even):
         data = data or TextClassificationData(str(even), batch_size=3)
         model = model or TextClassification(backbone or tiny_backbone)
         methods = methods or {"FLoRG": FLoRG(rank=2)}
-        return estimate(FederatedTrainer(**keys), model, data, methods, tokens, labels, samples)
+        return estimate(FederatedTrainer(**keys).settings, model, data, methods, tokens, labels, samples)
 
     return run
 
@@ -145,7 +145,7 @@ def test_many_clients_and_rounds_take_seconds(even, tiny_backbone, participation
     keys = {"rounds": 300, "clients": 300, "participation": participation}
     methods = {"FLoRA": FLoRA(rank=2, client_ranks={1: 0.5, 2: 0.5}), "RoLoRA": RoLoRA(rank=2)}
     data = TextClassificationData(str(even))
-    found = find_payloads(FederatedTrainer(**keys), TextClassification(tiny_backbone), data, methods)
+    found = find_payloads(FederatedTrainer(**keys).settings, TextClassification(tiny_backbone), data, methods)
     sent = found["RoLoRA"].most
     assert sent["all_up"] == sent["up"] * (300 * cohort_size(participation, 300))
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from fedgram import FedIT, FlexLoRA, FLoRG, TextClassification, flops, skeleton, trainer
+from fedgram import FedIT, FlexLoRA, FLoRG, TextClassification, trainer
 from fedgram.adapters import ClientLayer
-from fedgram.lightning_cli import announced
-from fedgram.skeleton import equal_layers, form_of
+from fedgram.cli.lightning import announced
+from fedgram.cost import client_flops as flops
+from fedgram.cost import fake_network as skeleton
+from fedgram.cost.fake_network import equal_layers, form_of
 
 
 @pytest.fixture

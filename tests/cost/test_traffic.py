@@ -1,6 +1,6 @@
-"""What is said of payloads before a run, against rounds of every method on tensors that have numbers."""
+"""What is expected of payloads before a run, against rounds of every method on tensors that have numbers."""
 
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -8,11 +8,11 @@ import torch
 
 from fedgram.cohort import sample
 from fedgram.cost import Setting, Size
+from fedgram.cost.flop_counter import NotCountableError
 from fedgram.cost.traffic import Traffic, bounded
-from fedgram.flop_counter import NotCountableError
+from fedgram.engine.network import ClientNetwork
 from fedgram.methods import FedIT, FedLEASE, FLoRA, Method
-from fedgram.network import ClientNetwork
-from fedgram.state import without_numbers
+from fedgram.state import ServerMemory, without_numbers
 from methods.still import World
 from methods.test_nobody_moved import METHODS
 
@@ -29,7 +29,7 @@ def cohorts_of(size):
 
 @dataclass
 class CountedWorld(World):
-    """A world in which all payloads are counted, and none of them may hold what the seed has told."""
+    """A world in which all payloads are counted, and none of them may hold what the seed has given."""
 
     up: Size = field(default_factory=Size)
     down: Size = field(default_factory=Size)
@@ -37,19 +37,20 @@ class CountedWorld(World):
     def __post_init__(self):
         super().__post_init__()
         self.first, method = self.server, self.method
-        sent_down, payload_up, answer = method.sent_down, method.payload_up, method.answer
+        download, upload, answer = method.download, method.upload, method.answer
 
-        def down(server, client, info):
-            payload = sent_down(server, client, info)
+        def down(server, ctx):
+            payload = download(server, ctx)
             self.down += Size.of(payload)
-            for part in ("adapter", "head"):
-                for name, layer in payload[part].items():
-                    known = self.first[part].get(name, {})
-                    assert not [f for f in layer if f in known and server[part][name][f] is known[f]], (name, info)
+            for part, layers in payload.parts.items():
+                now, before = server.parts[part], self.first.parts[part]
+                for name, layer in layers.items():
+                    known = before.get(name, {})
+                    assert not [f for f in layer if f in known and now[name][f] is known[f]], (name, ctx)
             return payload
 
         def up(*arguments):
-            payload = payload_up(*arguments)
+            payload = upload(*arguments)
             self.up += Size.of(payload)
             return payload
 
@@ -58,26 +59,26 @@ class CountedWorld(World):
             self.down += Size() if payload is None else Size.of(payload)
             return payload
 
-        method.sent_down, method.payload_up, method.answer = down, up, after
+        method.download, method.upload, method.answer = down, up, after
 
 
 def run(make, size, drift=0.3):
-    """Play a run, and return what was sent, and what is said of it, at least and at most."""
+    """Play a run, and return what was sent, and what is expected of it, at least and at most."""
     world = CountedWorld(make(), clients=CLIENTS)
     start = without_numbers(world.first)
     for cohort in cohorts_of(size):
         world.round(cohort.tolist(), drift)
-    said = {
+    expected = {
         bound: Traffic(method, start, {}, setting_of(size), world.seed).of_all(cohorts_of(size))
         for bound, method in bounded(make()).items()
     }
-    return (world.up, world.down), said.get("least", said["most"]), said["most"]
+    return (world.up, world.down), expected.get("least", expected["most"]), expected["most"]
 
 
 @pytest.mark.quick_cases(34)
 @pytest.mark.parametrize("size", [2, 5])
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_said_of_a_run_is_what_it_sends(name, size):
+def test_what_is_expected_of_a_run_is_what_it_sends(name, size):
     """Clients come new, miss rounds and have ranks; what clients prune and how they cluster is not known before."""
     seen, least, most = run(METHODS[name], size)
     for sent, low, high in zip(seen, least, most, strict=True):
@@ -113,15 +114,15 @@ def test_who_comes_when_matters():
 
 
 class Growing(FedIT):
-    """A method whose server holds one more row each round, which it does not say."""
+    """A method whose server holds one more row each round, which it does not declare."""
 
-    def next_state(self, server, adapters, heads, info):
-        after = super().next_state(server, adapters, heads, info)
-        rows = {n: {"all": torch.cat([layer["A"], layer["A"]])} for n, layer in after["adapter"].items()}
-        return {**after, "server": rows}
+    def next_state(self, server, adapters, heads, ctx):
+        after = super().next_state(server, adapters, heads, ctx)
+        rows = {n: {"all": torch.cat([layer["A"], layer["A"]])} for n, layer in after.adapter.items()}
+        return replace(after, memory=ServerMemory(rows))
 
 
-def test_a_method_that_does_not_say_what_its_server_will_hold_is_refused(network_of):
+def test_a_method_that_does_not_declare_what_its_server_will_hold_is_refused(network_of):
     with pytest.raises(NotCountableError, match=r"Growing.next_form returns: .*'all'"):
         Traffic.of(Growing(rank=2), network_of(Growing(rank=2)), setting_of(3), 0)
 
@@ -140,7 +141,7 @@ def network_of(tiny_backbone):
 @pytest.mark.parametrize("method", [FLoRA(rank=2, client_ranks="uniform"), FedIT(rank=2)])
 def test_layers_of_one_form_are_counted_once(network_of, method):
     traffic = Traffic.of(method, network_of(method), setting_of(3), 0)
-    assert (len(traffic.start["adapter"]), list(traffic._of_each_kind.alike.values())) == (4, [4])
+    assert (len(traffic.start.adapter), list(traffic._of_each_kind.alike.values())) == (4, [4])
     whole = [sum(column, Size()) for column in zip(*traffic._rounds(with_last(cohorts_of(3))), strict=True)]
     assert list(traffic.of_all(cohorts_of(3))) == whole
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from fedgram import AdamW, FederatedTrainer, FLoRG, TextClassification
-from fedgram.collectives import Ranks
 from fedgram.data import GLUE, IID, counts
 from fedgram.data.glue import _FACTS
+from fedgram.distributed.collectives import Ranks
+from fedgram.engine.network import ClientNetwork
 from fedgram.errors import CheckpointError, ConfigurationError, DataError
-from fedgram.evaluation import evaluate, infer
-from fedgram.network import ClientNetwork
+from fedgram.federation.evaluation import evaluate, infer
 from tiny_glue import COLUMNS, LABELS, MNLI_SPLITS, SPLITS, TASKS, dataset_of, rows_of, write_glue
 from whole_models import all_by, models_of
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from fedgram.data import Quickstart, TextClassificationData
 from fedgram.data.packages import is_installed
-from fedgram.reporting import write_predictions
+from fedgram.federation.summary import write_predictions
 
 
 @pytest.fixture

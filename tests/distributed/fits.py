@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from blank_pictures import partition_picture
+from distributed.replay import replayed
 from fedgram import (
     FLASC,
     FLTAC,
@@ -53,15 +54,15 @@ from fedgram import (
     SQuAD,
     TextClassification,
     TextClassificationData,
-    reporting,
-    run_folder,
-    setup,
 )
 from fedgram.callbacks import Callback
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
 from fedgram.errors import Preempted
+from fedgram.federation import setup
+from fedgram.federation import summary as reporting
 from fedgram.methods import Method
 from fedgram.optim import ClientOptimizer
+from fedgram.runs import folder as run_folder
 from rough_operations import rough_prices
 
 ADAMW = partial(AdamW, lr=0.02)
@@ -230,15 +231,24 @@ def fit_in_parts(name, root, **arguments):
     raise AssertionError(f"{name} was not stopped after round {after}")
 
 
-def fit_all(names, root, in_parts=False, **arguments):
+def fit_and_replay(name, root, **arguments):
+    """Fit one case on one process, and write what came of replaying what its clients were sent."""
+    with replayed() as replay:
+        summary = fit(name, root, **arguments)
+    Path(root, "replay.json").write_text(json.dumps({"starts": replay.starts, "wrong": replay.wrong}))
+    return summary
+
+
+def fit_all(names, root, in_parts=False, replay=False, **arguments):
     """Fit one case after another in the same ranks; each rank writes what came of it, also if it is an error."""
+    fit_one = fit_and_replay if replay else fit_in_parts if in_parts else fit
     reporting.partition_picture = partition_picture  # a picture takes as long as a fit, and so does counting operations
     setup.find_prices = rough_prices
     for name in names:
         folder = Path(root) / name
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            seen = (fit_in_parts if in_parts else fit)(name, str(folder), **arguments)
+            seen = fit_one(name, str(folder), **arguments)
         except Exception:  # noqa: BLE001 (the test tells of it)
             seen = {"error": traceback.format_exc()}
         (folder / f"rank_{os.environ['RANK']}.json").write_text(json.dumps(seen))

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from blank_pictures import partition_picture
 from distributed.fits import parts_of
-from fedgram import TextClassificationData, reporting, setup
+from fedgram import TextClassificationData
+from fedgram.federation import setup
+from fedgram.federation import summary as reporting
 from rough_operations import rough_prices
 
 

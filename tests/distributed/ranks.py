@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from lightning.fabric import Fabric
 
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import TrainingError
 from fedgram.ledger import Ledger
-from fedgram.uploads import Uploads
+from fedgram.state import ModelState
 
 OWNERS = {2: [1, 1, 0, 1, 1, 0, 1], 3: [2, 2, 0, 2, 0, 2, 2]}
 """Which rank has which of the clients 0 to 6; the second of three has none."""
@@ -37,7 +38,7 @@ def talk(ranks, own):
     uploads = Uploads(payloads, weights, ranks)
     ledger = Ledger()
     for c in own:
-        ledger.record("up", {"adapter": payloads[c], "head": {}})
+        ledger.record("up", ModelState(payloads[c]))
     like = torch.zeros(3, 5)
     return {
         "sum": ranks.sum(lambda: map(term, own), 7, like),

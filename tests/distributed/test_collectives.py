@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distributed.ranks import OWNERS, talk
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
 
 
 @pytest.fixture(scope="module", params=[2, 3])

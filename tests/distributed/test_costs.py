@@ -29,7 +29,7 @@ def test_cost_is_what_the_ledger_of_the_run_has(alone, material, name):  # noqa:
     """Five of seven clients take part in each of three rounds: some come late, some miss rounds."""
     folder: Path = alone / name / "run" / "version_0"
     trainer, task, data, method = parts_of(name, material, root="runs")
-    payloads = find_payloads(trainer, task, data, {name: method})[name]
+    payloads = find_payloads(trainer.settings, task, data, {name: method})[name]
     for direction, seen in ledger_of(folder).items():
         least, most = payloads.bounds(f"all_{direction}")
         inside = zip(*map(astuple, (least, seen, most)), strict=True)

@@ -6,9 +6,9 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from distributed.fits import CASES
-from fedgram.catalogue import known_methods
-from fedgram.checkpoint import load
 from fedgram.cohort import cut_blocks, deal_blocks
+from fedgram.methods.known import known_methods
+from fedgram.runs.checkpoint import load
 from fedgram.state import tensor_hash
 from tables import rows, without_ranks
 
@@ -39,7 +39,7 @@ def fits(nursery, material, once):
     def run(size):
         with once(f"fits-on-{size}") as (folder, is_there):
             if not is_there:
-                arguments = {"names": names_on(size), "root": str(folder), "in_parts": size > 1}
+                arguments = {"names": names_on(size), "root": str(folder), "in_parts": size > 1, "replay": size == 1}
                 nursery.run(size, "distributed.fits:fit_all", material=material, **arguments)
         return folder
 
@@ -107,12 +107,12 @@ def test_every_method_and_every_choice_of_its_own_is_among_the_cases(method):
 
 def test_the_cases_remember_what_a_run_that_goes_on_must_know(alone):
     def memory(name):
-        return load(alone / name / "run" / "version_0" / "checkpoints" / "round_000003.safetensors").state["server"]
+        return load(alone / name / "run" / "version_0" / "checkpoints" / "round_000003.safetensors").state.memory
 
-    assert memory("HetLoRA-layer")[""]["pruned"].any()
-    assert any(layer["A.exp_avg_sq"].any() for layer in memory("FSLoRA-adam").values() if "A.exp_avg_sq" in layer)
-    assert memory("CELoRA")[""]["distance"].any()
-    assert memory("FLTAC")[""]["cluster"].any()
+    assert memory("HetLoRA-layer").globals["pruned"].any()
+    assert any(layer["A.exp_avg_sq"].any() for layer in memory("FSLoRA-adam").layers.values())
+    assert memory("CELoRA").globals["distance"].any()
+    assert memory("FLTAC").globals["cluster"].any()
 
 
 def test_the_cases_are_such_that_ranks_could_differ(alone):
@@ -123,7 +123,7 @@ def test_the_cases_are_such_that_ranks_could_differ(alone):
     blocks = cut_blocks(range(5), [1] * 5, summary["settings"]["trainer.clients_per_block"])
     assert [len(block.clients) for block in blocks] == [2, 2, 1]
     assert deal_blocks(blocks, 4)[3] == []
-    state = load(folder / "checkpoints" / "best.safetensors").state["adapter"]
+    state = load(folder / "checkpoints" / "best.safetensors").state.adapter
     shapes = {(layer["A"].shape[1], layer["B"].shape[0]) for layer in state.values()}
     assert shapes == {(16, 16), (16, 24), (24, 16)}
 

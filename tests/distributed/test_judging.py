@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fedgram.results import read_result
+from fedgram.runs.results import read_result
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from distributed.nursery import Kill
-from fedgram.checkpoint import load
+from fedgram.runs.checkpoint import load
 from fedgram.state import tensor_hash
 from tables import rows, without_ranks
 

@@ -20,7 +20,8 @@ def go_on(name: str, root: str, material: dict[str, str], command: str, rounds: 
     """
     from blank_pictures import partition_picture
     from distributed.fits import CASES, parts_of
-    from fedgram import reporting, setup
+    from fedgram.federation import setup
+    from fedgram.federation import summary as reporting
     from rough_operations import rough_prices
 
     reporting.partition_picture = partition_picture  # type: ignore[assignment]

@@ -2,8 +2,8 @@
 
 import contextlib
 
+from fedgram.cli.lightning import build
 from fedgram.errors import FedgramError
-from fedgram.lightning_cli import build
 
 with contextlib.suppress(FedgramError):  # there is nothing to build
     build([])

@@ -11,14 +11,14 @@ from typing import Any
 def fit(config: str, folder: str) -> dict[str, Any]:
     """Run ``fedgram fit`` on a config, and return what it left: exit code, output, errors and files."""
     import fedgram.cost.estimation
-    import fedgram.reporting
-    import fedgram.setup
+    import fedgram.federation.setup
+    import fedgram.federation.summary
     from blank_pictures import partition_picture
     from fedgram.cli import main
     from rough_operations import rough_flops_by_round, rough_prices
 
-    fedgram.reporting.partition_picture = partition_picture
-    fedgram.setup.find_prices = rough_prices
+    fedgram.federation.summary.partition_picture = partition_picture
+    fedgram.federation.setup.find_prices = rough_prices
     fedgram.cost.estimation.flops_by_round = rough_flops_by_round
     Path(folder).mkdir()
     os.chdir(folder)

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 LIBRARIES = (
     "config_parsers",
-    "fedgram.cli",
+    "fedgram.cli.main",
     "fedgram.trainer",
     "fedgram.data",
     "fedgram.methods",
     "fedgram.models",
     "fedgram.optim",
-    "fedgram.flops",
+    "fedgram.cost.client_flops",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
     "pyarrow.parquet",

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedgram.collectives import Ranks
-from fedgram.uploads import Uploads
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
 from helpers import INFO, rng
 
 
@@ -32,8 +32,8 @@ class Cohort:
         payloads = {n: {"q": {f: torch.from_numpy(a) for f, a in own.items()}} for n, own in enumerate(self.clients)}
         return Uploads(payloads, dict(enumerate(self.weights.tolist())), Ranks())
 
-    def aggregated(self, method, info=INFO):
-        after = method.aggregate(self.layers, self.uploads, info)["q"]
+    def aggregated(self, method, ctx=INFO):
+        after = method.aggregate(self.layers, self.uploads, ctx)["q"]
         return {field: tensor.numpy() for field, tensor in after.items()}
 
     @property

@@ -136,14 +136,19 @@ def fedex_lora(server, clients, weights, scale=8.0):
     """FedIT's means, and W0 += s (mean of products - product of means)."""
     means = fedit({"A": 0, "B": 0}, clients, weights)
     missed = scale * (mean_product(clients, weights) - means["B"] @ means["A"])
-    return {**means, "residual": server["residual"] + missed, "U": np.eye(len(missed)), "V": missed / scale}
+    return {**means, "residual": server["residual"] + missed, **factors(missed / scale)}
+
+
+def factors(added):
+    """Some U and V, a stack of one each, of what is added to W0."""
+    return {"U": np.eye(len(added))[None], "V": added[None]}
 
 
 def flora(server, clients, weights, scale=8.0):
     """All of the mean product goes to W0, and B is zero again."""
     added = mean_product(clients, weights)
     residual = server["residual"] + scale * added
-    return {"A": server["A"], "B": 0 * server["B"], "residual": residual, "U": np.eye(len(added)), "V": added}
+    return {"A": server["A"], "B": 0 * server["B"], "residual": residual, **factors(added)}
 
 
 def flexlora(server, clients, weights):
@@ -165,15 +170,15 @@ def hetlora(server, clients, weights):
 
 
 def merged(server, A, B, added, scale=8.0):
-    """W0 += s added, and the factors of the newest products, no more than any client may be sent."""
-    r, most = len(A), 1 + B.shape[0] * A.shape[1] // (A.size + B.size)
-    As, Bs = np.concatenate([server["merged_A"], A]), np.concatenate([server["merged_B"], B], axis=1)
-    newest = {"merged_A": As[-most * r :], "merged_B": Bs[:, -most * r :]}
+    """W0 += s added, and the factors of the newest products, no more than are fewer numbers than the sum of all."""
+    most = 1 + B.shape[0] * A.shape[1] // (A.size + B.size)
+    As, Bs = ([*server[f"merged_{f}"], factor][-most:] for f, factor in (("A", A), ("B", B)))
+    newest = {"merged_A": np.array(As), "merged_B": np.array(Bs)}
     return {**server, **newest, "residual": server["residual"] + scale * added}
 
 
 def frlora(server, clients, weights):
-    """W0 += s (product of means - start), and the factors go back to their start."""
+    """W0 += s (product of means - start), and the factors stay at their start."""
     A, B = fedit({"A": 0, "B": 0}, clients, weights).values()
     A0, B0 = server["A0"], server["B0"]
     return {**merged(server, A, B, B @ A - B0 @ A0), "A": A0, "B": B0}
@@ -184,7 +189,7 @@ def frlora_frozen(server, clients, weights):
     B = fedit({"B": 0}, clients, weights)["B"]
     A0, B0 = server["A0"], server["B0"]
     residual = server["residual"] + 8.0 * (B @ server["A"] - B0 @ A0)
-    return {**server, "A": A0, "B": B0, "residual": residual, "merged_B": server["merged_B"] + B - B0}
+    return {**server, "A": A0, "B": B0, "residual": residual, "steps": server["steps"] + B - B0}
 
 
 def fedloru(server, clients, weights):

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fedgram.collectives import Ranks
-from fedgram.methods import RoundInfo
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
+from fedgram.methods import RoundContext
+from fedgram.methods.client_memory import begin, check_changes, in_order, without_padding
 from fedgram.seeding import torch_generator
-from fedgram.state import split
-from fedgram.uploads import Uploads
+from fedgram.state import ModelState, ServerState, split
 from helpers import rng, unequal_weights
 
 
@@ -17,12 +18,12 @@ from helpers import rng, unequal_weights
 class Played:
     """A round that is over: what it was, and the server's state before and after; by client, what was sent and trained.
 
-    All tensors are those of the one layer, without the head.
+    What is given by client are the tensors of the one layer, without the head; `read` has its name above them.
     """
 
-    info: RoundInfo
-    before: dict
-    after: dict
+    ctx: RoundContext
+    before: ServerState
+    after: ServerState
     down: dict
     start: dict
     trained: dict
@@ -40,30 +41,31 @@ def play(method, cohorts, adapter=None, drift=0.5, seed=0):
     """Yield one round after the other, in double precision."""
     random, clients = rng(seed), max(max(cohort) for cohort in cohorts) + 1
     layer = {field: tensor.double() for field, tensor in (adapter or make_adapter(method)).initial().items()}
-    server = {"adapter": {"q": layer}, "head": {}}
-    server["server"] = method.server_start(server, clients)
-    held, kept = method.without_shared(server), {}
+    model = ModelState({"q": layer})
+    server = ServerState(model, method.server_start(model, clients))
+    initial, kept = server.model, {}
     last = dict.fromkeys(range(clients), 0)
     for number, cohort in enumerate(cohorts, 1):
-        info = RoundInfo(number, 0, {c: last[c] for c in sorted(cohort)}, clients)
-        done = Played(info, server, server, {}, {}, {}, {}, {}, {})
-        for c in info.cohort:
-            payload = method.sent_down(server, c, info)
-            own = {"adapter": {"q": {**held["adapter"]["q"], **kept.get(c, {})}}, "head": {}}
-            start = method.start(server, own, payload, c, info)
-            fields = split(start, method.trained_fields)[0]["adapter"]["q"]
+        ctx = RoundContext(number, 0, {c: last[c] for c in sorted(cohort)}, clients)
+        done = Played(ctx, server, server, {}, {}, {}, {}, {}, {})
+        for c in ctx.cohort:
+            own, client = ModelState({"q": kept.get(c, {})}), method.context(server, c, ctx)
+            payload, begun = begin(method, server, initial, own, client)
+            start = in_order(method.pad(begun, server, ctx), initial)
+            fields = split(start, method.trained_fields)[0].adapter["q"]
             moved = {f: t + drift * torch.from_numpy(random.standard_normal(t.shape)) for f, t in fields.items()}
-            trained = {"adapter": {"q": start["adapter"]["q"] | moved}, "head": {}}
-            sent = method.payload_up(server, start, trained, c, info)
-            kept[c] = method.kept(trained)["adapter"].get("q", {})
-            done.down[c], done.start[c] = payload["adapter"]["q"], start["adapter"]["q"]
-            done.trained[c], done.up[c] = trained["adapter"]["q"], sent["adapter"]["q"]
-            done.read[c] = method.receive(server, sent, c, info)["adapter"]
+            trained = ModelState({"q": start.adapter["q"] | moved})
+            sent = method.upload(begun, without_padding(trained, begun), client)
+            kept[c] = method.kept(trained).adapter.get("q", {})
+            done.down[c], done.start[c] = payload.adapter.get("q", {}), start.adapter["q"]
+            done.trained[c], done.up[c] = trained.adapter["q"], sent.adapter["q"]
+            done.read[c] = method.receive(server, sent, client).parts["adapter"]
             last[c] = number
-        done.weights = dict(zip(info.cohort, unequal_weights(len(cohort), random).tolist(), strict=True))
+        done.weights = dict(zip(ctx.cohort, unequal_weights(len(cohort), random).tolist(), strict=True))
         uploads = Uploads(done.read, done.weights, Ranks())
-        heads = Uploads({c: {} for c in info.cohort}, done.weights, Ranks())
-        server = done.after = method.next_state(server, uploads, heads, info)
+        heads = Uploads({c: {} for c in ctx.cohort}, done.weights, Ranks())
+        server = done.after = method.next_state(server, uploads, heads, ctx)
+        check_changes(method, done.before.adapter, server.adapter, number)
         yield done
 
 

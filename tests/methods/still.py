@@ -1,15 +1,16 @@
 """Rounds of any method on two small layers, in which clients move at random or not at all, and what their models do."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
-from fedgram.collectives import Ranks
-from fedgram.methods import RoundInfo
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
+from fedgram.methods import RoundContext
+from fedgram.methods.client_memory import NOTHING, begin, without_padding
 from fedgram.seeding import torch_generator
-from fedgram.state import merge, split
-from fedgram.uploads import Uploads
+from fedgram.state import PARTS, ModelState, ServerState, merge, split
 from helpers import rng, unequal_weights
 
 SIZES = {"q": (13, 10), "k": (9, 12)}
@@ -48,10 +49,9 @@ class World:
             for name, adapter in self.adapters.items()
         }
         head = {} if self.method.head == "frozen" else {"head": {"weight": self.moved(torch.zeros(2, 5).double(), 1.0)}}
-        self.server = {"adapter": start, "head": head}
-        self.server["server"] = self.method.server_start(self.server, self.clients)
-        self.initial = {part: self.server[part] for part in ("adapter", "head")}
-        self.held = self.method.without_shared(self.server)
+        model = ModelState(start, head)
+        self.server = ServerState(model, self.method.server_start(model, self.clients))
+        self.initial = self.server.model
         self.last = dict.fromkeys(range(self.clients), 0)
         self.number = 0
         self.drifted = False
@@ -59,7 +59,7 @@ class World:
             features = {c: torch.from_numpy(rng(c).standard_normal((3, 4))) for c in range(self.clients)}
             labels = torch.zeros(3, dtype=torch.int64)
             told = {c: self.method.describe(x, labels, c, self.seed) for c, x in features.items()}
-            self.server["server"] = self.method.read_descriptions(self.server, told)
+            self.server = replace(self.server, memory=self.method.read_descriptions(self.server, told))
 
     def moved(self, tensor, size):
         return tensor + size * torch.from_numpy(self.random.standard_normal(tuple(tensor.shape)))
@@ -72,42 +72,47 @@ class World:
             drift: the size of the random numbers that clients move by.
             decay: the share of the way to the start of the run that weight decay then draws them.
         """
-        info, method, read, kept = self.info(cohort), self.method, {}, {}
-        weights = dict(zip(info.cohort, unequal_weights(len(info.cohort), self.random).tolist(), strict=True))
-        for c in info.cohort:
-            start = self.start(c, info)
-            trained = self._trained(start, c, info, drift)
+        ctx, method, read, kept = self.context(cohort), self.method, {}, {}
+        weights = dict(zip(ctx.cohort, unequal_weights(len(ctx.cohort), self.random).tolist(), strict=True))
+        for c in ctx.cohort:
+            client = method.context(self.server, c, ctx)
+            begun = self.begun(c, ctx)
+            trained = self._trained(method.pad(begun, self.server, ctx), c, ctx, drift)
             if decay:
-                trained = _drawn(trained, self.origin(c, info), decay)
-            sent = method.payload_up(self.server, start, trained, c, info)
-            read[c], kept[c] = method.receive(self.server, sent, c, info), method.kept(trained)
-        adapters, heads = (Uploads({c: r[p] for c, r in read.items()}, weights, Ranks()) for p in ("adapter", "head"))
-        self.server = method.next_state(self.server, adapters, heads, info)
-        for c in info.cohort:
-            answer = method.answer(self.server, c, info)
+                trained = _drawn(trained, self.origin(c, ctx), decay)
+            sent = method.upload(begun, without_padding(trained, begun), client)
+            read[c], kept[c] = method.receive(self.server, sent, client), method.kept(trained)
+        adapters, heads = (Uploads({c: r.parts[p] for c, r in read.items()}, weights, Ranks()) for p in PARTS)
+        self.server = method.next_state(self.server, adapters, heads, ctx)
+        for c in ctx.cohort:
+            answer = method.answer(self.server, method.context(self.server, c, ctx))
             self.kept[c] = kept[c] if answer is None else merge(kept[c], answer)
-        self.last |= dict.fromkeys(info.cohort, info.number)
-        self.number = info.number
+        self.last |= dict.fromkeys(ctx.cohort, ctx.number)
+        self.number = ctx.number
         self.drifted |= drift > 0
 
-    def info(self, cohort):
+    def context(self, cohort):
         """What a method knows of the next round, if these clients take part."""
-        return RoundInfo(self.number + 1, self.seed, {c: self.last[c] for c in sorted(cohort)}, self.clients)
+        return RoundContext(self.number + 1, self.seed, {c: self.last[c] for c in sorted(cohort)}, self.clients)
 
-    def start(self, client, info):
-        """What a client starts a round with."""
-        own = merge(self.held, self.kept.get(client, {"adapter": {}, "head": {}}))
-        return self.method.start(self.server, own, self.method.sent_down(self.server, client, info), client, info)
+    def begun(self, client, ctx):
+        """What a client starts a round with, in its own shapes."""
+        kept = self.kept.get(client, NOTHING)
+        return begin(self.method, self.server, self.initial, kept, self.method.context(self.server, client, ctx))[1]
 
-    def origin(self, client, info):
+    def start(self, client, ctx):
+        """What a client starts a round with, in the shapes that all clients have."""
+        return self.method.pad(self.begun(client, ctx), self.server, ctx)
+
+    def origin(self, client, ctx):
         """What weight decay draws a client to, if that is the start of the run."""
-        server = self.method.origin(self.server, self.initial)
-        payload = self.method.payload_down(server, client, info)
-        return self.method.start(server, self.held, payload, client, info)
+        server, context = self.method.origin(self.server, self.initial), self.method.context(self.server, client, ctx)
+        nothing = ModelState(head=self.initial.head)
+        return self.method.pad(begin(self.method, server, self.initial, nothing, context)[1], self.server, ctx)
 
-    def _trained(self, start, client, info, drift):
+    def _trained(self, start, client, ctx, drift):
         """Let a client's tensors move; what they are filled up with stays zero, as it does in training."""
-        rank = self.method.rank_of(self.server, client, info)
+        rank = self.method.rank_of(self.server, client, ctx)
         axes = {f.name: f.rank_axis for f in self.method.fields if f.rank_axis is not None}
 
         def moved(name, tensor):
@@ -116,13 +121,12 @@ class World:
                 new.narrow(axes[name], rank, tensor.shape[axes[name]] - rank).zero_()
             return new
 
-        for phase in self.method.phases(info):
+        def all_moved(layers):
+            return {name: {f: moved(f, t) for f, t in layer.items()} for name, layer in layers.items()}
+
+        for phase in self.method.phases(ctx.number):
             fields, _ = split(start, phase.trained)
-            new = {
-                part: {name: {f: moved(f, t) for f, t in layer.items()} for name, layer in layers.items()}
-                for part, layers in fields.items()
-            }
-            start = merge(start, new)
+            start = merge(start, ModelState(all_moved(fields.adapter), all_moved(fields.head)))
         return start
 
     def functions(self, cohort):
@@ -133,9 +137,9 @@ class World:
         """
         found = {"server": self._function(self.method.model(self.server))}
         if self.method.personal:
-            info = self.info(cohort)
-            for c in info.cohort:
-                start = self.start(c, info)
+            ctx = self.context(cohort)
+            for c in ctx.cohort:
+                start = self.start(c, ctx)
                 # One of a lower rank trains without the other ranks of the server's, but is judged with them.
                 own = start if self.method.client_ranks is None else self.method.kept(start)
                 found[c] = self._function(merge(self.method.model(self.server), own))
@@ -152,11 +156,11 @@ class World:
         """Return the outputs of every layer for some inputs, and the head."""
         found, shared = {}, self.method.shared_fields
         for name, adapter in self.adapters.items():
-            layer = model["adapter"][name]
-            adapter.share({f: t for f, t in self.server["adapter"][name].items() if f in shared})
+            layer = model.adapter[name]
+            adapter.share({f: t for f, t in self.server.adapter[name].items() if f in shared})
             adapter.load({f: t.unsqueeze(0) for f, t in layer.items() if f not in shared})
             found[name] = adapter(torch.eye(adapter.d_in, dtype=torch.float64).unsqueeze(0))
-        return found | {name: layer["weight"] for name, layer in model["head"].items()}
+        return found | {name: layer["weight"] for name, layer in model.head.items()}
 
 
 def change(before, after):
@@ -170,7 +174,8 @@ def change(before, after):
 
 def _drawn(model, origin, share):
     """A model that is moved some of the way to another."""
-    return {
-        part: {n: {f: t.lerp(origin[part][n][f], share) for f, t in layer.items()} for n, layer in layers.items()}
-        for part, layers in model.items()
-    }
+
+    def drawn(layers, towards):
+        return {n: {f: t.lerp(towards[n][f], share) for f, t in layer.items()} for n, layer in layers.items()}
+
+    return ModelState(drawn(model.adapter, origin.adapter), drawn(model.head, origin.head))

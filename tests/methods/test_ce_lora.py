@@ -2,16 +2,19 @@ import numpy as np
 import pytest
 import torch
 
-from fedgram import CELoRA, FederatedTrainer, FedIT, TextClassification, TextClassificationData, federation
-from fedgram.checkpoint import load
-from fedgram.collectives import Ranks
+from fedgram import CELoRA, FederatedTrainer, FedIT, TextClassification, TextClassificationData
 from fedgram.data import Dirichlet
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import ConfigurationError
-from fedgram.federation import Federation
-from fedgram.methods import RoundInfo
+from fedgram.federation import rounds as federation
+from fedgram.federation.rounds import Federation
+from fedgram.methods import RoundContext
 from fedgram.methods.ce_lora import closeness
+from fedgram.methods.client_memory import NOTHING, begin
+from fedgram.runs.checkpoint import load
 from fedgram.seeding import torch_generator
-from fedgram.uploads import Uploads
+from fedgram.state import ModelState, ServerMemory, ServerState
 from helpers import rng
 from tables import rows
 from test_trainer import fit  # noqa: F401
@@ -23,20 +26,20 @@ def server_of(method, clients, distance=None):
     with torch.random.fork_rng(devices=[]):
         linears = {name: torch.nn.Linear(*sizes) for name, sizes in LAYERS.items()}
     adapters = {name: method.adapter(linear, torch_generator(0, name)).initial() for name, linear in linears.items()}
-    state = {"adapter": adapters, "head": {}}
-    memory = method.server_start(state, clients)
-    return state | {"server": memory if distance is None else {"": {"distance": torch.tensor(distance)}}}
+    model = ModelState(adapters)
+    told = {} if distance is None else {"distance": torch.tensor(distance)}
+    return ServerState(model, ServerMemory(globals=told) if told else method.server_start(model, clients))
 
 
 def aggregate(method, server, Cs, weights=None):
     """One round of clients who send these C for every layer, (N, r, r)."""
     count = len(Cs)
     sent = {k: {name: {"C": torch.as_tensor(C, dtype=torch.float32)} for name in LAYERS} for k, C in enumerate(Cs)}
-    info = RoundInfo(2, 0, dict.fromkeys(range(count), 1), count)
+    ctx = RoundContext(2, 0, dict.fromkeys(range(count), 1), count)
     given = dict(enumerate(weights)) if weights else dict.fromkeys(range(count), 1 / count)
     uploads, heads = (Uploads(own, given, Ranks()) for own in (sent, {k: {} for k in sent}))
-    after = method.next_state(server, uploads, heads, info)
-    return after, [method.answer(after, k, info)["adapter"] for k in range(count)]
+    after = method.next_state(server, uploads, heads, ctx)
+    return after, [method.answer(after, method.context(after, k, ctx)).adapter for k in range(count)]
 
 
 def drawn(count, seed=0):
@@ -49,7 +52,7 @@ def test_clients_that_are_identical_get_back_what_they_sent(similarity, measure)
     method = CELoRA(rank=R, similarity=similarity, measure=measure)
     (C,) = drawn(1)
     after, answers = aggregate(method, server_of(method, 4), [C] * 4)
-    torch.testing.assert_close(after["server"][""]["weights"], torch.full((4, 4), 0.25, dtype=torch.float64))
+    torch.testing.assert_close(after.memory.globals["weights"], torch.full((4, 4), 0.25, dtype=torch.float64))
     for own in answers:
         for name in LAYERS:
             torch.testing.assert_close(own[name]["C"], torch.tensor(C, dtype=torch.float32), rtol=0, atol=1e-6)
@@ -59,7 +62,7 @@ def test_the_weights_of_a_client_sum_to_one_and_the_largest_is_its_own():
     method = CELoRA(rank=R, temperature=0.3)
     distance = np.abs(np.subtract.outer(np.arange(5.0), np.arange(5.0)))
     after, _ = aggregate(method, server_of(method, 5, distance), drawn(5))
-    weights = after["server"][""]["weights"]
+    weights = after.memory.globals["weights"]
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(5, dtype=torch.float64), rtol=0, atol=1e-14)
     assert (weights > 0).all()
     assert weights.argmax(dim=1).tolist() == [0, 1, 2, 3, 4]
@@ -79,7 +82,7 @@ def test_clients_of_like_data_listen_to_each_other():
     far = np.array([[0.0, 0.1, 9, 9], [0.1, 0, 9, 9], [9, 9, 0, 0.1], [9, 9, 0.1, 0]])
     method = CELoRA(rank=R, similarity="data", temperature=0.05)
     after, _ = aggregate(method, server_of(method, 4, far), drawn(4))
-    weights = after["server"][""]["weights"]
+    weights = after.memory.globals["weights"]
     assert min(weights[:2, :2].min(), weights[2:, 2:].min()) > 0.4
     assert weights[:2, 2:].max() < 1e-4
 
@@ -90,7 +93,7 @@ def test_one_that_beta_leaves_out_makes_no_difference():
 
     def weights(distance, Cs, **settings):
         method = CELoRA(rank=R, **settings)
-        return aggregate(method, server_of(method, 3, distance), Cs)[0]["server"][""]["weights"]
+        return aggregate(method, server_of(method, 3, distance), Cs)[0].memory.globals["weights"]
 
     assert torch.equal(weights(distances[0], Cs, beta=0.0), weights(distances[1], Cs, beta=0.0))
     assert torch.equal(weights(distances[0], Cs, beta=1.0), weights(distances[0], drawn(3, 1), beta=1.0))
@@ -103,7 +106,7 @@ def test_weights_of_clients_are_no_part_of_the_personal_means():
     Cs = drawn(3)
     runs = [aggregate(method, server_of(method, 3), Cs, weights) for weights in ([0.8, 0.1, 0.1], [0.1, 0.1, 0.8])]
     assert torch.equal(runs[0][1][0]["q"]["C"], runs[1][1][0]["q"]["C"])
-    assert not torch.equal(runs[0][0]["adapter"]["q"]["C"], runs[1][0]["adapter"]["q"]["C"])
+    assert not torch.equal(runs[0][0].adapter["q"]["C"], runs[1][0].adapter["q"]["C"])
 
 
 @pytest.mark.parametrize("clients", [1, 2, 5, 6])
@@ -119,26 +122,25 @@ def test_closeness_is_one_at_home_and_1_over_e_at_the_median_distance(clients):
 def test_a_client_that_comes_late_is_sent_the_mean_c_and_nobody_else_anything():
     method = CELoRA(rank=R)
     server = server_of(method, 3)
-    server["adapter"] = {name: {**layer, "C": layer["C"] + 1} for name, layer in server["adapter"].items()}
-    held = server_of(method, 3)
-    for number, last, sent in ((1, 0, False), (3, 0, True), (3, 2, False), (3, 1, False)):
-        info = RoundInfo(number, 0, {1: last}, 3)
-        payload = method.sent_down(server, 1, info)
-        assert {n: layer for n, layer in payload["adapter"].items() if layer} == (
-            {n: {"C": server["adapter"][n]["C"]} for n in LAYERS} if sent else {}
-        )
-        start = method.start(server, held, payload, 1, info)["adapter"]["q"]
-        assert torch.equal(start["C"], torch.eye(R) + (1 if sent else 0))
-        assert torch.equal(start["A"], held["adapter"]["q"]["A"])
+    server = server.with_adapter({name: {**layer, "C": layer["C"] + 1} for name, layer in server.adapter.items()})
+    initial, own = server_of(method, 3).model, {"A": torch.full((R, 11), 2.0), "C": torch.full((R, R), 3.0)}
+    for number, last, is_sent in ((1, 0, False), (3, 0, True), (3, 2, False), (3, 1, False)):
+        ctx = method.context(server, 1, RoundContext(number, 0, {1: last}, 3))
+        kept = ModelState({"q": own}) if last else NOTHING
+        payload, start = begin(method, server, initial, kept, ctx)
+        assert payload.adapter == ({n: {"C": server.adapter[n]["C"]} for n in LAYERS} if is_sent else {})
+        layer = start.adapter["q"]
+        assert torch.equal(layer["C"], own["C"] if last else torch.eye(R) + (1 if is_sent else 0))
+        assert torch.equal(layer["A"], own["A"] if last else initial.adapter["q"]["A"])
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0.5, 1.5, 2.5, 0.1]), torch.tensor([[1, 2], [0, 1], [2, 2], [1, 1]])])
 def test_targets_and_spans_are_one_class(labels):
     features = torch.from_numpy(rng(2).normal(size=(4, 5)))
-    told = CELoRA(rank=R, components=2).describe(features, labels, 0, 0)
-    assert told["samples"].tolist() == [4]
-    assert told["components"].tolist() == [2]
-    assert told["means"].shape == (2, 5)
+    described = CELoRA(rank=R, components=2).describe(features, labels, 0, 0)
+    assert described["samples"].tolist() == [4]
+    assert described["components"].tolist() == [2]
+    assert described["means"].shape == (2, 5)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_settings_out_of_range_are_errors(settings, message):
         CELoRA(**settings)
 
 
-def test_names_tell_variants_apart():
+def test_variants_have_names_of_their_own():
     assert [CELoRA().name, CELoRA(similarity="model", measure="cosine").name] == ["CELoRA", "CELoRA-model-cosine"]
 
 
@@ -166,21 +168,21 @@ def checkpoint(trainer):
     return load(trainer.folder.checkpoint("last"))
 
 
-def test_r_squared_numbers_of_a_layer_go_each_way_and_the_data_is_told_once(fit):  # noqa: F811
+def test_r_squared_numbers_of_a_layer_go_each_way_and_the_data_is_described_once(fit):  # noqa: F811
     """Two of five clients a round, four layers of rank 2, hidden 16."""
-    told = []
+    described = []
 
-    class Telling(CELoRA):
+    class Noting(CELoRA):
         def describe(self, features, labels, client, seed):
-            told.append((client, tuple(features.shape), super().describe(features, labels, client, seed)))
-            return told[-1][2]
+            described.append((client, tuple(features.shape), super().describe(features, labels, client, seed)))
+            return described[-1][2]
 
-    _, trainer = fit(method=Telling(rank=2), participation=2, rounds=3)
-    assert sorted(client for client, _, _ in told) == [0, 1, 2, 3, 4]
-    assert sum(n for _, (n, _), _ in told) == 60
-    assert {width for _, (_, width), _ in told} == {16}
+    _, trainer = fit(method=Noting(rank=2), participation=2, rounds=3)
+    assert sorted(client for client, _, _ in described) == [0, 1, 2, 3, 4]
+    assert sum(n for _, (n, _), _ in described) == 60
+    assert {width for _, (_, width), _ in described} == {16}
     once = 0
-    for _, _, own in told:
+    for _, _, own in described:
         mixtures = int(own["components"].sum())
         assert mixtures <= 3 * len(own["samples"]) <= 6
         once += mixtures * (1 + 2 * 16)
@@ -199,31 +201,31 @@ def test_r_squared_numbers_of_a_layer_go_each_way_and_the_data_is_told_once(fit)
 def test_a_and_b_stay_with_their_client_and_c_is_the_personal_mean(fit):  # noqa: F811
     _, trainer = fit(method=CELoRA(rank=2), rounds=2)
     after = checkpoint(trainer)
-    server, name = after.state, next(iter(after.state["adapter"]))
+    server, name = after.state, next(iter(after.state.adapter))
     for row, client in enumerate(sorted(after.clients)):
         own = after.clients[client]
-        assert torch.equal(own[f"adapter|{name}|C"], server["server"][name]["C"][row])
+        assert torch.equal(own[f"adapter|{name}|C"], server.memory.layers[name]["C"][row])
         assert own[f"adapter|{name}|B"].any()
-    assert not server["adapter"][name]["B"].any()  # the server never saw one
+    assert not server.adapter[name]["B"].any()  # the server never saw one
     assert {key.split("|")[0] for key in after.clients[0]} == {"adapter", "head"}
     assert len({own[f"adapter|{name}|B"].sum().item() for own in after.clients.values()}) == 5
-    distance = server["server"][""]["distance"]
+    distance = server.memory.globals["distance"]
     assert torch.equal(distance, distance.T)
     assert (distance + torch.eye(5) > 0).all()
-    assert not torch.allclose(server["server"][""]["weights"], torch.full((5, 5), 0.2).double(), atol=1e-3)
+    assert not torch.allclose(server.memory.globals["weights"], torch.full((5, 5), 0.2).double(), atol=1e-3)
 
 
-def test_a_run_that_goes_on_tells_of_the_data_no_second_time(fit, monkeypatch):  # noqa: F811
+def test_a_run_that_goes_on_describes_the_data_no_second_time(fit, monkeypatch):  # noqa: F811
     keys = {"method": CELoRA(rank=2), "participation": 3, "clients_per_block": 2}
     _, first = fit(rounds=1, **keys)
-    before = checkpoint(first).state["server"][""]["distance"].clone()
-    monkeypatch.setattr(federation, "features_of", lambda *_: pytest.fail("the data is told of before round 1 alone"))
+    before = checkpoint(first).state.memory.globals["distance"].clone()
+    monkeypatch.setattr(federation, "features_of", lambda *_: pytest.fail("the data is described before round 1 alone"))
     _, second = fit(rounds=2, ckpt_path="last", **keys)
-    assert torch.equal(checkpoint(second).state["server"][""]["distance"], before)
+    assert torch.equal(checkpoint(second).state.memory.globals["distance"], before)
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_in_its_first_round_tells_of_the_data_again(fit, monkeypatch):  # noqa: F811
+def test_a_run_that_is_killed_in_its_first_round_describes_the_data_again(fit, monkeypatch):  # noqa: F811
     keys = {"method": CELoRA(rank=2), "participation": 3}
     whole, _ = fit(rounds=2, name="whole", **keys)
     with monkeypatch.context() as patch:
@@ -237,7 +239,7 @@ def test_a_run_that_is_killed_in_its_first_round_tells_of_the_data_again(fit, mo
 
 
 @pytest.mark.parametrize("method", [FedIT(rank=2), CELoRA(rank=2, similarity="model")])
-def test_a_method_that_does_not_ask_is_told_nothing_of_the_data(fit, monkeypatch, method):  # noqa: F811
+def test_a_method_that_does_not_ask_is_sent_nothing_of_the_data(fit, monkeypatch, method):  # noqa: F811
     monkeypatch.setattr(federation, "features_of", lambda *_: pytest.fail("nobody asked"))
     summary, _ = fit(method=method, rounds=1)
     assert summary["parameters_up"] > 0

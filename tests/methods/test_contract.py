@@ -1,15 +1,18 @@
 """The hooks of a round, seen through whole runs of a method that uses every one of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from fedgram import AdamW, setup
-from fedgram.block import train_block
-from fedgram.checkpoint import load
-from fedgram.methods import FedIT, LoRAMethod, Paper, Phase, RoundInfo
-from fedgram.state import flatten, to
-from fedgram.uploads import average
+from fedgram import AdamW
+from fedgram.distributed.uploads import average
+from fedgram.engine.block import train_block
+from fedgram.federation import setup
+from fedgram.methods import FedIT, LoRAMethod, Paper, Phase, RoundContext
+from fedgram.runs.checkpoint import load
+from fedgram.state import ModelState, Payload, ServerMemory, ServerState, flatten, to
 from helpers import INFO
 from tables import rows
 from test_block import make_network
@@ -24,36 +27,36 @@ class Busy(LoRAMethod):
     weight = 0.0
 
     def server_start(self, model, clients):
-        return {"": {"rounds": torch.zeros(1), "clients": torch.tensor(clients)}}
+        return ServerMemory(globals={"rounds": torch.zeros(1), "clients": torch.tensor(clients)})
 
-    def phases(self, info):
+    def phases(self, number):
         return Phase(frozenset("B"), 0.75, "B"), Phase(frozenset("A"), 0.25, "A")
 
     def penalty(self, adapters):
         return self.weight * sum(layer["B"].flatten(1).pow(2).sum(dim=1) for layer in adapters.values())
 
-    def payload_up(self, server, start, trained, client, info):
-        payload = super().payload_up(server, start, trained, client, info)
-        adapters = {n: layer | {"place": torch.arange(3, dtype=torch.int32)} for n, layer in payload["adapter"].items()}
-        return {**payload, "adapter": adapters}
+    def upload(self, start, trained, ctx):
+        payload = super().upload(start, trained, ctx)
+        adapters = {n: layer | {"place": torch.arange(3, dtype=torch.int32)} for n, layer in payload.adapter.items()}
+        return replace(payload, adapter=adapters)
 
-    def receive(self, server, payload, client, info):
-        adapters = {n: {f: layer[f] for f in ("A", "B")} for n, layer in payload["adapter"].items()}
-        return super().receive(server, {**payload, "adapter": adapters}, client, info)
+    def receive(self, server, payload, ctx):
+        adapters = {n: {f: layer[f] for f in ("A", "B")} for n, layer in payload.adapter.items()}
+        return super().receive(server, replace(payload, adapter=adapters), ctx)
 
-    def aggregate(self, layers, uploads, info):
+    def aggregate(self, layers, uploads, ctx):
         return average(layers, uploads)
 
-    def next_state(self, server, adapters, heads, info):
-        after = super().next_state(server, adapters, heads, info)
-        memory = server["server"][""]
-        return {**after, "server": {"": {**memory, "rounds": memory["rounds"] + 1}}}
+    def next_state(self, server, adapters, heads, ctx):
+        after = super().next_state(server, adapters, heads, ctx)
+        memory = server.memory.globals
+        return replace(after, memory=ServerMemory(globals={**memory, "rounds": memory["rounds"] + 1}))
 
-    def answer(self, server, client, info):
-        name = next(iter(server["adapter"]))
-        shape = server["adapter"][name]["B"].shape
-        own = torch.full(shape, float(client + 1)) * server["server"][""]["rounds"].to(torch.float32)
-        return {"adapter": {name: {"B": own}}, "head": {}}
+    def answer(self, server, ctx):
+        name = next(iter(server.adapter))
+        shape = server.adapter[name]["B"].shape
+        own = torch.full(shape, float(ctx.client + 1)) * server.memory.globals["rounds"].to(torch.float32)
+        return Payload({name: {"B": own}})
 
 
 KEYS = {"rounds": 3, "participation": 3, "clients_per_block": 2, "local_steps": 4}
@@ -62,14 +65,14 @@ KEYS = {"rounds": 3, "participation": 3, "clients_per_block": 2, "local_steps": 
 def test_what_the_server_remembers_is_checkpointed_and_never_sent(fit):  # noqa: F811
     _, trainer = fit(method=Busy(rank=2), **KEYS)
     state = load(trainer.folder.checkpoint("last")).state
-    assert {name: tensor.tolist() for name, tensor in state["server"][""].items()} == {"rounds": [3.0], "clients": 5}
+    assert {name: tensor.tolist() for name, tensor in state.memory.globals.items()} == {"rounds": [3.0], "clients": 5}
     sent = rows(trainer.folder.path, "communication.csv")
     assert {row["part"] for row in sent} == {"adapter", "head"}
 
 
 def test_an_answer_is_counted_kept_and_what_the_client_is_judged_by(fit):  # noqa: F811
     summary, trainer = fit(method=Busy(rank=2), **KEYS)
-    layers = trainer.federation.state["adapter"]
+    layers = trainer.federation.state.adapter
     first = f"adapter|{next(iter(layers))}|B"
     kept = load(trainer.folder.checkpoint("last")).clients
     last = trainer.federation.last_rounds
@@ -118,7 +121,7 @@ def test_phases_share_a_clients_steps(fit, steps, monkeypatch):  # noqa: F811
         seen.append((sorted(trained), len(batches[0]), span, changed))
         return result
 
-    monkeypatch.setattr("fedgram.federation.train_block", spy)
+    monkeypatch.setattr("fedgram.federation.rounds.train_block", spy)
     optimizer = AdamW(lr=0.02, schedule="linear", span="run")
     fit(method=Busy(rank=2), optimizer=optimizer, clients=1, rounds=1, local_steps=steps)
     (first, many, start, changed), (second, few, end, changed_later) = seen
@@ -132,7 +135,7 @@ def test_phases_share_a_clients_steps(fit, steps, monkeypatch):  # noqa: F811
 class InThree(Busy):
     """Whose middle phase has one step of a client that has six, and two of a client that has five."""
 
-    def phases(self, info):
+    def phases(self, number):
         return Phase(frozenset("B"), 0.5, "1"), Phase(frozenset("A"), 0.25, "2"), Phase(frozenset("B"), 0.25, "3")
 
 
@@ -154,7 +157,7 @@ def test_what_the_server_remembers_lies_where_the_model_does(fit, monkeypatch): 
     moved = []
 
     def spy(state, device):
-        moved.append((sorted(state), device))
+        moved.append((sorted({key.split("|")[0] for key in flatten(state)}), device))
         return to(state, device)
 
     monkeypatch.setattr(setup, "to", spy)
@@ -168,7 +171,7 @@ def test_a_penalty_pulls_at_what_it_is_of(tiny_backbone, tiny_data):
     network, data = make_network(tiny_backbone, tiny_data, method)
     method.weight = 1e6
     state = network.initial_state()
-    for layer in state["adapter"].values():
+    for layer in state.adapter.values():
         layer["B"] = torch.ones_like(layer["B"])
     table, batches = data.split("train"), [[np.array([0, 1])], [np.array([2, 3])]]
     ends = {}
@@ -178,16 +181,16 @@ def test_a_penalty_pulls_at_what_it_is_of(tiny_backbone, tiny_data):
         ends[weight] = trained
         assert torch.equal(trained.losses, ends[0.0].losses)  # which are told without it
     for client in ends[1e6].states:
-        for layer in client["adapter"].values():
+        for layer in client.adapter.values():
             torch.testing.assert_close(layer["B"], torch.full_like(layer["B"], 0.9), rtol=0, atol=1e-6)
-    assert any((layer["B"] > 1).any() for layer in ends[0.0].states[0]["adapter"].values())
+    assert any((layer["B"] > 1).any() for layer in ends[0.0].states[0].adapter.values())
 
 
 def test_the_model_of_a_method_without_hooks_is_its_servers():
-    state = {"adapter": {"q": {"A": torch.ones(2, 3)}}, "head": {}, "server": {"": {"x": torch.ones(1)}}}
-    assert FedIT(rank=2).model(state) == {"adapter": state["adapter"], "head": {}}
+    state = ServerState(ModelState({"q": {"A": torch.ones(2, 3)}}), ServerMemory(globals={"x": torch.ones(1)}))
+    assert FedIT(rank=2).model(state) == ModelState(state.adapter)
 
 
 def test_a_round_knows_its_cohort_in_order():
-    assert RoundInfo(2, 0, {5: 1, 2: 0}, 9).cohort == [2, 5]
+    assert RoundContext(2, 0, {5: 1, 2: 0}, 9).cohort == [2, 5]
     assert len(INFO.cohort) == INFO.clients

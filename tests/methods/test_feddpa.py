@@ -3,10 +3,11 @@ import torch
 
 from adapters.plain import B, C, R, T, dense_forward, draw, make_linear
 from fedgram.adapters import LoraPairAdapter
-from fedgram.checkpoint import load
 from fedgram.errors import ConfigurationError
-from fedgram.methods import FedDPA, FedIT, RoundInfo
-from fedgram.state import state_hash
+from fedgram.methods import FedDPA, FedIT, RoundContext
+from fedgram.methods.client_memory import NOTHING, begin
+from fedgram.runs.checkpoint import load
+from fedgram.state import ModelState, ServerState, state_hash
 from test_trainer import fit, rows  # noqa: F401 (a fixture)
 
 
@@ -57,7 +58,7 @@ def test_the_global_pair_is_trained_as_if_there_were_no_local_one(fit):  # noqa:
 
 
 def test_phases_hold_what_they_do_not_train():
-    local, common = FedDPA(local_share=0.25).phases(RoundInfo(3, 0, {0: 2}, 4))
+    local, common = FedDPA(local_share=0.25).phases(3)
     assert (local.trained, local.absent, local.share) == ({"L", "U"}, frozenset(), 0.25)
     assert (common.trained, common.absent, common.share) == ({"A", "B"}, {"L", "U"}, 0.75)
 
@@ -69,9 +70,9 @@ def test_the_sequential_schedule_is_fedit_and_then_local_training(fit):  # noqa:
     _, plain = fit(method=FedIT(rank=2, head="frozen"), rounds=2, name="plain")
     _, first = fit(method=method, rounds=2, name="first")
     for trainer in (whole, first):
-        for name, layer in stands(plain).state["adapter"].items():
+        for name, layer in stands(plain).state.adapter.items():
             for field, tensor in layer.items():
-                assert torch.equal(stands(trainer).state["adapter"][name][field], tensor)
+                assert torch.equal(stands(trainer).state.adapter[name][field], tensor)
     assert not stands(first).clients or not any(stands(first).clients.values())
     assert {key.split("|")[2] for key in stands(whole).clients[0]} == {"L", "U"}
     assert parameters(whole, "up") == [5 * Q] * 2
@@ -80,27 +81,29 @@ def test_the_sequential_schedule_is_fedit_and_then_local_training(fit):  # noqa:
 
 def test_a_client_that_comes_late_starts_its_local_pair_from_the_final_global_one():
     method = FedDPA(rank=2, schedule="sequential", local_from=3)
-    server = {"adapter": {"q": {f: t[0] for f, t in pairs(1).items() if f in "AB"}}, "head": {}, "server": {}}
-    held = {"adapter": {"q": {f: torch.zeros_like(t) for f, t in server["adapter"]["q"].items()}}, "head": {}}
-    info = RoundInfo(5, 0, {0: 2, 1: 3, 2: 0}, 3)
+    server = ServerState(ModelState({"q": {f: t[0] for f, t in pairs(1).items() if f in "AB"}}))
+    initial = ModelState({"q": {f: torch.zeros_like(t) for f, t in server.adapter["q"].items()}})
+    ctx = RoundContext(5, 0, {0: 2, 1: 3, 2: 0}, 3)
+
+    def begun(client, kept=NOTHING):
+        return begin(method, server, initial, kept, method.context(server, client, ctx))
+
     for client, is_sent in ((0, True), (1, False), (2, True)):
-        payload = method.payload_down(server, client, info)
-        assert bool(payload["adapter"]) == is_sent
-        start = method.start(server, held, payload, client, info)["adapter"]["q"]
-        assert torch.equal(start["L"], server["adapter"]["q"]["A"])
-        assert torch.equal(start["U"], server["adapter"]["q"]["B"])
-        assert torch.equal(start["A"], server["adapter"]["q"]["A"])
-    own = {"adapter": {"q": held["adapter"]["q"] | {"L": torch.ones(2, 11), "U": torch.ones(7, 2)}}, "head": {}}
-    start = method.start(server, own, method.payload_down(server, 1, info), 1, info)["adapter"]["q"]
-    assert (start["L"] == 1).all()
-    assert (start["U"] == 1).all()
+        payload, start = begun(client)
+        assert set(payload.adapter["q"]) == ({"A", "B"} if is_sent else set())
+        assert torch.equal(start.adapter["q"]["L"], server.adapter["q"]["A"])
+        assert torch.equal(start.adapter["q"]["U"], server.adapter["q"]["B"])
+        assert torch.equal(start.adapter["q"]["A"], server.adapter["q"]["A"])
+    _, start = begun(1, ModelState({"q": {"L": torch.ones(2, 11), "U": torch.ones(7, 2)}}))
+    assert (start.adapter["q"]["L"] == 1).all()
+    assert (start.adapter["q"]["U"] == 1).all()
 
 
 @pytest.mark.parametrize("head", ["local", "averaged"])
 def test_a_client_keeps_its_own_pair_and_a_head_of_its_own(head):
     pair, weights = {"A": torch.ones(2, 3), "L": torch.ones(2, 3)}, {"classifier": {"weight": torch.ones(2)}}
-    kept = FedDPA(rank=2, head=head).kept({"adapter": {"q": pair}, "head": weights})
-    assert kept == {"adapter": {"q": {"L": pair["L"]}}, "head": weights if head == "local" else {}}
+    kept = FedDPA(rank=2, head=head).kept(ModelState({"q": pair}, weights))
+    assert kept == ModelState({"q": {"L": pair["L"]}}, weights if head == "local" else {})
 
 
 def test_settings_that_make_no_sense_are_errors():

@@ -4,10 +4,11 @@ import torch
 from torch import nn
 
 from adapters.plain import make_linear
-from fedgram.collectives import Ranks
-from fedgram.methods import FeDeRA, RoundInfo
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
+from fedgram.methods import FeDeRA, RoundContext
 from fedgram.seeding import torch_generator
-from fedgram.uploads import Uploads
+from fedgram.state import ModelState, ServerState
 from helpers import INFO, rng
 
 
@@ -41,10 +42,15 @@ def test_a_client_that_comes_late_makes_the_start_itself():
     method = FeDeRA(rank=2)
     with torch.random.fork_rng(devices=[]):
         server = {"q": method.adapter(nn.Linear(11, 7), torch_generator(0, "q")).initial()}
-    later = RoundInfo(4, 0, {0: 2, 1: 0})
-    assert [set(method.download(server, client, later)["q"]) for client in (0, 1)] == [{"A", "B"}] * 2
-    other = FeDeRA(rank=2, when="round")
-    assert set(other.download({"q": {f: server["q"][f] for f in "AB"}}, 1, later)["q"]) == {"A", "B"}
+    later = RoundContext(4, 0, {0: 2, 1: 0})
+
+    def sent(method, layers):
+        state = ServerState(ModelState(layers))
+        downs = [method.download(state, method.context(state, client, later)) for client in (0, 1)]
+        return [set(down.adapter["q"]) for down in downs]
+
+    assert sent(method, server) == [{"A", "B"}] * 2
+    assert sent(FeDeRA(rank=2, when="round"), {"q": {f: server["q"][f] for f in "AB"}}) == [{"A", "B"}] * 2
 
 
 def test_directions_without_a_singular_value_keep_a_row_to_learn_from():

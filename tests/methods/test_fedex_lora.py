@@ -3,11 +3,12 @@ import pytest
 import torch
 from torch import nn
 
-from fedgram.collectives import Ranks
-from fedgram.methods import FedExLoRA, FedIT, RoundInfo
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
+from fedgram.methods import FedExLoRA, FedIT, RoundContext
 from fedgram.seeding import torch_generator
-from fedgram.uploads import Uploads
 from helpers import rng, unequal_weights
+from methods.rounds import make_adapter, numbers, play
 
 D_OUT, D_IN, R, N = 31, 47, 2, 5
 
@@ -40,7 +41,7 @@ def test_the_effective_weight_is_the_mean_of_the_clients_over_many_rounds(residu
     for number in range(1, 5):
         sent, weights = drift(server["q"], random), unequal_weights(N, random)
         uploads = Uploads(sent, dict(enumerate(weights.tolist())), Ranks())
-        after = method.aggregate(server, uploads, RoundInfo(number, 0, dict.fromkeys(range(N), number - 1)))
+        after = method.aggregate(server, uploads, RoundContext(number, 0, dict.fromkeys(range(N), number - 1)))
         ideal = sum(w * weight_of(adapter, server["q"], sent[c]["q"]) for c, w in enumerate(weights))
         torch.testing.assert_close(weight_of(adapter, after["q"], after["q"]), ideal, rtol=0, atol=1e-12)
         figures = method.diagnose(server, after, uploads)["q"]
@@ -50,48 +51,58 @@ def test_the_effective_weight_is_the_mean_of_the_clients_over_many_rounds(residu
         server = after
 
 
+def rounds(residual, cohorts):
+    """A method, and rounds of it on the same layer."""
+    method = FedExLoRA(rank=R, residual=residual)
+    return method, play(method, cohorts, make_adapter(method, D_IN, D_OUT))
+
+
 @pytest.mark.parametrize("residual", ["dense", "factored"])
 def test_clients_that_add_up_what_they_are_sent_have_the_servers_sum(residual):
-    """Client 0 is in every round, client 1 in every second, client 2 comes late."""
-    method, _, server = make_method(residual)
-    random, last = rng(2), dict.fromkeys(range(4), 0)
+    """Client 0 is in every round, client 1 in every second; client 3 comes in the second and client 2 late."""
+    cohorts = [
+        {c for c in range(4) if c == 0 or (c == 1 and n % 2) or (c == 2 and n > 3) or (c == 3 and n > 1)}
+        for n in range(1, 7)
+    ]
+    method, played = rounds(residual, cohorts)
     held = {c: torch.zeros(D_OUT, D_IN, dtype=torch.float64) for c in range(4)}
-    for number in range(1, 7):
-        cohort = [c for c in range(4) if c in (0, 3) or (c == 1 and number % 2) or (c == 2 and number > 3)]
-        info = RoundInfo(number, 0, {c: last[c] for c in cohort})
-        for c in cohort:
-            payload = method.download(server, c, info)["q"]
-            if "residual" in payload:
-                held[c] = payload["residual"]
-            elif "U" in payload:
-                held[c] = held[c] + method.scale * payload["U"].mT @ payload["V"]
-            torch.testing.assert_close(held[c], server["q"]["residual"], rtol=0, atol=1e-12)
-            assert number == 1 or ("U" in payload) == (residual == "factored" and last[c] == number - 1)
-            last[c] = number
-        sent = {c: layers for c, layers in drift(server["q"], random, 4).items() if c in cohort}
-        server = method.aggregate(server, Uploads(sent, dict.fromkeys(cohort, 1 / len(cohort)), Ranks()), info)
-    assert server["q"]["residual"].norm() > 1
+    for done in played:
+        number, server = done.ctx.number, done.before.adapter["q"]
+        for c, payload in done.down.items():
+            missed = number - max(1, done.ctx.last_rounds[c])
+            newest = {"U", "V"} if residual == "factored" and missed == 1 else {"residual"}
+            assert set(payload) == ({"A", "B"} | newest if missed else set())
+            if "U" in payload:
+                held[c] = held[c] + method.scale * (payload["U"][0].mT @ payload["V"][0])
+            held[c] = payload.get("residual", held[c])
+            assert torch.equal(held[c], server["residual"])
+    assert done.after.adapter["q"]["residual"].norm() > 1
+
+
+def test_the_server_sums_the_factors_as_they_are_sent():
+    """Rounded to the type of the run: a client that computes the sum of what it is sent has the server's bits."""
+    method, _, server = make_method("factored", torch.float32)
+    uploads = Uploads(drift(server["q"], rng(3)), dict.fromkeys(range(N), 1 / N), Ranks())
+    after = method.aggregate(server, uploads, RoundContext(1, 0, dict.fromkeys(range(N), 0)))["q"]
+    assert {after[field].dtype for field in ("U", "V", "residual")} == {torch.float32}
+    assert after["U"].shape == (1, (N - 1) * R, D_OUT)
+    added = method.scale * (after["U"][0].double().mT @ after["V"][0].double())
+    assert torch.equal(after["residual"], (server["q"]["residual"] + added).float())
+    assert after["residual"].norm() > 1
 
 
 @pytest.mark.parametrize(("residual", "extra"), [("dense", D_OUT * D_IN), ("factored", (N - 1) * R * (D_OUT + D_IN))])
-def test_what_a_residual_costs_is_what_its_form_says(residual, extra):
-    method, _, server = make_method(residual)
-    up_to_date = dict.fromkeys(range(N), 0)
-    assert method.sent_down({"adapter": server, "head": {}}, 0, RoundInfo(1, 0, up_to_date))["adapter"] == {"q": {}}
-    uploads = Uploads(drift(server["q"], rng(3)), dict.fromkeys(range(N), 1 / N), Ranks())
-    server = method.aggregate(server, uploads, RoundInfo(1, 0, up_to_date))
-    payload = method.download(server, 0, RoundInfo(2, 0, dict.fromkeys(range(N), 1)))["q"]
-    assert sum(t.numel() for t in payload.values()) == R * (D_OUT + D_IN) + extra
-    assert set(method.upload(server, server, 0, None)["q"]) == {"A", "B"}
+def test_a_residual_costs_the_numbers_of_its_form(residual, extra):
+    _, played = rounds(residual, [set(range(N))] * 2)
+    for done, expected in zip(played, (0, R * (D_OUT + D_IN) + extra), strict=True):
+        assert [numbers(payload) for payload in done.down.values()] == [expected] * N
+        assert all(set(payload) == {"A", "B"} for payload in done.up.values())
 
 
 def test_factors_are_not_sent_where_the_residual_itself_is_smaller():
     """Of 40 clients it has rank 78, more than the layer."""
-    method, _, server = make_method("factored")
-    everyone = dict.fromkeys(range(40), 1)
-    uploads = Uploads(drift(server["q"], rng(3), 40), dict.fromkeys(range(40), 1 / 40), Ranks())
-    server = method.aggregate(server, uploads, RoundInfo(2, 0, everyone))
-    assert set(method.download(server, 0, RoundInfo(3, 0, dict.fromkeys(range(40), 2)))["q"]) == {"A", "B", "residual"}
+    *_, done = rounds("factored", [set(range(40))] * 2)[1]
+    assert all(set(payload) == {"A", "B", "residual"} for payload in done.down.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

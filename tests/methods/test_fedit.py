@@ -1,9 +1,9 @@
 import numpy as np
 import torch
 
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
 from fedgram.methods import FedIT
-from fedgram.uploads import Uploads
 from helpers import INFO, rng, unequal_weights
 
 D_OUT, D_IN, R, N = 7, 11, 2, 5

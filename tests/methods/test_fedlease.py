@@ -4,13 +4,14 @@ import torch
 from torch import nn
 
 from fedgram import AdamW
-from fedgram.checkpoint import load
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import ConfigurationError
-from fedgram.methods import FedIT, FedLEASE, RoundInfo
+from fedgram.methods import FedIT, FedLEASE, RoundContext
+from fedgram.methods.client_memory import begin, without_padding
+from fedgram.runs.checkpoint import load
 from fedgram.seeding import torch_generator
-from fedgram.state import split, state_hash
-from fedgram.uploads import Uploads
+from fedgram.state import ModelState, ServerState, split, state_hash
 from helpers import rng, unequal_weights
 from test_trainer import fit, rows  # noqa: F401 (a fixture)
 
@@ -26,9 +27,9 @@ class Simulation:
         with torch.random.fork_rng(devices=[]):
             layers = {n: self.method.adapter(nn.Linear(*s), torch_generator(0, n)) for n, s in SIZES.items()}
         start = {n: {f: t.double() for f, t in layer.initial().items()} for n, layer in layers.items()}
-        model = {"adapter": start, "head": {}}
+        model = ModelState(start)
         self.start, self.random = model, rng(3)
-        self.server = {**model, "server": self.method.server_start(model, N)}
+        self.server = ServerState(model, self.method.server_start(model, N))
         self.kinds = np.arange(N) % 3
         centres = [{n: self.random.standard_normal(layer["B"].shape) for n, layer in start.items()} for _ in range(3)]
         self.centres, self.kept, self.last = centres, {}, dict.fromkeys(range(N), 0)
@@ -44,41 +45,39 @@ class Simulation:
         return {n: {**layer, "B": layer["B"] + torch.from_numpy(centre[n])} for n, layer in own.items()}
 
     def round(self, number, cohort=range(N)):
-        info = RoundInfo(number, 0, {c: self.last[c] for c in cohort}, N)
+        ctx = RoundContext(number, 0, {c: self.last[c] for c in cohort}, N)
         weights = dict(zip(cohort, unequal_weights(len(cohort), rng(number)).tolist(), strict=True))
         received, method = {}, self.method
         for c in cohort:
-            self.down[c] = method.payload_down(self.server, c, info)["adapter"]
-            adapters = {n: {**layer, **self.kept.get(c, {}).get(n, {})} for n, layer in self.start["adapter"].items()}
-            held = {"adapter": adapters, "head": {}}
-            payload = {"adapter": self.down[c], "head": {}}
-            start = method.start(self.server, held, payload, c, info)
-            (phase,) = method.phases(info)
-            own = self.train(c, split(start, phase.trained)[0]["adapter"])
-            ended = {"adapter": {n: {**start["adapter"][n], **layer} for n, layer in own.items()}, "head": {}}
-            self.starts[c], self.trained[c] = start["adapter"], ended["adapter"]
-            payload = method.payload_up(self.server, start, ended, c, info)
-            self.up[c] = payload["adapter"]
-            received[c] = method.receive(self.server, payload, c, info)
-            self.kept[c] = method.kept(ended)["adapter"]
-        uploads = Uploads({c: p["adapter"] for c, p in received.items()}, weights, Ranks())
+            kept, client = ModelState(self.kept.get(c, {})), method.context(self.server, c, ctx)
+            payload, begun = begin(method, self.server, self.start, kept, client)
+            start = method.pad(begun, self.server, ctx)
+            (phase,) = method.phases(number)
+            own = self.train(c, split(start, phase.trained)[0].adapter)
+            ended = ModelState({n: {**start.adapter[n], **layer} for n, layer in own.items()})
+            sent = method.upload(begun, without_padding(ended, begun), client)
+            self.down[c], self.up[c] = payload.adapter, sent.adapter
+            self.starts[c], self.trained[c] = start.adapter, ended.adapter
+            received[c] = method.receive(self.server, sent, client)
+            self.kept[c] = method.kept(ended).adapter
+        uploads = Uploads({c: p.adapter for c, p in received.items()}, weights, Ranks())
         heads = Uploads({c: {} for c in cohort}, weights, Ranks())
         before = self.server
-        self.server = method.next_state(self.server, uploads, heads, info)
+        self.server = method.next_state(self.server, uploads, heads, ctx)
         for c in cohort:
-            self.answers[c] = method.answer(self.server, c, info)
-            for n, layer in (self.answers[c] or {"adapter": {}})["adapter"].items():
+            self.answers[c] = method.answer(self.server, method.context(self.server, c, ctx))
+            for n, layer in (self.answers[c] or ModelState()).adapter.items():
                 self.kept[c][n] = {**self.kept[c][n], **layer}
             self.last[c] = number
         return before, weights
 
     @property
     def memory(self):
-        return self.server["server"]
+        return self.server.memory.layers
 
     @property
     def clusters(self):
-        return self.memory[""]["cluster"].tolist()
+        return self.server.memory.globals["cluster"].tolist()
 
 
 def numbers(layers):
@@ -108,7 +107,7 @@ def test_experts_and_routers_are_means_over_their_clusters(mean):
                 for field in ("A", "B", "R") if number > 1 else ("A", "B"):
                     found = simulation.memory[name][field][j].numpy()
                     if not members:
-                        np.testing.assert_array_equal(found, before["server"][name][field][j].numpy())
+                        np.testing.assert_array_equal(found, before.memory.layers[name][field][j].numpy())
                         continue
                     own = {c: simulation.trained[c][name][field].numpy() for c in members}
                     np.testing.assert_allclose(found, expected_mean(own, members, weights, mean), rtol=0, atol=1e-12)
@@ -123,7 +122,7 @@ def test_the_server_s_own_model_is_the_mean_of_the_experts_by_their_clients():
         for field in ("A", "B"):
             expert = simulation.memory[name][field]
             mean = sum(expert[j] for j in clusters) / N
-            torch.testing.assert_close(simulation.server["adapter"][name][field], mean, rtol=0, atol=1e-12)
+            torch.testing.assert_close(simulation.server.adapter[name][field], mean, rtol=0, atol=1e-12)
 
 
 def test_nothing_travels_in_the_warm_up_but_the_last_pairs_and_each_client_goes_on_with_its_own():
@@ -133,7 +132,7 @@ def test_nothing_travels_in_the_warm_up_but_the_last_pairs_and_each_client_goes_
         assert not any(map(numbers, [*simulation.up.values(), *simulation.down.values()]))
         assert set(simulation.answers.values()) == {None}
         assert simulation.clusters == [-1] * N
-        assert torch.equal(simulation.server["adapter"]["q"]["A"], simulation.start["adapter"]["q"]["A"])
+        assert torch.equal(simulation.server.adapter["q"]["A"], simulation.start.adapter["q"]["A"])
     kept = {c: layers["q"]["B"] for c, layers in simulation.kept.items()}
     simulation.round(3)
     assert all(torch.equal(simulation.starts[c]["q"]["B"], kept[c]) for c in range(N))
@@ -146,7 +145,7 @@ def test_what_travels_afterwards_is_an_expert_and_a_router_up_and_all_experts_do
     simulation, M = Simulation(), 3
     simulation.round(1)
     everything = M * Q + (2 * M - 1) * D_IN
-    assert {numbers(answer["adapter"]) for answer in simulation.answers.values()} == {everything}
+    assert {numbers(answer.adapter) for answer in simulation.answers.values()} == {everything}
     simulation.round(2, [0, 1, 2, 3])
     assert not any(map(numbers, simulation.down.values()))  # the answer of the last round is still true
     assert {numbers(simulation.up[c]) for c in range(4)} == {Q + (2 * M - 1) * D_IN}
@@ -161,14 +160,14 @@ def test_a_client_has_its_own_expert_first_the_others_held_and_its_cluster_s_rou
     before, _ = simulation.round(3, [0, 4])  # one is up to date, one is not
     for client, j in ((0, 0), (4, 1)):
         for name in SIZES:
-            memory, start = before["server"][name], simulation.starts[client][name]
+            memory, start = before.memory.layers[name], simulation.starts[client][name]
             for field in ("A", "B", "R"):
                 assert torch.equal(start[field], memory[field][j])
             for field in ("A", "B"):
                 assert torch.equal(start[field + "s"], torch.stack([memory[field][e] for e in range(3) if e != j]))
             assert start["routes"] == 1
-    assert not torch.equal(before["server"]["q"]["R"][0], before["server"]["q"]["R"][1])
-    assert simulation.method.phases(RoundInfo(3, 0, {}, N))[0].trained == {"A", "B", "R"}
+    assert not torch.equal(before.memory.layers["q"]["R"][0], before.memory.layers["q"]["R"][1])
+    assert simulation.method.phases(3)[0].trained == {"A", "B", "R"}
 
 
 @pytest.mark.parametrize("was_there", [False, True])
@@ -178,7 +177,7 @@ def test_a_client_that_missed_the_clustering_trains_its_own_pair_and_joins_the_n
     simulation.round(1, early)
     simulation.round(2, range(7))
     assert simulation.clusters == [0, 1, 2, 0, 1, 2, 0, -1, -1]
-    own = simulation.kept[8]["q"]["B"] if was_there else simulation.start["adapter"]["q"]["B"]
+    own = simulation.kept[8]["q"]["B"] if was_there else simulation.start.adapter["q"]["B"]
     before, _ = simulation.round(3, [0, 2, 7, 8])
     start = simulation.starts[8]["q"]
     assert torch.equal(start["B"], own)
@@ -190,8 +189,8 @@ def test_a_client_that_missed_the_clustering_trains_its_own_pair_and_joins_the_n
     # It joins the mean from its next round on.
     trained = simulation.trained[2]["q"]["B"]
     torch.testing.assert_close(simulation.memory["q"]["B"][2], trained, rtol=0, atol=1e-12)
-    assert torch.equal(simulation.memory["q"]["B"][1], before["server"]["q"]["B"][1])
-    assert torch.equal(simulation.answers[8]["adapter"]["q"]["B"], simulation.memory["q"]["B"][2])
+    assert torch.equal(simulation.memory["q"]["B"][1], before.memory.layers["q"]["B"][1])
+    assert torch.equal(simulation.answers[8].adapter["q"]["B"], simulation.memory["q"]["B"][2])
     simulation.round(4, [8])
     assert simulation.starts[8]["q"]["routes"] == 1
 
@@ -200,10 +199,10 @@ def test_the_order_in_which_clients_are_held_changes_no_bit():
     hashes = set()
     for order in (range(N), list(range(N))[::-1]):
         simulation = Simulation()
-        info = RoundInfo(1, 0, dict.fromkeys(range(N), 0), N)
+        ctx = RoundContext(1, 0, dict.fromkeys(range(N), 0), N)
         random = rng(0)
 
-        def drawn(random=random, start=simulation.start["adapter"]):
+        def drawn(random=random, start=simulation.start.adapter):
             return {
                 n: {f: torch.from_numpy(random.standard_normal(t.shape)) for f, t in layer.items()}
                 for n, layer in start.items()
@@ -213,7 +212,7 @@ def test_the_order_in_which_clients_are_held_changes_no_bit():
         weights = dict.fromkeys(order, 1 / N)
         uploads = Uploads({c: sent[c] for c in order}, weights, Ranks())
         heads = Uploads({c: {} for c in order}, weights, Ranks())
-        hashes.add(state_hash(simulation.method.next_state(simulation.server, uploads, heads, info)))
+        hashes.add(state_hash(simulation.method.next_state(simulation.server, uploads, heads, ctx)))
     assert len(hashes) == 1
 
 
@@ -221,10 +220,10 @@ def test_every_seed_has_routers_of_its_own():
     routers = []
     for seed in (0, 0, 1):
         simulation = Simulation()
-        sent = {c: {n: dict(layer) for n, layer in simulation.start["adapter"].items()} for c in range(3)}
-        info, weights = RoundInfo(1, seed, dict.fromkeys(range(3), 0), N), dict.fromkeys(range(3), 1 / 3)
+        sent = {c: {n: dict(layer) for n, layer in simulation.start.adapter.items()} for c in range(3)}
+        ctx, weights = RoundContext(1, seed, dict.fromkeys(range(3), 0), N), dict.fromkeys(range(3), 1 / 3)
         uploads, heads = (Uploads(own, weights, Ranks()) for own in (sent, {c: {} for c in range(3)}))
-        routers.append(simulation.method.next_state(simulation.server, uploads, heads, info)["server"]["q"]["R"])
+        routers.append(simulation.method.next_state(simulation.server, uploads, heads, ctx).memory.layers["q"]["R"])
     assert torch.equal(routers[0], routers[1])
     assert not torch.equal(routers[0], routers[2])
     assert routers[0].abs().max() <= 11**-0.5
@@ -239,7 +238,7 @@ def test_one_expert_is_fedit_once_the_warm_up_is_over(fit):  # noqa: F811
     keys = {"rounds": 3, "client_weights": "uniform"}
     _, one = fit(method=FedLEASE(rank=2, experts=1, head="frozen"), name="one", **keys)
     _, plain = fit(method=FedIT(rank=2, head="frozen"), name="plain", **keys)
-    found, expected = (load(trainer.folder.checkpoint("last")).state["adapter"] for trainer in (one, plain))
+    found, expected = (load(trainer.folder.checkpoint("last")).state.adapter for trainer in (one, plain))
     for name, layer in expected.items():
         for field, tensor in layer.items():
             torch.testing.assert_close(found[name][field], tensor, rtol=1e-3, atol=1e-5)

@@ -5,10 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgram.block import train_block
+from fedgram.engine.block import train_block
 from fedgram.errors import ConfigurationError
-from fedgram.methods import FedIT, FedLoRU, MFedLoRU, PFedLoRU, RoundInfo
+from fedgram.methods import FedIT, FedLoRU, MFedLoRU, PFedLoRU, RoundContext
+from fedgram.methods.client_memory import NOTHING, begin
 from fedgram.optim import AdamW
+from fedgram.state import ServerState
 from methods.rounds import make_adapter, mean, numbers, play, weight_of
 from test_block import make_network
 
@@ -24,7 +26,7 @@ def make(request):
 
 
 def layer_of(state):
-    return state["adapter"]["q"]
+    return state.adapter["q"]
 
 
 def means_of(played):
@@ -40,11 +42,11 @@ def test_adding_and_starting_anew_preserves_the_function(make):
         means, before, after = means_of(done), layer_of(done.before), layer_of(done.after)
         expected = weight_of(adapter, before | means)
         torch.testing.assert_close(weight_of(adapter, after), expected, rtol=0, atol=1e-12)
-        merged = done.info.number % 2 == 0
+        merged = done.ctx.number % 2 == 0
         assert after["B"].any() == (not merged)
         assert after["A"].any()
         assert torch.equal(after["residual"], before["residual"]) == (not merged)
-    fresh = [layer_of(d.after)["A"] for d in play(method, EVERYONE) if d.info.number % 2 == 0]
+    fresh = [layer_of(d.after)["A"] for d in play(method, EVERYONE) if d.ctx.number % 2 == 0]
     assert not torch.equal(fresh[0], fresh[1])
 
 
@@ -54,7 +56,7 @@ def test_adding_and_keeping_counts_the_product_once_more(make):
     for done in play(method, EVERYONE, adapter):
         means, after = means_of(done), layer_of(done.after)
         jump = weight_of(adapter, after) - weight_of(adapter, layer_of(done.before) | means)
-        expected = method.scale * means["B"] @ means["A"] * (done.info.number % 2 == 0)
+        expected = method.scale * means["B"] @ means["A"] * (done.ctx.number % 2 == 0)
         torch.testing.assert_close(jump, expected, rtol=0, atol=1e-11)
         for field, value in means.items():
             torch.testing.assert_close(after[field], value, rtol=0, atol=1e-13)
@@ -79,20 +81,26 @@ class Client:
 
     def __init__(self, adapter):
         self.added, self.last = torch.zeros(D_OUT, D_IN, dtype=torch.float64), 1
-        self.seed = {field: adapter.initial()[field].double() for field in ("A", "B")}
 
     def receive(self, payload, method, number):
+        """Read a payload, and return A and B; None where the seed gives them."""
         every = method.merge_every
         missed = sum(t % every == 0 for t in range(self.last, number))
         just = number > 1 and (number - 1) % every == 0
-        pairs = list(zip(payload["A"].split(R), payload["B"].split(R, dim=1), strict=True)) if "A" in payload else []
+        pairs = list(zip(payload.get("merged_A", ()), payload.get("merged_B", ()), strict=True))
+        assert len(pairs) == (0 if "residual" in payload else missed)
         if "residual" in payload:
             self.added = payload["residual"]
-        else:
-            for A, B in pairs[:missed]:
-                self.added = self.added + method.scale * B @ A
+        for A, B in pairs:
+            self.added = self.added + method.scale * (B @ A)
         self.last = number
-        return None if number == 1 or (just and method.mode == "reset") else pairs[-1]
+        if number == 1 or (just and method.mode == "reset"):
+            assert "A" not in payload
+            return None
+        if just and pairs:  # the factors of the newest product are the present ones
+            assert "A" not in payload
+            return pairs[-1]
+        return payload["A"], payload["B"]
 
 
 COHORTS = st.lists(st.sets(st.integers(0, 3), min_size=1), min_size=1, max_size=9)
@@ -104,12 +112,12 @@ def test_clients_that_come_and_go_rebuild_the_servers_weights(cohorts, every, mo
     method = KINDS[kind](rank=R, merge_every=every, mode=mode)
     adapter, clients = make_adapter(method), {}
     for done in play(method, cohorts, adapter):
-        server, number = layer_of(done.before), done.info.number
+        server, number = layer_of(done.before), done.ctx.number
         for c, payload in done.down.items():
             client = clients.setdefault(c, Client(adapter))
             present = client.receive(payload, method, number)
-            torch.testing.assert_close(client.added, server["residual"], rtol=0, atol=1e-9)
-            if present is None:  # the seed tells them
+            assert torch.equal(client.added, server["residual"])
+            if present is None:  # the seed gives them
                 assert not server["B"].any()
             else:
                 assert torch.equal(present[0], server["A"])
@@ -117,7 +125,7 @@ def test_clients_that_come_and_go_rebuild_the_servers_weights(cohorts, every, mo
 
 
 def test_what_travels_by_hand():
-    """τ = 1: one product a round. A client that missed two is sent three pairs, or the sum where that is fewer."""
+    """τ = 1: one product a round. Who missed two is sent the factors of both, and who missed three the sum."""
     cohorts = [{0, 1, 2}, {0, 1}, {0, 2}, {0, 1, 3}, {0, 3, 4}]
     assert 2 * Q < DENSE < 3 * Q
 
@@ -127,7 +135,7 @@ def test_what_travels_by_hand():
 
     down, first = sizes(merge_every=1), [{0: 0, 1: 0, 2: 0}, {0: Q, 1: Q}]
     assert down == [*first, {0: Q, 2: 2 * Q}, {0: Q, 1: 2 * Q, 3: DENSE}, {0: Q, 3: Q, 4: DENSE}]
-    # The newest product is of the present factors, which come beside the sum.
+    # The newest product is of the present factors: who missed three is sent it with them, or else the sum beside them.
     assert sizes(merge_every=1, mode="keep") == [*down[:3], {0: Q, 1: 2 * Q, 3: 3 * Q}, {0: Q, 3: Q, 4: DENSE + Q}]
     # τ = 2: in rounds 3 and 5 the product of the round before is new; in round 4 the factors alone.
     assert sizes(merge_every=2) == [*first, {0: Q, 2: Q}, {0: Q, 1: 2 * Q, 3: 2 * Q}, {0: Q, 3: Q, 4: 2 * Q}]
@@ -153,20 +161,20 @@ def test_the_shared_pair_alone_is_sent_and_the_own_pair_stays_with_its_client():
 def test_in_each_phase_the_other_pair_keeps_its_bits(tiny_backbone, tiny_data, share):
     method = PFedLoRU(rank=2, personal_share=share)
     network, data = make_network(tiny_backbone, tiny_data, method)
-    server = {**network.initial_state(), "server": {}}
-    info = RoundInfo(1, 0, {0: 0}, 1)
-    start = method.start(server, method.without_shared(server), method.payload_down(server, 0, info), 0, info)
+    server = ServerState(network.initial_state())
+    ctx = method.context(server, 0, RoundContext(1, 0, {0: 0}, 1))
+    _, start = begin(method, server, network.initial_state(), NOTHING, ctx)
     network.share(server)
-    phases = method.phases(info)
+    phases = method.phases(1)
     assert [phase.share for phase in phases] == [share, 1 - share]
     assert len({phase.name for phase in phases}) == 2
     for phase, moves, stays in zip(phases, ("U", "B"), (("A", "B"), ("L", "U")), strict=True):
         batches = [[data.tables["train"].lengths.argsort()[:3]] * 2]
         found = train_block(network, AdamW(0.02), [start], data.split("train"), batches, trained=phase.trained)
         ended = found.states[0]
-        for name, layer in ended["adapter"].items():
-            assert all(torch.equal(layer[field], start["adapter"][name][field]) for field in stays)
-            assert not torch.equal(layer[moves], start["adapter"][name][moves])
+        for name, layer in ended.adapter.items():
+            assert all(torch.equal(layer[field], start.adapter[name][field]) for field in stays)
+            assert not torch.equal(layer[moves], start.adapter[name][moves])
         start = ended
 
 
@@ -188,7 +196,7 @@ def test_the_server_averages_the_factors_that_nested_ones_make():
         torch.testing.assert_close(after["A"], A, rtol=0, atol=1e-13)
         torch.testing.assert_close(after["B"], B, rtol=0, atol=1e-13)
         assert {numbers(sent) for sent in done.up.values()} == {1 * (D_IN + D_OUT + 2 * R)}
-        assert {numbers(sent) for sent in done.down.values()} == {Q if done.info.number > 1 else 0}
+        assert {numbers(sent) for sent in done.down.values()} == {Q if done.ctx.number > 1 else 0}
         for start in done.start.values():
             assert not (start["Ad"] @ start["Au"]).any()
             assert not (start["Bd"] @ start["Bu"]).any()
@@ -244,6 +252,6 @@ def test_names_are_the_papers():
 
 
 def test_both_pairs_are_trained_in_one_of_the_phases():
-    trained = [phase.trained for phase in PFedLoRU().phases(None)]
+    trained = [phase.trained for phase in PFedLoRU().phases(1)]
     assert frozenset.union(*trained) == PFedLoRU().trained_fields
     assert not frozenset.intersection(*trained)

@@ -6,19 +6,25 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fedgram.errors import ConfigurationError
-from fedgram.methods import FedIT, FedRotLoRA, RoundInfo
+from fedgram.methods import ClientContext, FedIT, FedRotLoRA, RoundContext
+from fedgram.state import ModelState
 from helpers import orthogonal, rng
 from methods.cohorts import Cohort, drifted_cohort
 
 
-def in_round(number):
-    return RoundInfo(number, 0, {0: 0}, 1)
+def in_round(method, number):
+    return ClientContext(RoundContext(number, 0, {0: 0}, 1), 0, method.rank)
+
+
+def state_of(layer):
+    return ModelState({"q": layer})
 
 
 def sent(method, start, trained, number=2):
     """What a client uploads, of arrays."""
-    start, trained = ({"q": {f: torch.from_numpy(a) for f, a in own.items()}} for own in (start, trained))
-    return {f: tensor.numpy() for f, tensor in method.upload(start, trained, 0, in_round(number))["q"].items()}
+    start, trained = (state_of({f: torch.from_numpy(a) for f, a in own.items()}) for own in (start, trained))
+    payload = method.upload(start, trained, in_round(method, number))
+    return {f: tensor.numpy() for f, tensor in payload.adapter["q"].items()}
 
 
 def turned(layer, R):
@@ -135,8 +141,8 @@ def test_no_strength_is_fedit():
 def test_what_is_sent_is_known_without_numbers():
     method = FedRotLoRA(rank=3)
     with FakeTensorMode():
-        layers = {"q": {"A": torch.randn(3, 11), "B": torch.randn(7, 3)}}
-        payload = method.upload(layers, layers, 0, in_round(2))
+        state = state_of({"A": torch.randn(3, 11), "B": torch.randn(7, 3)})
+        payload = method.upload(state, state, in_round(method, 2)).adapter
     assert {f: (t.shape, t.dtype) for f, t in payload["q"].items()} == {
         "A": ((3, 11), torch.float32),
         "B": ((7, 3), torch.float32),

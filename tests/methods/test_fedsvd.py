@@ -4,11 +4,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgram.checkpoint import load
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import ConfigurationError
-from fedgram.methods import FedSVD, RoundInfo
-from fedgram.uploads import Uploads
+from fedgram.methods import FedSVD, RoundContext
+from fedgram.methods.client_memory import NOTHING, begin
+from fedgram.runs.checkpoint import load
+from fedgram.state import ModelState, ServerState
 from helpers import deficient, orthogonal, rng
 from test_trainer import fit, rows  # noqa: F401 (a fixture)
 
@@ -22,7 +24,7 @@ def tensors(layer):
 def aggregated(method, A, Bs, weights, number=1):
     uploads = Uploads({n: {"q": tensors({"B": B})} for n, B in enumerate(Bs)}, dict(enumerate(weights)), Ranks())
     server = {"q": tensors({"A": A, "B": Bs[0]})}
-    after = method.aggregate(server, uploads, RoundInfo(number, 0, dict.fromkeys(range(len(Bs)), 0), 9))["q"]
+    after = method.aggregate(server, uploads, RoundContext(number, 0, dict.fromkeys(range(len(Bs)), 0), 9))["q"]
     return after["A"].numpy(), after["B"].numpy()
 
 
@@ -91,13 +93,14 @@ def test_in_other_rounds_b_is_averaged_and_a_stays():
 @settings(max_examples=40, deadline=None)
 @given(every=st.integers(1, 4), cohorts=st.lists(st.sets(st.integers(0, 3), min_size=1), min_size=1, max_size=9))
 def test_a_client_is_sent_a_if_and_only_if_it_has_an_older_one(every, cohorts):
-    method, layers = FedSVD(rank=R, every=every), {"q": {"A": 0, "B": 0}}
+    method, server = FedSVD(rank=R, every=every), ServerState(ModelState({"q": {"A": 0, "B": 0}}))
     newest, held, last = 0, dict.fromkeys(range(4), 0), dict.fromkeys(range(4), 0)
     for number, cohort in enumerate(cohorts, start=1):
-        info = RoundInfo(number, 0, {client: last[client] for client in cohort}, 4)
+        ctx = RoundContext(number, 0, {client: last[client] for client in cohort}, 4)
         for client in cohort:
-            fields = set(method.download(layers, client, info)["q"])
-            assert fields == ({"A", "B"} if held[client] != newest else {"B"})
+            if number > 1:
+                fields = set(method.download(server, method.context(server, client, ctx)).adapter["q"])
+                assert fields == ({"A", "B"} if held[client] != newest else {"B"})
             held[client], last[client] = newest, number
         if number % every == 0:
             newest = number
@@ -106,14 +109,13 @@ def test_a_client_is_sent_a_if_and_only_if_it_has_an_older_one(every, cohorts):
 def test_a_client_that_is_not_sent_a_trains_with_what_it_was_sent_before():
     method = FedSVD(rank=R, every=3)
     (A, Bs), seeds = drawn(), np.zeros((R, D_IN))
-    server = {"adapter": {"q": tensors({"A": A, "B": Bs[0]})}, "head": {}, "server": {}}
-    held = {"adapter": {"q": tensors({"A": seeds, "B": Bs[1]})}, "head": {}}
-    info = RoundInfo(5, 0, {0: 4}, 1)
-    payload = method.payload_down(server, 0, info)
-    assert set(payload["adapter"]["q"]) == {"B"}
-    start = method.start(server, held, payload, 0, info)["adapter"]["q"]
-    assert np.array_equal(start["A"], A)
-    assert np.array_equal(start["B"], Bs[0])
+    server = ServerState(ModelState({"q": tensors({"A": A, "B": Bs[0]})}))
+    initial = ModelState({"q": tensors({"A": seeds, "B": Bs[1]})})
+    ctx = method.context(server, 0, RoundContext(5, 0, {0: 4}, 1))
+    payload, start = begin(method, server, initial, NOTHING, ctx)
+    assert set(payload.adapter["q"]) == {"B"}
+    assert np.array_equal(start.adapter["q"]["A"], A)
+    assert np.array_equal(start.adapter["q"]["B"], Bs[0])
 
 
 def traffic(trainer):
@@ -123,13 +125,13 @@ def traffic(trainer):
 
 def test_what_travels_by_hand(fit):  # noqa: F811
     _, trainer = fit(method=FedSVD(rank=2, every=2), rounds=4)
-    layers = load(trainer.folder.checkpoint("last")).state["adapter"].values()
+    layers = load(trainer.folder.checkpoint("last")).state.adapter.values()
     A, B = (5 * sum(layer[field].numel() for layer in layers) for field in ("A", "B"))
     down = {(2, "down"): B, (3, "down"): A + B, (4, "down"): B}
     assert traffic(trainer) == down | {(number, "up"): B for number in range(1, 5)}
 
 
-def test_its_name_says_what_is_unusual():
+def test_its_name_shows_what_is_unusual():
     assert [FedSVD().name, FedSVD(every=5).name] == ["FedSVD", "FedSVD-5"]
 
 

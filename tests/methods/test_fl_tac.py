@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,12 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgram import FLTAC, Dirichlet, FederatedTrainer, TextClassification, TextClassificationData
-from fedgram.checkpoint import load
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import ConfigurationError
-from fedgram.methods import RoundInfo
+from fedgram.methods import RoundContext
+from fedgram.methods.client_memory import NOTHING, begin
 from fedgram.methods.fl_tac import inner_products
-from fedgram.uploads import Uploads
+from fedgram.runs.checkpoint import load
+from fedgram.state import PARTS, ModelState, ServerState
 from helpers import rng
 from tables import rows
 from test_trainer import fit  # noqa: F401
@@ -22,17 +26,17 @@ def v(random, size=1.0, head=1.0):
     """What one client sends: adapters of two layers, and a head."""
     adapters = {n: {"A": (R, d_in), "B": (d_out, R)} for n, (d_in, d_out) in LAYERS.items()}
     draw = lambda shape, size: torch.from_numpy(size * random.standard_normal(shape))  # noqa: E731
-    return {
-        "adapter": {n: {f: draw(shape, size) for f, shape in layer.items()} for n, layer in adapters.items()},
-        "head": {"classifier": {f: draw(shape, head) for f, shape in HEAD.items()}},
-    }
+    return ModelState(
+        {n: {f: draw(shape, size) for f, shape in layer.items()} for n, layer in adapters.items()},
+        {"classifier": {f: draw(shape, head) for f, shape in HEAD.items()}},
+    )
 
 
 def plus(one, other, share=1.0):
-    return {
-        part: {n: {f: t + share * other[part][n][f] for f, t in layer.items()} for n, layer in layers.items()}
-        for part, layers in one.items()
-    }
+    def total(layers, others):
+        return {n: {f: t + share * others[n][f] for f, t in layer.items()} for n, layer in layers.items()}
+
+    return ModelState(total(one.adapter, other.adapter), total(one.head, other.head))
 
 
 def of_tasks(labels, seed=0, noise=0.1, **sizes):
@@ -44,20 +48,19 @@ def of_tasks(labels, seed=0, noise=0.1, **sizes):
 
 def aggregate(method, start, sent, weights=None, number=1):
     """One round: what the server holds afterwards, and what each client is answered."""
-    info = RoundInfo(number, 0, dict.fromkeys(range(len(sent)), number - 1), len(sent))
+    ctx = RoundContext(number, 0, dict.fromkeys(range(len(sent)), number - 1), len(sent))
     given = dict(enumerate(weights if weights is not None else [1 / len(sent)] * len(sent)))
-    parts = (Uploads({k: own[part] for k, own in enumerate(sent)}, given, Ranks()) for part in ("adapter", "head"))
-    after = method.next_state({**start, "server": {}}, *parts, info)
-    return after, [method.answer(after, k, info) for k in range(len(sent))]
+    parts = (Uploads({k: own.parts[part] for k, own in enumerate(sent)}, given, Ranks()) for part in PARTS)
+    after = method.next_state(ServerState(start), *parts, ctx)
+    return after, [method.answer(after, method.context(after, k, ctx)) for k in range(len(sent))]
 
 
 def close(actual, expected, tolerance=1e-12):
-    assert actual.keys() == expected.keys()
-    for part, layers in expected.items():
-        assert actual[part].keys() == layers.keys()
+    for part, layers in expected.parts.items():
+        assert actual.parts[part].keys() == layers.keys()
         for name, layer in layers.items():
             for field, tensor in layer.items():
-                torch.testing.assert_close(actual[part][name][field], tensor, rtol=0, atol=tolerance)
+                torch.testing.assert_close(actual.parts[part][name][field], tensor, rtol=0, atol=tolerance)
 
 
 def mean_of(sent, shares):
@@ -78,7 +81,7 @@ def test_tasks_that_are_far_apart_are_found_and_averaged_each_for_itself(labels,
     for label, own in zip(labels, answers, strict=True):
         members = groups[label]
         close(own, mean_of([sent[i] for i in members], [1 / len(members)] * len(members)))
-    seen = after["server"][""]["cluster"].tolist()
+    seen = after.memory.globals["cluster"].tolist()
     assert all(len({seen[i] for i in members}) == 1 for members in groups)
     assert seen == [list(dict.fromkeys(labels)).index(label) for label in labels]  # numbered as they are first seen
     figures = FLTAC().figures(after)
@@ -111,18 +114,18 @@ def test_clients_that_are_identical_get_back_what_they_sent():
     after, answers = aggregate(FLTAC(rank=R, clusters=2), start, sent * 5)
     for own in answers:
         close(own, sent[0])
-    assert after["server"][""]["cluster"].tolist() == [0] * 5
+    assert after.memory.globals["cluster"].tolist() == [0] * 5
 
 
-def test_b_alone_tells_tasks_that_noise_in_a_hides():
+def test_b_alone_separates_tasks_that_noise_in_a_hides():
     labels = [0, 1, 0, 1, 0, 1]
     start, sent = of_tasks(labels)
     random = rng(7)
     for own in sent:
-        for layer in own["adapter"].values():
+        for layer in own.adapter.values():
             layer["A"] += torch.from_numpy(30 * random.standard_normal(layer["A"].shape))
     found = {
-        on: aggregate(FLTAC(rank=R, clusters=2, cluster_on=on), start, sent)[0]["server"][""]["cluster"].tolist()
+        on: aggregate(FLTAC(rank=R, clusters=2, cluster_on=on), start, sent)[0].memory.globals["cluster"].tolist()
         for on in ("B", "adapter", "all")
     }
     assert found["B"] == labels
@@ -130,11 +133,11 @@ def test_b_alone_tells_tasks_that_noise_in_a_hides():
     assert found["all"] != labels
 
 
-def test_heads_alone_tell_tasks_where_all_is_compared():
+def test_heads_alone_separate_tasks_where_all_is_compared():
     labels = [0, 1, 0, 1, 0, 1]
     start, sent = of_tasks(labels, size=0.0, head=30.0, noise=1.0)
     found = {
-        on: aggregate(FLTAC(rank=R, clusters=2, cluster_on=on), start, sent)[0]["server"][""]["cluster"].tolist()
+        on: aggregate(FLTAC(rank=R, clusters=2, cluster_on=on), start, sent)[0].memory.globals["cluster"].tolist()
         for on in ("all", "adapter")
     }
     assert found["all"] == labels
@@ -145,13 +148,13 @@ def test_heads_alone_tell_tasks_where_all_is_compared():
 def test_a_head_that_stays_at_home_is_neither_compared_nor_answered(head):
     labels = [0, 1, 0, 1]
     start, sent = of_tasks(labels)
-    sent = [{**own, "head": {}} for own in sent]
+    sent = [replace(own, head={}) for own in sent]
     after, answers = aggregate(FLTAC(rank=R, clusters=2, head=head, cluster_on="all"), start, sent)
-    assert after["server"][""]["cluster"].tolist() == labels
-    assert all(own["head"] == {} for own in answers)
+    assert after.memory.globals["cluster"].tolist() == labels
+    assert all(own.head == {} for own in answers)
 
 
-def test_what_all_have_in_common_takes_no_digits_from_what_tells_them_apart():
+def test_what_all_have_in_common_takes_no_digits_from_what_they_differ_in():
     random = rng(1)
     own = random.standard_normal((4, 3, 5))
     found = inner_products(torch.from_numpy(own + 1e6))
@@ -164,13 +167,19 @@ def test_a_client_that_comes_late_is_sent_the_mean_of_all_and_nobody_else_anythi
     after, _ = aggregate(FLTAC(rank=R, clusters=2), start, sent)
     for head in ("averaged", "local"):
         method = FLTAC(rank=R, clusters=2, head=head)
-        for number, last in ((1, 0), (3, 2), (3, 1)):
-            sent_down = method.sent_down(after, 5, RoundInfo(number, 0, {5: last}, 6))
-            assert not any(sent_down["adapter"].values())
-            assert not sent_down["head"]
-        late = method.payload_down(after, 5, RoundInfo(3, 0, {5: 0}, 6))
+
+        def begun(number, last, kept=NOTHING, method=method):
+            ctx = method.context(after, 5, RoundContext(number, 0, {5: last}, 6))
+            return begin(method, after, start, kept, ctx)
+
+        for number, last, kept in ((1, 0, NOTHING), (3, 2, sent[3]), (3, 1, sent[3])):
+            payload, own = begun(number, last, kept)
+            assert payload == NOTHING
+            close(own, sent[3] if last else start, 0.0)
+        payload, own = begun(3, 0)
         mean = mean_of(sent, [0.25] * 4)
-        close(late, mean if head == "averaged" else {**mean, "head": {}})
+        close(payload, mean if head == "averaged" else replace(mean, head={}))
+        close(own, mean if head == "averaged" else replace(mean, head=start.head))
 
 
 def checkpoint(trainer):
@@ -192,14 +201,14 @@ def test_q_numbers_go_each_way_and_the_head_where_it_is_sent(fit, head, extra): 
 def test_every_client_keeps_the_mean_of_its_cluster_and_has_that_as_its_model(fit):  # noqa: F811
     _, trainer = fit(method=FLTAC(rank=2, clusters=2), rounds=2)
     after = checkpoint(trainer)
-    labels, name = after.state["server"][""]["cluster"].tolist(), next(iter(after.state["adapter"]))
+    labels, name = after.state.memory.globals["cluster"].tolist(), next(iter(after.state.adapter))
     assert len(set(labels)) == 2
     for label, client in zip(labels, sorted(after.clients), strict=True):
         own = after.clients[client]
-        assert torch.equal(own[f"adapter|{name}|B"], after.state["server"][name]["B"][label])
-        assert torch.equal(own["head|classifier|weight"], after.state["server"]["classifier"]["weight"][label])
+        assert torch.equal(own[f"adapter|{name}|B"], after.state.memory.layers[name]["B"][label])
+        assert torch.equal(own["head|classifier|weight"], after.state.memory.layers["classifier"]["weight"][label])
         model = trainer.federation.models().of(client)
-        assert torch.equal(model["adapter"][name]["A"], own[f"adapter|{name}|A"])
+        assert torch.equal(model.adapter[name]["A"], own[f"adapter|{name}|A"])
 
 
 def test_a_client_that_is_absent_keeps_what_it_has(fit):  # noqa: F811
@@ -215,7 +224,7 @@ def test_a_client_that_is_absent_keeps_what_it_has(fit):  # noqa: F811
 def test_models_of_clients_answer(fit, tiny_backbone, tiny_data, tmp_path):  # noqa: F811
     method = FLTAC(rank=2, clusters=2)
     summary, trainer = fit(method=method, rounds=2)
-    labels = checkpoint(trainer).state["server"][""]["cluster"].tolist()
+    labels = checkpoint(trainer).state.memory.globals["cluster"].tolist()
 
     def ask(what, **keys):
         trainer = FederatedTrainer(accelerator="cpu", progress_bar=False, clients=5, loggers=False,
@@ -244,5 +253,5 @@ def test_settings_out_of_range_are_errors(given, message):
         FLTAC(**given)
 
 
-def test_names_tell_variants_apart():
+def test_variants_have_names_of_their_own():
     assert [FLTAC().name, FLTAC(cluster_on="B", mean="weighted").name] == ["FLTAC", "FLTAC-B-weighted"]

@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.plain import NewShapes
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import ConfigurationError
 from fedgram.methods import FedIT, FLoRANA
 from fedgram.methods.flora_na import _grams, _in_gauge, _mixtures
-from fedgram.uploads import Uploads
 from helpers import INFO, rng
 from methods.cohorts import Cohort, drifted_cohort
 from methods.oracles import flora_na_of, nearest_mixtures

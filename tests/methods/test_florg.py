@@ -3,12 +3,12 @@ import pytest
 import torch
 from torch import nn
 
-from fedgram import linalg
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import ConfigurationError
 from fedgram.methods import FLoRG
+from fedgram.numerics import linalg
 from fedgram.seeding import torch_generator
-from fedgram.uploads import Uploads
 from helpers import INFO, conditioned, drifted, orthogonal, rng, unequal_weights
 from methods import oracles
 

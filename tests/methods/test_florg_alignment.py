@@ -12,7 +12,7 @@ def products(fit, projection, optimizer, solver="polar"):  # noqa: F811
     """A run's AᵀA, layer by layer, and its final evaluation."""
     method = FLoRG(rank=2, init_std=0.3, projection=projection, solver=solver)
     summary, trainer = fit(method=method, optimizer=optimizer, rounds=3, precision="64-true")
-    layers = trainer.federation.state["adapter"].values()
+    layers = trainer.federation.state.adapter.values()
     return [layer["A"].mT @ layer["A"] for layer in layers], summary["final"]
 
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from fedgram import AdamW
-from fedgram.collectives import Ranks
-from fedgram.methods import FLoRG, RoundInfo
-from fedgram.uploads import Uploads
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
+from fedgram.methods import FLoRG, RoundContext
+from fedgram.methods.client_memory import NOTHING, begin, without_padding
+from fedgram.state import ModelState, ServerState
 from helpers import conditioned, deficient, rng, unequal_weights
 from test_trainer import fit  # noqa: F401 (a fixture)
 from thread_ranks import on_ranks
@@ -58,25 +60,27 @@ def expected(A, sent, weights, projection):
 def step(A, sent, weights, processes=1, dtype=torch.float64, **settings):
     """What the server makes of what is really sent, on any number of processes."""
     method = FLoRG(rank=R, client_ranks=RANKS, **settings)
-    server = {"adapter": {"q": {"A": torch.from_numpy(A).to(dtype)}}, "head": {}, "server": {}}
-    info = RoundInfo(2, 0, dict.fromkeys(range(len(RANKS)), 1), len(RANKS))
+    server = ServerState(ModelState({"q": {"A": torch.from_numpy(A).to(dtype)}}))
+    ctx = RoundContext(2, 0, dict.fromkeys(range(len(RANKS)), 1), len(RANKS))
 
     def on(ranks):
-        read, own = {}, range(len(RANKS))[ranks.rank :: ranks.size]
-        for client in own:
-            down = method.payload_down(server, client, info)
-            assert down["adapter"]["q"]["A"].shape == (RANKS[client], K)
-            start = method.start(server, method.without_shared(server), down, client, info)
-            padded = torch.zeros_like(start["adapter"]["q"]["A"])
+        read, clients = {}, range(len(RANKS))[ranks.rank :: ranks.size]
+        for client in clients:
+            own = method.context(server, client, ctx)
+            down, start = begin(method, server, method.model(server), NOTHING, own)
+            assert down.adapter["q"]["A"].shape == start.adapter["q"]["A"].shape == (RANKS[client], K)
+            padded = method.pad(start, server, ctx).adapter["q"]["A"].clone()
+            assert padded.shape == (R, K)
             padded[: RANKS[client]] = torch.from_numpy(sent[client])
-            up = method.payload_up(server, start, {"adapter": {"q": {"A": padded}}, "head": {}}, client, info)
-            assert up["adapter"]["q"]["A"].shape == (RANKS[client], K)
-            read[client] = method.receive(server, up, client, info)["adapter"]
+            ended = without_padding(ModelState({"q": {"A": padded}}), start)
+            up = method.upload(start, ended, own)
+            assert up.adapter["q"]["A"].shape == (RANKS[client], K)
+            read[client] = method.receive(server, up, own).adapter
         shares = dict(enumerate(weights.tolist()))
         after = method.next_state(
-            server, Uploads(read, shares, ranks), Uploads({c: {} for c in own}, shares, ranks), info
+            server, Uploads(read, shares, ranks), Uploads({c: {} for c in clients}, shares, ranks), ctx
         )
-        return after["adapter"]["q"]["A"]
+        return after.adapter["q"]["A"]
 
     if processes == 1:
         return on(Ranks())

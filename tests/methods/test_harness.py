@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedgram.catalogue import known_methods
-from fedgram.checkpoint import Checkpoint, load, save
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import TrainingError
 from fedgram.ledger import Ledger, Traffic
 from fedgram.methods import (
@@ -42,12 +41,14 @@ from fedgram.methods import (
     MFedLoRU,
     PFedLoRU,
     RoLoRA,
-    RoundInfo,
+    RoundContext,
     SLoRA,
 )
+from fedgram.methods.client_memory import NOTHING, begin, check_changes
+from fedgram.methods.known import known_methods
+from fedgram.runs.checkpoint import Checkpoint, load, save
 from fedgram.seeding import torch_generator
-from fedgram.state import bytes_of, flatten, split, state_hash
-from fedgram.uploads import Uploads
+from fedgram.state import ModelState, ServerMemory, ServerState, bytes_of, flatten, split, state_hash
 from helpers import deficient, rng, unequal_weights
 from made_checkpoints import PROGRESS, SETTINGS
 from methods import oracles
@@ -95,7 +96,7 @@ def product(layer):
 def increment(layer):
     """The factors of the last residual are unique up to a rotation."""
     sent = {field: layer[field] for field in ("A", "B", "residual")}
-    return sent | ({"increment": layer["U"].T @ layer["V"]} if "U" in layer else {})
+    return sent | ({"increment": np.einsum("nmo,nmi->oi", layer["U"], layer["V"])} if "U" in layer else {})
 
 
 def reset(layer):
@@ -217,7 +218,7 @@ class Federation:
     server: dict
     payloads: dict
     weights: dict
-    remembered: dict
+    remembered: ServerMemory
 
     def uploads(self, ranks=None, clients=None):
         clients = self.payloads if clients is None else clients
@@ -225,18 +226,18 @@ class Federation:
 
     @property
     def state(self):
-        return {"adapter": self.server, "head": {}, "server": self.remembered}
+        return ServerState(ModelState(self.server), self.remembered)
 
     def next_state(self, ranks=None, clients=None):
         ranks, clients = ranks or Ranks(), list(self.payloads) if clients is None else clients
         heads = Uploads({c: {} for c in clients}, self.weights, ranks)
-        return self.method.next_state(self.state, self.uploads(ranks, clients), heads, self.info)
+        return self.method.next_state(self.state, self.uploads(ranks, clients), heads, self.ctx)
 
     def aggregate(self, **settings):
-        return self.next_state(**settings)["adapter"]
+        return self.next_state(**settings).adapter
 
     @property
-    def info(self):
+    def ctx(self):
         return third_round(self.weights)
 
     def oracle(self, case, name):
@@ -248,7 +249,7 @@ class Federation:
 
 def third_round(cohort):
     """A third round of twenty clients, whose cohort has been in the second."""
-    return RoundInfo(3, 0, dict.fromkeys(sorted(cohort), 2), 20)
+    return RoundContext(3, 0, dict.fromkeys(sorted(cohort), 2), 20)
 
 
 def federate(case, clients=CLIENTS, dtype=torch.float64, change=lambda tensor, field: tensor):
@@ -261,28 +262,34 @@ def federate(case, clients=CLIENTS, dtype=torch.float64, change=lambda tensor, f
     def noisy(tensor, size):
         return tensor.double() + size * torch.from_numpy(random.standard_normal(tensor.shape))
 
-    anew = {field.name for field in method.fields if field.fresh}  # on the server they stay what they were
+    # What no round changes: where clients start anew, and what the seed alone gives. Of the rest some is computed.
+    held = {f.name for f in method.fields if f.fresh or not (f.down or f.up or f.trained)} - method.increments
+    sums = {f.name for f in method.fields if f.down and f.shared}
 
     def made(tensor, field):
-        return tensor.to(dtype) if field in anew else change(noisy(tensor, 1.0), field).to(dtype)
+        return tensor.to(dtype) if field in held else change(noisy(tensor, 1.0), field).to(dtype)
 
-    server = {name: {f: made(t, f) for f, t in a.initial().items()} for name, a in adapters.items()}
-    remembered = method.server_start({"adapter": server, "head": {}}, 20)
-    state, info = {"adapter": server, "head": {}, "server": remembered}, third_round(clients)
+    def agreeing(layer):
+        return layer | {f: compute() for f, compute in method.derived(layer, {f: layer[f] for f in sums}).items()}
+
+    server = {name: agreeing({f: made(t, f) for f, t in a.initial().items()}) for name, a in adapters.items()}
+    remembered = method.server_start(ModelState(server), 20)
+    state, ctx = ServerState(ModelState(server), remembered), third_round(clients)
     if method.describes_data:
         data = {c: torch.from_numpy(rng(c).standard_normal((3, 4))) for c in range(20)}
         told = {c: method.describe(features, torch.zeros(3, dtype=torch.int64), c, 0) for c, features in data.items()}
         remembered = method.read_descriptions(state, told)
-        state["server"] = remembered
+        state = replace(state, memory=remembered)
+
+    initial = ModelState(server)
 
     def sent(client):
-        start = method.start(
-            state, method.without_shared(state), method.payload_down(state, client, info), client, info
-        )
-        trained = split(start, method.trained_fields)[0]["adapter"]
+        own = method.context(state, client, ctx)
+        _, start = begin(method, state, initial, NOTHING, own)
+        trained = split(start, method.trained_fields)[0].adapter
         new = {n: {f: change(noisy(t, 0.4), f).to(dtype) for f, t in layer.items()} for n, layer in trained.items()}
-        ended = {"adapter": {n: start["adapter"][n] | layer for n, layer in new.items()}, "head": {}}
-        return method.receive(state, method.payload_up(state, start, ended, client, info), client, info)["adapter"]
+        ended = ModelState({n: start.adapter[n] | layer for n, layer in new.items()})
+        return method.receive(state, method.upload(start, ended, own), own).parts["adapter"]
 
     payloads = {c: sent(c) for c in clients}
     weights = dict(zip(clients, unequal_weights(len(clients), random).tolist(), strict=True))
@@ -327,24 +334,31 @@ def test_aggregation_equals_the_oracle(case):
         assert_close(case, after[name], federation.oracle(case, name))
 
 
+def test_a_round_changes_no_field_that_the_method_does_not_declare(case):
+    """Clients would not be sent it."""
+    federation = federate(case)
+    check_changes(federation.method, federation.server, federation.aggregate(), federation.ctx.number)
+
+
 def test_what_the_server_answers_equals_the_oracle(case):
     """A method that answers needs an oracle of its answers."""
     federation = federate(case)
     after = federation.next_state()
-    answers = {client: federation.method.answer(after, client, federation.info) for client in CLIENTS}
+    contexts = {client: federation.method.context(after, client, federation.ctx) for client in CLIENTS}
+    answers = {client: federation.method.answer(after, ctx) for client, ctx in contexts.items()}
     if case.answers is None:
         assert set(map(type, answers.values())) == {type(None)}
         return
     sent = [{name: numpy(layer) for name, layer in federation.payloads[client].items()} for client in CLIENTS]
     server, told = (
-        {n: numpy(layer) for n, layer in each.items()} for each in (federation.server, federation.remembered)
+        {n: numpy(layer) for n, layer in federation.state.parts[part].items()} for part in ("adapter", "server")
     )
     weights = [federation.weights[client] for client in CLIENTS]
     expected = case.answers(server, sent, weights, told, CLIENTS)
     for client, own in zip(CLIENTS, expected, strict=True):
-        assert answers[client]["adapter"].keys() == own.keys()
+        assert answers[client].adapter.keys() == own.keys()
         for name, layer in own.items():
-            answer = answers[client]["adapter"][name]
+            answer = answers[client].adapter[name]
             assert_close(case, {field: answer[field] for field in layer}, layer)
             assert answer.keys() - layer.keys() <= case.drawn
 
@@ -371,11 +385,11 @@ def test_the_update_of_a_single_client_comes_back(case):
 
 def test_the_order_in_which_clients_are_held_changes_no_bit(case):
     federation = federate(case)
-    digest = state_hash({"adapter": federation.aggregate()})
+    digest = state_hash(ModelState(federation.aggregate()))
     for seed in range(3):
         order = rng(seed).permutation(CLIENTS).tolist()
         federation.weights = {c: federation.weights[c] for c in order[::-1]}
-        assert state_hash({"adapter": federation.aggregate(clients=order)}) == digest
+        assert state_hash(ModelState(federation.aggregate(clients=order))) == digest
 
 
 def test_any_number_of_ranks_gives_the_same_bits(case):
@@ -392,10 +406,10 @@ def test_any_number_of_ranks_gives_the_same_bits(case):
 def test_a_rank_without_clients_expects_what_the_others_send(case):
     """In single precision: what a server computes in double is not of the type of what clients send."""
     federation = federate(case, dtype=torch.float32)
-    digest = state_hash({"adapter": federation.aggregate()})
+    digest = state_hash(ModelState(federation.aggregate()))
     size = len(CLIENTS) + 1
     results = on_ranks(size, lambda ranks: federation.aggregate(ranks=ranks, clients=CLIENTS[ranks.rank :: ranks.size]))
-    assert [state_hash({"adapter": after}) for after in results] == [digest] * size
+    assert [state_hash(ModelState(after)) for after in results] == [digest] * size
 
 
 def test_the_server_state_survives_a_checkpoint_bit_by_bit(case, tmp_path):
@@ -409,40 +423,41 @@ def test_what_travels_is_what_the_fields_declare(case, direction):
     federation = federate(case, dtype=torch.float32)
     method, after = federation.method, federation.next_state()
     declared, seen = {field.name: field for field in method.fields if getattr(field, direction)}, set()
+    instead = method.increments if direction == "down" else set()  # of others, where that is fewer numbers
     for number in (3, 4):  # of those that take turns, each has had its own
-        info = RoundInfo(number, 0, dict.fromkeys(CLIENTS, number - 1), 20)
-        payload, source = method.payload_down(after, 5, info), after
-        start = method.start(after, method.without_shared(after), payload, 5, info)
+        ctx = method.context(after, 5, RoundContext(number, 0, dict.fromkeys(CLIENTS, number - 1), 20))
+        payload, start = begin(method, after, after.model, NOTHING, ctx)
+        source = after
         if direction == "up":
-            payload, source = method.payload_up(after, start, start, 5, info), start
+            payload, source = method.upload(start, start, ctx), start
         ledger = Ledger()
         ledger.record(direction, payload)
         if case.traffic is not None:
             assert ledger.entries == {(direction, "adapter"): Traffic(1, *case.traffic)}
             continue
-        of_layers = {name: layer for name, layer in payload["adapter"].items() if name}
-        fields = set(of_layers.get("q", {}))
+        fields = set(payload.adapter.get("q", {}))
         seen |= fields
-        assert {name: set(layer) for name, layer in of_layers.items()} == dict.fromkeys(SIZES if fields else (), fields)
-        parameters = sum(math.prod(source["adapter"][name][field].shape) for name in SIZES for field in fields)
-        places = bytes_of({"": payload["adapter"].get("", {})})  # what is told beside the layers' numbers
+        expected = dict.fromkeys(SIZES if fields else (), fields)
+        assert {name: set(layer) for name, layer in payload.adapter.items()} == expected
+        parameters = sum(math.prod(source.adapter[name][field].shape) for name in SIZES for field in fields)
+        places = bytes_of({"": payload.whole})  # what is told beside the layers' numbers
         sent = {(direction, "adapter"): Traffic(1, parameters, 4 * parameters + places)}
         assert ledger.entries == (sent if fields else {})
     # What all clients hold in common need not be sent to one that has it, and what they are answered neither.
     answered = set() if case.answers is None else set(declared)
     whole = {name for name, field in declared.items() if not field.shared} if case.traffic is None else set()
-    assert whole - answered <= seen <= declared.keys() | case.drawn
+    assert whole - answered <= seen <= declared.keys() | instead | case.drawn
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_server_state_keeps_its_fields_shapes_and_type(case, dtype):
     federation = federate(case, dtype=dtype)
-    before, after = flatten({"adapter": federation.server}), flatten({"adapter": federation.aggregate()})
+    before, after = flatten(ModelState(federation.server)), flatten(ModelState(federation.aggregate()))
     assert {k: t.dtype for k, t in after.items()} == {k: t.dtype for k, t in before.items()}
     shared = federation.method.shared_fields
     shapes = [{k: t.shape for k, t in flat.items() if k.split("|")[-1] not in shared} for flat in (after, before)]
     assert shapes[0] == shapes[1]
-    assert state_hash({"adapter": federation.server}) == state_hash({"adapter": federate(case, dtype=dtype).server})
+    assert state_hash(ModelState(federation.server)) == state_hash(ModelState(federate(case, dtype=dtype).server))
 
 
 def test_single_precision_costs_no_more_than_single_precision(case):
@@ -465,7 +480,7 @@ def test_fields_of_zeros_are_no_trouble(case, chosen):
     """B = 0 is where LoRA starts; the rest is where training may end."""
     federation = federate(case, change=partial(zero, chosen=chosen))
     after = federation.aggregate()
-    assert all(torch.isfinite(tensor).all() for tensor in flatten({"adapter": after}).values())
+    assert all(torch.isfinite(tensor).all() for tensor in flatten(ModelState(after)).values())
     for name in SIZES:
         assert_close(case, after[name], federation.oracle(case, name))
     figures = federation.method.diagnose(federation.server, after, federation.uploads())
@@ -483,7 +498,7 @@ def test_rank_deficient_factors_are_aggregated(case):
     """Two clients of rank one whose mean is of rank two, on a server of rank one."""
     federation = federate(case, CLIENTS[:2], change=rank_one)
     after = federation.aggregate()
-    assert all(torch.isfinite(tensor).all() for tensor in flatten({"adapter": after}).values())
+    assert all(torch.isfinite(tensor).all() for tensor in flatten(ModelState(after)).values())
     for name, layer in federation.server.items():
         if case.oracle is oracles.florg:  # NumPy's S has arbitrary directions where A Ãᵀ is singular
             factor = oracles.factor_of([numpy(federation.payloads[c][name]) for c in CLIENTS[:2]],

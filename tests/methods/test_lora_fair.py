@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from adapters.plain import NewShapes
 from fedgram.errors import ConfigurationError
-from fedgram.methods import FedIT, LoRAFAIR, RoundInfo
+from fedgram.methods import FedIT, LoRAFAIR, RoundContext
 from fedgram.seeding import torch_generator
 from helpers import INFO, rng
 from methods.cohorts import drifted_cohort
@@ -113,8 +113,8 @@ def test_small_updates_are_lengthened_many_times_unless_the_correction_is_counte
 def test_a_random_start_is_of_the_run_the_round_and_the_layer(relative):
     cohort, given = drifted_cohort(), {"lam": 0.1, "lr": 0.05, "steps": 30}
     method = LoRAFAIR(rank=3, init="xavier", relative=relative, **given)
-    infos = [INFO, RoundInfo(4, 0, INFO.last), RoundInfo(3, 1, INFO.last)]
-    found = [cohort.aggregated(method, info)["B"] for info in infos]
+    rounds = [INFO, RoundContext(4, 0, INFO.last_rounds), RoundContext(3, 1, INFO.last_rounds)]
+    found = [cohort.aggregated(method, ctx)["B"] for ctx in rounds]
     assert not np.allclose(found[0], found[1])
     assert not np.allclose(found[0], found[2])
     bound = (6 / (13 + 3)) ** 0.5

@@ -43,12 +43,12 @@ METHODS = methods()
 
 def reason_to_change(method, world, cohort):
     """Why the models change by the method's own equations although nobody moves; None where they must not."""
-    info = world.info(cohort)
+    ctx = world.context(cohort)
     if method.client_ranks is not None and isinstance(method, FlexLoRA | HetLoRA):
         return "ranks that a client lacks are zero in the mean of its paper"
     if isinstance(method, LoRAFAIR) and method.init == "xavier":
         return "the correction of B starts at random"
-    if isinstance(method, FedLoRU) and method.mode == "keep" and info.number % method.merge_every == 0:
+    if isinstance(method, FedLoRU) and method.mode == "keep" and ctx.number % method.merge_every == 0:
         return "the product that is merged stays in the factors too"
     if isinstance(method, FLASC) and method.decay < 1:
         return "fewer numbers are sent from round to round, and the model is what is sent"
@@ -56,11 +56,11 @@ def reason_to_change(method, world, cohort):
         return "the server's Adam goes on with the moments of earlier rounds"
     if isinstance(method, CELoRA | FLTAC) and world.drifted:
         return "clients that hold different tensors are sent a mean of them"
-    if isinstance(method, SLoRA) and info.number == method.sparse_rounds:
+    if isinstance(method, SLoRA) and ctx.number == method.sparse_rounds:
         return "of the sparse change the best part of rank r is kept"
     if isinstance(method, FedLEASE):
-        late = any(world.last[c] < method.warmup_rounds for c in info.cohort)
-        if info.number == method.warmup_rounds or (late and info.number > method.warmup_rounds):
+        late = any(world.last[c] < method.warmup_rounds for c in ctx.cohort)
+        if ctx.number == method.warmup_rounds or (late and ctx.number > method.warmup_rounds):
             return "a client's own LoRA becomes its cluster's expert, beside others"
     return None
 

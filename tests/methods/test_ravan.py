@@ -4,12 +4,14 @@ import torch
 from torch import nn
 
 from adapters.plain import B, C, T, dense_forward, draw, make_linear
-from fedgram.checkpoint import load
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import ConfigurationError
-from fedgram.methods import RAVAN, RoundInfo
+from fedgram.methods import RAVAN, RoundContext
+from fedgram.methods.client_memory import NOTHING, begin
+from fedgram.runs.checkpoint import load
 from fedgram.seeding import torch_generator
-from fedgram.uploads import Uploads
+from fedgram.state import ModelState, ServerState
 from helpers import rng, unequal_weights
 from test_trainer import fit, rows  # noqa: F401 (a fixture)
 
@@ -79,11 +81,15 @@ def test_the_mean_of_what_is_sent_is_the_mean_of_the_clients_models():
     trained = [{"H": random.normal(size=(H, R, R)), "s": random.normal(size=H)} for _ in range(4)]
     ideal = sum(w * delta(adapter, own["H"], own["s"]) for w, own in zip(weights, trained, strict=True))
     server = {"q": {f: t.double() for f, t in adapter.initial().items()}}
-    layers = [{"q": {f: torch.from_numpy(t) for f, t in own.items()}} for own in trained]
-    info = RoundInfo(1, 0, dict.fromkeys(range(4), 0), 4)
-    sent = {c: method.upload(server, layers[c], c, info) for c in range(4)}
+    state = ServerState(ModelState(server))
+    ends = [ModelState({"q": {f: torch.from_numpy(t) for f, t in own.items()}}) for own in trained]
+    ctx, sent = RoundContext(1, 0, dict.fromkeys(range(4), 0), 4), {}
+    for c, end in enumerate(ends):
+        own = method.context(state, c, ctx)
+        start = begin(method, state, method.model(state), NOTHING, own)[1]
+        sent[c] = method.upload(start, end, own).adapter
     assert {f: t.shape for f, t in sent[0]["q"].items()} == {"H": (H, R, R)}
-    after = method.aggregate(server, Uploads(sent, dict(enumerate(weights.tolist())), Ranks()), info)["q"]
+    after = method.aggregate(server, Uploads(sent, dict(enumerate(weights.tolist())), Ranks()), ctx)["q"]
     assert torch.equal(after["s"], torch.ones(H, dtype=torch.float64))
     np.testing.assert_allclose(delta(adapter, after["H"].numpy(), after["s"].numpy()), ideal, atol=1e-13)
     # To average H and s apart would be another model.
@@ -95,8 +101,8 @@ def test_every_round_starts_at_scales_of_one_and_clients_keep_nothing(fit):  # n
     _, trainer = fit(method=RAVAN(rank=R, heads=H), rounds=3)
     stands = load(trainer.folder.checkpoint("last"))
     assert not stands.clients
-    assert all(torch.equal(layer["s"], torch.ones(H)) for layer in stands.state["adapter"].values())
-    assert all(layer["H"].any() for layer in stands.state["adapter"].values())
+    assert all(torch.equal(layer["s"], torch.ones(H)) for layer in stands.state.adapter.values())
+    assert all(layer["H"].any() for layer in stands.state.adapter.values())
     adapters = [row for row in rows(trainer.folder.path, "communication.csv") if row["part"] == "adapter"]
     # Three rounds of five clients, four layers; in the first nothing goes down.
     assert {d: sum(int(row["parameters"]) for row in adapters if row["direction"] == d) for d in ("up", "down")} == {

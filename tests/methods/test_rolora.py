@@ -4,10 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgram import AdamW, RoLoRA
-from fedgram.checkpoint import load
-from fedgram.collectives import Ranks
-from fedgram.methods import RoundInfo
-from fedgram.uploads import Uploads
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
+from fedgram.methods import RoundContext
+from fedgram.methods.client_memory import NOTHING, begin
+from fedgram.runs.checkpoint import load
+from fedgram.state import ModelState, ServerState
 from helpers import rng
 from tables import rows
 from test_trainer import fit  # noqa: F401 (a fixture)
@@ -18,7 +20,7 @@ SIZES = {"A": R * D_IN, "B": R * D_OUT}
 
 
 def state(trainer):
-    return load(trainer.folder.checkpoint("last")).state["adapter"]
+    return load(trainer.folder.checkpoint("last")).state.adapter
 
 
 def drawn(seed):
@@ -52,6 +54,14 @@ def test_only_the_factor_whose_turn_it_is_is_sent_and_down_goes_the_one_before(f
     assert found == {(str(n), d): each for n in range(1, 5) for d in ("down", "up") if (n, d) != (1, "down")}
 
 
+def begun(method, server, initial, number, last):
+    """What client 7 is sent in a round, and what it starts with, of one layer."""
+    state, seeds = ServerState(ModelState(server)), ModelState(initial)
+    ctx = method.context(state, 7, RoundContext(number, 0, {7: last}, 9))
+    payload, start = begin(method, state, seeds, NOTHING, ctx)
+    return payload.adapter.get("q", {}), start.adapter["q"]
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=9))
 def test_a_client_always_starts_with_the_servers_factors_and_is_sent_no_more_than_it_lacks(takes_part):
     """What it holds beside its payloads is the seed's start: it knows no more than it was sent since."""
@@ -59,11 +69,11 @@ def test_a_client_always_starts_with_the_servers_factors_and_is_sent_no_more_tha
     for number, there in enumerate(takes_part, 1):
         active = method.active(number)
         if there:
-            info = RoundInfo(number, 0, {7: last}, 9)
-            payload = method.payload_down({"adapter": server, "head": {}, "server": {}}, 7, info)["adapter"]["q"]
+            payload, start = begun(method, server, drawn(0), number, last)
             assert {f for f in "AB" if not torch.equal(known["q"][f], server["q"][f])} == set(payload)
             known = {"q": {f: t.clone() for f, t in (known["q"] | payload).items()}}
-            assert all(torch.equal(known["q"][f], server["q"][f]) for f in "AB")
+            for held in (known["q"], start):
+                assert all(torch.equal(held[f], server["q"][f]) for f in "AB")
             last = number
         server = {"q": {**server["q"], active: server["q"][active] + number}}
 
@@ -73,15 +83,20 @@ def test_a_client_always_starts_with_the_servers_factors_and_is_sent_no_more_tha
     [(1, 0, ""), (2, 0, "B"), (2, 1, "B"), (3, 2, "A"), (3, 1, "AB"), (3, 0, "AB"), (8, 7, "B"), (8, 5, "AB")],
 )
 def test_a_client_that_missed_a_round_is_sent_both(number, last, sent):
-    payload = RoLoRA(rank=R).download(drawn(1), 7, RoundInfo(number, 0, {7: last}, 9))
-    assert set(payload["q"]) == set(sent)
+    payload, _ = begun(RoLoRA(rank=R), drawn(1), drawn(0), number, last)
+    assert set(payload) == set(sent)
 
 
 def test_the_start_of_a_client_is_the_servers_also_where_it_was_not_sent():
-    method, server = RoLoRA(rank=R), {"adapter": drawn(1), "head": {}, "server": {}}
-    info = RoundInfo(4, 0, {7: 3}, 9)
-    start = method.start(server, {"adapter": drawn(0), "head": {}}, method.payload_down(server, 7, info), 7, info)
-    assert all(torch.equal(start["adapter"]["q"][f], server["adapter"]["q"][f]) for f in "AB")
+    server = drawn(1)
+    payload, start = begun(RoLoRA(rank=R), server, drawn(0), 4, 3)
+    assert set(payload) == {"B"}
+    assert all(torch.equal(start[f], server["q"][f]) for f in "AB")
+
+
+@pytest.mark.parametrize(("number", "changed"), [(1, "B"), (2, "A"), (3, "B"), (8, "A")])
+def test_a_round_changes_the_factor_that_it_trains(number, changed):
+    assert RoLoRA(rank=R).changes(number) == set(changed)
 
 
 def test_each_factor_has_an_optimizer_memory_of_its_own(fit):  # noqa: F811

@@ -1,17 +1,20 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from fedgram import AdamW, SLoRA
 from fedgram.adapters import draw_positions
-from fedgram.block import train_block
-from fedgram.checkpoint import load
-from fedgram.collectives import Ranks
+from fedgram.distributed.collectives import Ranks
+from fedgram.distributed.uploads import Uploads
+from fedgram.engine.block import train_block
 from fedgram.errors import ConfigurationError
-from fedgram.methods import RoundInfo
+from fedgram.methods import RoundContext
 from fedgram.methods.base import generator_of
-from fedgram.state import flatten
-from fedgram.uploads import Uploads
+from fedgram.methods.client_memory import NOTHING, begin
+from fedgram.runs.checkpoint import load
+from fedgram.state import ModelState, ServerState, flatten, merge
 from helpers import rng
 from tables import rows
 from test_block import make_network
@@ -22,8 +25,8 @@ D_IN, D_OUT, R = 11, 7, 2
 CLIENTS = [2, 5, 9]
 
 
-def info_of(number):
-    return RoundInfo(number, 0, dict.fromkeys(CLIENTS, number - 1), 20)
+def context_of(number):
+    return RoundContext(number, 0, dict.fromkeys(CLIENTS, number - 1), 20)
 
 
 def drawn(method, seed=0, size=1.0):
@@ -46,7 +49,7 @@ def dense(method, delta):
 def test_at_the_switch_s_b_a_is_the_best_rank_r_part_of_the_mean_change(density):
     method = SLoRA(rank=R, alpha=6.0, sparse_rounds=3, density=density)
     server, sent, weights = drawn(method)
-    after = method.aggregate(server, Uploads(sent, weights, Ranks()), info_of(3))["q"]
+    after = method.aggregate(server, Uploads(sent, weights, Ranks()), context_of(3))["q"]
     change = dense(method, sum(w * sent[c]["q"]["delta"].numpy() for c, w in weights.items()))
     U, values, Vh = np.linalg.svd(change)
     best = (U[:, :R] * values[:R]) @ Vh[:R]
@@ -60,26 +63,26 @@ def test_what_the_switch_captures_is_logged():
     method = SLoRA(rank=R, sparse_rounds=3, density=0.3)
     server, sent, weights = drawn(method)
     uploads = Uploads(sent, weights, Ranks())
-    (figures,) = method.diagnose(server, method.aggregate(server, uploads, info_of(3)), uploads).values()
+    (figures,) = method.diagnose(server, method.aggregate(server, uploads, context_of(3)), uploads).values()
     values = np.linalg.svd(dense(method, sum(w * sent[c]["q"]["delta"].numpy() for c, w in weights.items())))[1]
     assert figures["captured_energy"] == pytest.approx((values[:R] ** 2).sum() / (values**2).sum(), rel=1e-10)
     assert figures["aggregation_error"] == pytest.approx((1 - figures["captured_energy"]) ** 0.5, rel=1e-10)
     assert 0.1 < figures["captured_energy"] < 0.9
-    (before,) = method.diagnose(server, method.aggregate(server, uploads, info_of(2)), uploads).values()
+    (before,) = method.diagnose(server, method.aggregate(server, uploads, context_of(2)), uploads).values()
     assert before == {"aggregation_error": pytest.approx(0, abs=1e-15)}
 
 
 def test_a_change_of_lower_rank_leaves_no_saddle():
-    """Rows of A that the change says nothing of stay random, beside zeros in B."""
+    """Rows of A that the change does not reach stay random, beside zeros in B."""
     method = SLoRA(rank=R, sparse_rounds=1, density=0.001)  # one entry
     server, sent, weights = drawn(method)
-    after = method.aggregate(server, Uploads(sent, weights, Ranks()), info_of(1))["q"]
+    after = method.aggregate(server, Uploads(sent, weights, Ranks()), context_of(1))["q"]
     assert after["A"].any(dim=1).all()
     assert torch.equal(after["A"][1], server["q"]["A"][1])
     assert after["B"][:, 0].any()
     assert not after["B"][:, 1].any()
     nothing, none, _ = drawn(method, size=0.0)
-    after = method.aggregate(nothing, Uploads(none, weights, Ranks()), info_of(1))["q"]
+    after = method.aggregate(nothing, Uploads(none, weights, Ranks()), context_of(1))["q"]
     assert torch.equal(after["A"], nothing["q"]["A"])
     assert not after["B"].any()
 
@@ -94,7 +97,7 @@ def test_any_number_of_ranks_gives_the_same_bits_and_figures_in_every_stage(size
 
     def aggregate(ranks, own=CLIENTS):
         uploads = Uploads({c: sent[c] for c in own}, weights, ranks)
-        after = method.aggregate(server, uploads, info_of(number))
+        after = method.aggregate(server, uploads, context_of(number))
         return after["q"], method.diagnose(server, after, uploads)
 
     expected, figures = aggregate(Ranks())
@@ -107,20 +110,33 @@ def test_any_number_of_ranks_gives_the_same_bits_and_figures_in_every_stage(size
 @pytest.mark.parametrize("number", [1, 3, 4, 9])
 def test_the_values_of_one_stage_travel_and_nothing_else(number):
     method = SLoRA(rank=R, sparse_rounds=3, density=0.3)
-    server = {"adapter": drawn(method)[0], "head": {}, "server": {}}
-    info = RoundInfo(number, 0, {5: 0}, 20)  # also to a client that comes new
+    model, initial = (ModelState(drawn(method, seed)[0]) for seed in (0, 1))
+    server = ServerState(model)
     stage = {"delta"} if number <= 3 else {"A", "B"}
-    payload = method.payload_down(server, 5, info)
-    start = method.start(server, method.without_shared(server), payload, 5, info)
-    for state in (payload, start, method.payload_up(server, start, start, 5, info)):
-        assert set(state["adapter"]["q"]) == stage
-    (phase,) = method.phases(info)
+    for last in {0, number - 1}:  # also to a client that comes new
+        ctx = method.context(server, 5, RoundContext(number, 0, {5: last}, 20))
+        payload, start = begin(method, server, initial, NOTHING, ctx)
+        sent = payload.adapter.get("q", {})
+        assert set(sent) == (stage if number > 1 else set())
+        assert start.adapter["q"].keys() == method.upload(start, start, ctx).adapter["q"].keys() == stage
+        assert sent.get("delta", torch.zeros(23)).shape == (23,)  # 0.3 of 77
+        assert all(tensor is server.adapter["q"][f] for f, tensor in sent.items())
+    (phase,) = method.phases(number)
     assert phase.trained == stage
-    assert payload["adapter"]["q"].get("delta", torch.zeros(23)).shape == (23,)  # 0.3 of 77
+
+
+def test_a_round_changes_what_its_stage_trains_and_the_switch_lora_s_factors():
+    """All clients know that the sparse change is zero from then on."""
+    method = SLoRA(rank=R, sparse_rounds=3, density=0.3)
+    assert [set(method.changes(number)) for number in (1, 2, 3, 4, 9)] == [{"delta"}] * 2 + [{"A", "B"}] * 3
+    assert [set(method.redrawn(number)) for number in (2, 3, 4)] == [set(), {"delta"}, set()]
+    server, sent, weights = drawn(method)
+    after = method.aggregate(server, Uploads(sent, weights, Ranks()), context_of(3))["q"]
+    assert torch.equal(method.redraw("q", server["q"], 3, 0)["delta"], after["delta"])
 
 
 def state(trainer):
-    return load(trainer.folder.checkpoint("last")).state["adapter"]
+    return load(trainer.folder.checkpoint("last")).state.adapter
 
 
 def test_a_run_switches_once_and_goes_on(fit):  # noqa: F811
@@ -146,9 +162,9 @@ def test_what_is_trained_is_the_weight_itself_where_the_mask_is(tiny_backbone, t
     method = SLoRA(rank=R, sparse_rounds=2, density=0.2)
     network, data = make_network(tiny_backbone, tiny_data, method)
     table, random = data.split("train"), np.random.default_rng(0)
-    whole = {**network.initial_state(), "server": {}}
-    info = RoundInfo(1, 0, {0: 0, 1: 0}, 2)
-    start = method.start(whole, method.without_shared(whole), method.payload_down(whole, 0, info), 0, info)
+    whole = ServerState(network.initial_state())
+    ctx = method.context(whole, 0, RoundContext(1, 0, {0: 0, 1: 0}, 2))
+    _, start = begin(method, whole, network.initial_state(), NOTHING, ctx)
     batches = [[random.choice(60, 3, replace=False) for _ in range(3)] for _ in range(2)]
     trained = {"trained": {"delta"}}
     together = train_block(network, AdamW(lr=0.02), [start, start], table, batches, **trained).states
@@ -156,17 +172,17 @@ def test_what_is_trained_is_the_weight_itself_where_the_mask_is(tiny_backbone, t
         (alone,) = train_block(network, AdamW(lr=0.02), [start], table, [batches[client]], **trained).states
         for key, tensor in flatten(alone).items():
             torch.testing.assert_close(flatten(ended)[key], tensor, rtol=0, atol=1e-11)
-    model = {**whole, "adapter": {n: {**whole["adapter"][n], **own} for n, own in together[0]["adapter"].items()}}
-    network.load_one({**model, "head": together[0]["head"]})
+    model = merge(whole.model, together[0])
+    network.load_one(model)
     asked = np.arange(6)
     outputs = network.run(table, asked)[0]["logits"]
-    with network.merged({**model, "head": together[0]["head"]}, 10**6), torch.no_grad():
+    with network.merged(model, 10**6), torch.no_grad():
         torch.testing.assert_close(network.run(table, asked)[0]["logits"], outputs, rtol=0, atol=1e-12)
     for name, layer in network.layers.items():
         if layer.part == "adapter":
-            delta = together[0]["adapter"][name]["delta"]
+            delta = together[0].adapter[name]["delta"]
             layer.base.weight.data.view(-1)[layer.positions] += delta
-    network.load_one({**whole, "head": together[0]["head"]})
+    network.load_one(replace(whole.model, head=together[0].head))
     torch.testing.assert_close(network.run(table, asked)[0]["logits"], outputs, rtol=0, atol=1e-12)
 
 

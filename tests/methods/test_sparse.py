@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgram.methods.sparse import densify, join, part, sparsify
-from fedgram.state import bytes_of, flatten
+from fedgram.state import ModelState, bytes_of, flatten
 
 numbers = st.lists(st.integers(-4, 4), min_size=1, max_size=70)
 """Few of them differ, so that ties are the rule."""
@@ -56,11 +56,11 @@ def test_what_is_not_finite_is_kept():
 def test_the_order_of_layers_does_not_matter():
     """A checkpoint gives them back in the order of their names."""
     layer = {"B": torch.tensor([[1.0, 2.0]]), "A": torch.tensor([3.0])}
-    state = {"adapter": {"v": layer, "q": {"A": torch.tensor([4.0])}}, "head": {"out": {"weight": torch.tensor([5.0])}}}
-    resumed = {"adapter": dict(sorted(state["adapter"].items())), "head": state["head"]}
+    state = ModelState({"v": layer, "q": {"A": torch.tensor([4.0])}}, {"out": {"weight": torch.tensor([5.0])}})
+    resumed = ModelState(dict(sorted(state.adapter.items())), state.head)
     assert join(state).tolist() == join(resumed).tolist() == [4, 3, 1, 2, 5]
     back = part(join(state) * 2, state)
-    assert list(back["adapter"]) == ["v", "q"]
+    assert list(back.adapter) == ["v", "q"]
     assert {key: t.tolist() for key, t in flatten(back).items()} == {
         key: (2 * t).tolist() for key, t in flatten(state).items()
     }

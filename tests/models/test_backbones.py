@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from fedgram import first_token
 from fedgram.adapters import find_targets, head_linears
 from fedgram.adapters.inject import base_name, linear_layers
-from fedgram.block import train_block
+from fedgram.backbone import first_token
 from fedgram.data import TokenTable
+from fedgram.engine.block import train_block
+from fedgram.engine.network import ClientNetwork
+from fedgram.engine.shortcuts import shorten
 from fedgram.errors import ConfigurationError
+from fedgram.federation.setup import _check_lengths
 from fedgram.methods import FedIT, FLoRG
 from fedgram.models import QuestionAnswering, TextClassification
 from fedgram.models.loading import cast
 from fedgram.models.padding import NO_TOKEN
-from fedgram.network import ClientNetwork
 from fedgram.optim import SGD, AdamW
-from fedgram.setup import _check_lengths
-from fedgram.shortcuts import shorten
 from fedgram.state import flatten
 from tiny_models import FAMILIES, WORDS, make_tokenizer, save_tiny
 
@@ -196,7 +196,7 @@ def clients_of(network, table, steps):
     start = []
     for _ in steps:
         state = network.initial_state()
-        for layers in state.values():
+        for layers in state.parts.values():
             for layer in layers.values():
                 for field, tensor in layer.items():
                     layer[field] = tensor + 0.1 * torch.from_numpy(generator.normal(size=tuple(tensor.shape)))

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from fedgram import SGD, FederatedTrainer, FedIT, FLoRG
-from fedgram.block import train_block
-from fedgram.collectives import Ranks
 from fedgram.data import Quickstart, SQuAD
+from fedgram.distributed.collectives import Ranks
+from fedgram.engine.block import train_block
+from fedgram.engine.network import ClientNetwork
 from fedgram.errors import CheckpointError, ConfigurationError
-from fedgram.evaluation import evaluate, infer
+from fedgram.federation.evaluation import evaluate, infer
 from fedgram.models import QuestionAnswering
-from fedgram.network import ClientNetwork
 from fedgram.state import flatten
 from thread_ranks import on_ranks
 from tiny_squad import columns, write_split, write_squad

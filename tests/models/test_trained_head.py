@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from fedgram.errors import ConfigurationError
+from fedgram.federation.setup import build
 from fedgram.methods import FedIT, FFALoRA
 from fedgram.models import QuestionAnswering, TextClassification
 from fedgram.models.trained_head import HeadStart, match_rows, names_of_rows
-from fedgram.setup import build
+from fedgram.settings import TrainerSettings
 from tiny_models import make_tokenizer
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
@@ -198,10 +199,10 @@ class Rows:
 
 
 def install(folder, data, method):
-    from fedgram.collectives import Ranks
+    from fedgram.distributed.collectives import Ranks
 
-    trainer = SimpleNamespace(seed=0, precision="32-true")
-    return build(trainer, Ranks(), TextClassification(folder), data, method)
+    settings = TrainerSettings()
+    return build(settings, Ranks(), TextClassification(folder), data, method)
 
 
 def test_a_frozen_head_that_does_not_fit_is_refused_with_both_lists(tmp_path):

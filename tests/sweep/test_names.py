@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fedgram.cli.lightning import build
 from fedgram.errors import ConfigurationError, FedgramError
-from fedgram.lightning_cli import build
 from fedgram.sweep.array import write_array
 from fedgram.sweep.plan import read_sweep
 
@@ -54,7 +54,7 @@ def test_null_in_a_sweep_is_null_for_texts_too(tmp_path, config):
     (point,) = read_sweep(sweep_file(tmp_path, plan)).points
     assert [setting.partition("=")[2] for setting in point.settings if "=" in setting] == ["!!null"] * 3 + [".inf"]
     built = build(["--config", str(config), *(s for s in point.settings if "=" in s and "alpha" not in s)])
-    assert (built.trainer.name, built.trainer.local_steps) == (None, None)
+    assert (built.trainer.settings.name, built.trainer.settings.local_steps) == (None, None)
     assert built.arguments["datamodule"].extra_paths["validation"] is None
 
 

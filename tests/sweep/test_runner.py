@@ -13,7 +13,7 @@ import pytest
 
 from fedgram.sweep import Point, runner
 from fedgram.sweep.runner import Progress, expected_seconds, run_all
-from fedgram.sweep.standing import command, lock, look, stand
+from fedgram.sweep.status import command, lock, look, stand
 
 RUN = """
 import json, os, sys, time

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from fedgram.cli import main
+from fedgram.cli.lightning import cost_of
+from fedgram.cli.sweep import main as sweep
 from fedgram.cost.tables import short
 from fedgram.errors import ConfigurationError
-from fedgram.lightning_cli import cost_of
-from fedgram.sweep.command import main as sweep
 from tiny_text import write_config
 
 SECONDS = 300

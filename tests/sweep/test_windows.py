@@ -5,7 +5,7 @@ import subprocess
 
 from test_runner import points, scripted, silent  # noqa: F401
 
-from fedgram.lock import is_locked
+from fedgram.runs.lock import is_locked
 from fedgram.sweep import runner
 from fedgram.sweep.runner import run_all
 

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fedgram.backbone.frozen_linear import linear
+from fedgram.backbone.padding_free import present
 from fedgram.errors import ConfigurationError
-from fedgram.frozen import linear
-from fedgram.packing import present
 from fedgram.state import Layer
 
 __all__ = [
@@ -191,7 +191,7 @@ class ClientLayer(nn.Module, ABC):
     def weight(self) -> Tensor:
         """The pretrained weight, for models that ask a layer for its type or shape, as T5 does.
 
-        One that computes with it goes past the tensors of clients (see `fedgram.block_trial`).
+        One that computes with it goes past the tensors of clients (see `fedgram.engine.block_trial`).
         """
         return self.base.get_parameter("weight") if self.stand_in is None else self.stand_in
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedgram.adapters.base import tokens_of_clients, tokens_per_client
 from fedgram.adapters.lora import LoraAdapter
-from fedgram.packing import present
+from fedgram.backbone.padding_free import present
 from fedgram.state import Layer
 
 __all__ = ["ExpertsAdapter", "gates"]

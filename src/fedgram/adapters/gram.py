@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedgram.adapters.base import Adapter
-from fedgram.linalg import canonical_signs, semi_orthogonal
+from fedgram.numerics.linalg import canonical_signs, semi_orthogonal
 from fedgram.state import Layer
 
 __all__ = ["Basis", "GramAdapter", "make_bases"]

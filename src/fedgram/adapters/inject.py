@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from fedgram.adapters.base import ClientLayer
 from fedgram.adapters.head import HeadLinear
+from fedgram.backbone.base_model import base_name
 from fedgram.errors import ConfigurationError
 
 __all__ = ["DEFAULT_TARGETS", "find_targets", "head_linears", "linear_layers", "swap", "swap_heads"]
@@ -90,11 +91,6 @@ def _agrees(module: nn.Linear) -> bool:
             and found.shape == expected.shape
             and torch.allclose(found, expected, atol=1e-5)
         )
-
-
-def base_name(backbone: nn.Module) -> str:
-    """Return the name under which a Transformers model holds its base model, such as ``"bert"``."""
-    return str(getattr(backbone, "base_model_prefix", ""))
 
 
 def head_linears(backbone: nn.Module) -> dict[str, nn.Linear]:

@@ -25,7 +25,7 @@ from fedgram.comparison.runs import Group, Run
 from fedgram.comparison.statistics import LEVEL, Estimate, Interval, PairedDifference
 from fedgram.comparison.tables import Cell, Column
 from fedgram.comparison.targets import ToTarget
-from fedgram.run_folder import is_loss
+from fedgram.runs.folder import is_loss
 
 __all__ = ["PERCENT", "Entry", "Made", "View", "columns_of_groups", "columns_of_runs"]
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from fedgram.comparison.figures import PAIR, is_share
 from fedgram.comparison.runs import Group, Run
 from fedgram.comparison.statistics import t_interval
-from fedgram.run_folder import column_of
+from fedgram.runs.folder import column_of
 
 __all__ = [
     "ROUNDING",

@@ -6,7 +6,7 @@ from functools import wraps
 import numpy as np
 
 from fedgram.comparison.statistics import Estimate, Interval
-from fedgram.run_folder import is_loss
+from fedgram.runs.folder import is_loss
 
 __all__ = [
     "PAIR",

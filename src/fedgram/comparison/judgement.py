@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from fedgram.comparison.run import Run, Scores
 from fedgram.comparison.summaries import undamaged
-from fedgram.results import Result, read_result
-from fedgram.run_folder import RunFolder
+from fedgram.runs.folder import RunFolder
+from fedgram.runs.results import Result, read_result
 
 __all__ = ["SPLITS", "At", "Judgement", "judged", "lacking"]
 

@@ -13,7 +13,7 @@ from fedgram.comparison.selection import embolden
 from fedgram.comparison.statistics import Estimate, best, estimate, paired_difference
 from fedgram.comparison.tables import Table
 from fedgram.comparison.targets import group_cost_to_target
-from fedgram.run_folder import is_loss
+from fedgram.runs.folder import is_loss
 
 __all__ = ["PERSONAL_NOTE", "View", "by_seed", "group_tables", "run_table"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedgram.run_folder import column_of, is_loss
+from fedgram.runs.folder import column_of, is_loss
 
 __all__ = ["Run", "Scores", "Settings", "known_name", "short_name"]
 

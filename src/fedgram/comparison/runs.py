@@ -93,7 +93,7 @@ def _found(paths: Iterable[Path]) -> dict[Path, list[Path]]:
 
 
 def _is_superseded(file: Path) -> bool:
-    """Say whether a run is of settings that its sweep no longer has, as `fedgram.sweep.standing` notes beside it."""
+    """Say whether a run is of settings that its sweep no longer has, as `fedgram.sweep.status` notes beside it."""
     file = file.absolute()
     try:
         first = json.loads((file.parent.parent / _SWEEP).read_text())["first_version"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedgram.comparison.runs import Group, Run
-from fedgram.run_folder import is_loss
+from fedgram.runs.folder import is_loss
 
 __all__ = ["COSTS", "ToTarget", "cost_to_target", "group_cost_to_target"]
 

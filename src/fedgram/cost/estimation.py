@@ -1,7 +1,7 @@
 """From settings to costs, without weights and without data.
 
-The real code runs on fake tensors (`fedgram.skeleton`), so that the figures are those of a run's ledger, and of its
-client_flops and server_flops for samples of one length.
+The real code runs on fake tensors (`fedgram.cost.fake_network`), so that the figures are those of a run's ledger, and
+of its client_flops and server_flops for samples of one length.
 """
 
 import math
@@ -13,31 +13,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fedgram.catalogue import known_methods
-from fedgram.cohort import cohort_size, local_step_count, sample
+from fedgram.cohort import local_step_count, sample
+from fedgram.cost.client_flops import TrainingFlops, Work, flops_by_round
+from fedgram.cost.fake_network import batch_of, client_start, cut, equal_layers, longest_sample, skeleton
 from fedgram.cost.figures import Cost, Estimate, Memory, Payloads, Setting, Size
+from fedgram.cost.flop_counter import countable
+from fedgram.cost.server_flops import server_flops
 from fedgram.cost.traffic import Traffic, bounded
 from fedgram.data import FederatedData
 from fedgram.data.base import positive
+from fedgram.engine.block_size import COPIES, held_bytes, saved_bytes
+from fedgram.engine.network import ClientNetwork
+from fedgram.engine.precision import WEIGHTS
 from fedgram.errors import ConfigurationError
-from fedgram.flop_counter import countable
-from fedgram.flops import TrainingFlops, Work, flops_by_round
 from fedgram.hub import is_hub_name, why_offline
-from fedgram.memory import COPIES, held_bytes, saved_bytes
 from fedgram.methods import Method
+from fedgram.methods.known import known_methods
 from fedgram.models import FederatedTask
 from fedgram.models.sources import find_source, shape_of
-from fedgram.network import ClientNetwork
 from fedgram.seeding import numpy_generator
-from fedgram.server_flops import server_flops
-from fedgram.setup import WEIGHTS
-from fedgram.skeleton import batch_of, client_start, cut, equal_layers, longest_sample, skeleton
-from fedgram.state import split
+from fedgram.settings import TrainerSettings
+from fedgram.state import Payload, split
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from fedgram.trainer import FederatedTrainer
 
 __all__ = ["Announce", "estimate", "every_method", "find_payloads", "silent"]
 
@@ -66,7 +66,7 @@ def every_method(like: Method) -> dict[str, Method]:
 
 
 def estimate(
-    trainer: "FederatedTrainer",
+    settings: TrainerSettings,
     model: FederatedTask,
     data: FederatedData,
     methods: Mapping[str, Method],
@@ -78,7 +78,7 @@ def estimate(
     """Return what a run would cost with each of some methods.
 
     Args:
-        trainer: the run's settings; neither devices nor ranks are looked for.
+        settings: of the run; neither devices nor ranks are looked for.
         model: the task and its backbone, of which the configuration alone is read.
         data: the data, which is not read.
         methods: the methods, by the names that their costs shall have.
@@ -91,13 +91,13 @@ def estimate(
         ConfigurationError: a setting is out of range, or a method does not fit the backbone.
         NotCountableError: a backbone or a method can't be run on fake tensors.
     """
-    config, setting = describe(trainer, model, data, tokens, labels, samples)
-    about = _about(trainer, model, data, config, setting)
+    config, setting = describe(settings, model, data, tokens, labels, samples)
+    about = _about(settings, model, data, config, setting)
     return Estimate(setting, tuple(_cost(name, method, about) for name, method in _announced(methods, announce)))
 
 
 def find_payloads(
-    trainer: "FederatedTrainer",
+    settings: TrainerSettings,
     model: FederatedTask,
     data: FederatedData,
     methods: Mapping[str, Method],
@@ -105,8 +105,8 @@ def find_payloads(
     announce: Announce = silent,
 ) -> dict[str, Payloads]:
     """Return what is sent with each of some methods, by name, and nothing that takes longer (see `estimate`)."""
-    config, setting = describe(trainer, model, data, labels=labels)
-    about = _about(trainer, model, data, config, setting)
+    config, setting = describe(settings, model, data, labels=labels)
+    about = _about(settings, model, data, config, setting)
     found = {}
     for name, method in _announced(methods, announce):
         with countable(f"{name} on {model.backbone!r}"), skeleton(model, config, method, *about.types) as network:
@@ -121,7 +121,7 @@ def _announced(methods: Mapping[str, Method], announce: Announce) -> Iterator[tu
 
 
 def describe(
-    trainer: "FederatedTrainer",
+    settings: TrainerSettings,
     model: FederatedTask,
     data: FederatedData,
     tokens: int | None = None,
@@ -134,7 +134,7 @@ def describe(
         raise ConfigurationError(f"labels must be at most {MOST_LABELS:,} where costs are asked for, got {labels}")
     config, shape = _config(model, labels)
     samples = positive("samples", samples) or data.known_samples
-    auto = trainer.clients_per_block == "auto"
+    auto = settings.clients_per_block == "auto"
     return config, Setting(
         backbone=model.backbone,
         shape=shape,
@@ -143,13 +143,13 @@ def describe(
         tokens=_tokens(model, config, positive("tokens", tokens), data.max_length),
         batch_size=data.batch_size,
         samples=samples,
-        clients=trainer.clients,
-        cohort=cohort_size(trainer.participation, trainer.clients),
-        rounds=trainer.rounds,
-        local_steps=_local_steps(trainer, samples, data.batch_size),
-        clients_per_block=1 if auto else int(trainer.clients_per_block),
+        clients=settings.clients,
+        cohort=settings.cohort_size,
+        rounds=settings.rounds,
+        local_steps=_local_steps(settings, samples, data.batch_size),
+        clients_per_block=1 if auto else int(settings.clients_per_block),
         auto=auto,
-        precision=trainer.precision,
+        precision=settings.precision,
     )
 
 
@@ -186,12 +186,12 @@ def _config(model: FederatedTask, labels: int) -> tuple["PretrainedConfig", str 
     return model.read_config(**settings), None
 
 
-def _local_steps(trainer: "FederatedTrainer", samples: int | None, batch_size: int) -> int | None:
+def _local_steps(settings: TrainerSettings, samples: int | None, batch_size: int) -> int | None:
     """Return the steps of a client in a round, whose share of the samples is as large as that of all others."""
-    if trainer.local_steps is None and samples is None:
+    if settings.local_steps is None and samples is None:
         return None
-    share = math.ceil(Fraction(samples or 0, trainer.clients))
-    return local_step_count(share, batch_size, trainer.local_epochs, trainer.local_steps)
+    share = math.ceil(Fraction(samples or 0, settings.clients))
+    return local_step_count(share, batch_size, settings.local_epochs, settings.local_steps)
 
 
 def _cohorts(setting: Setting, seed: int) -> Iterator[np.ndarray]:
@@ -204,7 +204,7 @@ def _cohorts(setting: Setting, seed: int) -> Iterator[np.ndarray]:
 class _About:
     """What the costs of all methods have in common."""
 
-    trainer: "FederatedTrainer"
+    settings: TrainerSettings
     model: FederatedTask
     config: "PretrainedConfig"
     setting: Setting
@@ -214,20 +214,20 @@ class _About:
     @property
     def types(self) -> tuple[torch.dtype, torch.dtype]:
         """Of the frozen weights, and of what clients train."""
-        precision = self.trainer.precision
+        precision = self.settings.precision
         own = torch.float64 if precision == "64-true" else torch.float32
         return WEIGHTS.get(precision, self.model.weights_dtype), own
 
 
 def _about(
-    trainer: "FederatedTrainer",
+    settings: TrainerSettings,
     model: FederatedTask,
     data: FederatedData,
     config: "PretrainedConfig",
     setting: Setting,
 ) -> _About:
-    cohorts = list(_cohorts(setting, trainer.seed))
-    return _About(trainer, model, config, setting, cohorts, has_classes=hasattr(type(data), "num_labels"))
+    cohorts = list(_cohorts(setting, settings.seed))
+    return _About(settings, model, config, setting, cohorts, has_classes=hasattr(type(data), "num_labels"))
 
 
 def _cost(name: str, method: Method, about: _About) -> Cost:
@@ -260,7 +260,7 @@ def _payloads(method: Method, network: ClientNetwork, about: _About) -> Payloads
     """Return what is sent by a method whose adapters a network has, by the names that `Cost` has for it."""
     found: dict[str, dict[str, Size]] = {}
     for bound, own in bounded(method).items():
-        traffic = Traffic.of(own, network, about.setting, about.trainer.seed)
+        traffic = Traffic.of(own, network, about.setting, about.settings.seed)
         all_up, all_down = traffic.of_all(about.cohorts)
         once = _told_once(own, about)
         told = {"once": once, "all_up": all_up + once * about.setting.clients, "all_down": all_down}
@@ -282,7 +282,7 @@ def _told_once(method: Method, about: _About) -> Size:
         labels = labels.double()
     elif not about.has_classes:
         labels = labels[:, None]
-    return Size.of({"adapter": {"": method.describe(features, labels, 0, 0)}, "head": {}})
+    return Size.of(Payload(whole=method.describe(features, labels, 0, 0)))
 
 
 def _work(setting: Setting, steps: int) -> Work:
@@ -293,12 +293,12 @@ def _work(setting: Setting, steps: int) -> Work:
 
 def _round_flops(flops: TrainingFlops, about: _About) -> int | None:
     """Return the operations of all clients of a round, whose last batch of each pass may be smaller than the others."""
-    setting, trainer = about.setting, about.trainer
+    setting, settings = about.setting, about.settings
     if setting.local_steps is None:
         return None
-    if trainer.local_steps is not None:
-        return setting.cohort * flops.of(_work(setting, trainer.local_steps))
-    seen = Fraction(setting.samples or 0, setting.clients) * (trainer.local_epochs or 1)
+    if settings.local_steps is not None:
+        return setting.cohort * flops.of(_work(setting, settings.local_steps))
+    seen = Fraction(setting.samples or 0, setting.clients) * (settings.local_epochs or 1)
     each = flops.of(Work(0, 1, setting.tokens, setting.tokens**2))
     return round(setting.cohort * (setting.local_steps * flops.step + seen * each))
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
-from fedgram.state import PARTS, State, bytes_of, parameters_of
+from fedgram.state import ModelState, bytes_of, parameters_of
 
 __all__ = ["Cost", "Estimate", "Memory", "Payloads", "Setting", "Size"]
 
@@ -56,9 +56,9 @@ class Size:
     head_bytes: int = 0
 
     @classmethod
-    def of(cls, state: State) -> "Size":
+    def of(cls, state: ModelState) -> "Size":
         """Return the size of a payload."""
-        parts = [state[part] for part in PARTS]
+        parts = state.parts.values()
         return cls(*map(parameters_of, parts), *map(bytes_of, parts))
 
     @property

@@ -1,7 +1,8 @@
 """Federated methods, one file each."""
 
-from fedgram.methods.base import Diagnostics, Method, Paper, Phase, RoundInfo
+from fedgram.methods.base import Diagnostics, Method, Paper, Phase
 from fedgram.methods.ce_lora import CELoRA
+from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.feddpa import FedDPA
 from fedgram.methods.federa import FeDeRA
 from fedgram.methods.fedex_lora import FedExLoRA
@@ -33,6 +34,7 @@ __all__ = [
     "FLTAC",
     "RAVAN",
     "CELoRA",
+    "ClientContext",
     "Diagnostics",
     "FFALoRA",
     "FLoRA",
@@ -60,6 +62,6 @@ __all__ = [
     "Paper",
     "Phase",
     "RoLoRA",
-    "RoundInfo",
+    "RoundContext",
     "SLoRA",
 ]

@@ -9,12 +9,12 @@ replace; here it stands in the order in which it happens:
 `server_start`       what the server remembers beside the model, at the start
 `describe`           client: what it tells the server about its data, once, if the method asks for it
 `read_descriptions`  server: what it remembers of what all clients told
-`payload_down`       server: what it sends to one client, in any round but the first
+`download`           server: what it sends to one client, in any round but the first: what `changes` says it lacks
 `start`              client: the model that it trains, of what it holds and what it was sent
 `origin`             client: where weight decay draws it to, if that is the start of the run
 `phases`             client: which fields it trains, one set after the other
 `penalty`            client: what it adds to its loss
-`payload_up`         client: what it sends back
+`upload`             client: what it sends back
 `kept`               client: what stays with it
 `receive`            server: how it reads what a client sent
 `next_state`         server: its next model, by `aggregate` and `next_head`, and what it remembers
@@ -26,9 +26,9 @@ replace; here it stands in the order in which it happens:
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -36,15 +36,16 @@ from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, ClientLayer, find_targets, swap, swap_heads
 from fedgram.adapters.base import layer_sizes
+from fedgram.distributed.uploads import LayerUploads, Uploads, average
 from fedgram.errors import ConfigurationError, require_choice
 from fedgram.method_facts import Paper
+from fedgram.methods.client_ranks import ClientRanks, check_ranks, deal_ranks
+from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.fields import Field, cut, fill_up, select
-from fedgram.methods.ranks import ClientRanks, check_ranks, deal_ranks
 from fedgram.seeding import torch_generator
-from fedgram.state import PARTS, Layer, Layers, State, merge
-from fedgram.uploads import Uploads, average
+from fedgram.state import Layer, Layers, ModelState, Payload, ServerMemory, ServerState
 
-__all__ = ["Diagnostics", "HeadPolicy", "Method", "Paper", "Phase", "RoundInfo", "generator_of"]
+__all__ = ["Diagnostics", "HeadPolicy", "Method", "Paper", "Phase", "generator_of"]
 
 HeadPolicy = Literal["averaged", "local", "frozen"]
 Bound = Literal["least", "most"]
@@ -67,36 +68,6 @@ class Phase:
     share: float = 1.0
     name: str = ""
     absent: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class RoundInfo:
-    """What a method may know of a round besides tensors.
-
-    Attributes:
-        number: 1 for the first.
-        seed: the seed of the run, from which a method derives what it draws (see `fedgram.seeding`).
-        last: every client of the cohort, ascending, with the last round that it took part in; 0 if there was none.
-        clients: how many there are, in the cohort and beside it.
-    """
-
-    number: int
-    seed: int
-    last: Mapping[int, int]
-    clients: int = 0
-
-    @property
-    def cohort(self) -> list[int]:
-        """The clients of the round, ascending: the order of every stack of uploads."""
-        return sorted(self.last)
-
-    def is_new(self, client: int) -> bool:
-        """Say whether a client takes part for the first time."""
-        return self.last[client] == 0
-
-    def is_up_to_date(self, client: int) -> bool:
-        """Say whether a client has missed no round since the first."""
-        return self.last[client] == self.number - 1
 
 
 def generator_of(layer: str, seed: int) -> torch.Generator:
@@ -123,7 +94,6 @@ class Method(ABC):
         paper: where the method comes from.
         exact: whether the server's ΔW is the weighted mean of the clients', up to rounding.
         heterogeneous: whether clients may have ranks of their own.
-        catches_up: whether what a client is sent depends on which rounds it has missed; else on whether it missed any.
         travels: what is sent, in few words.
         describes_data: whether every client tells the server about its data before the first round.
         unknown: what the sizes of payloads depend on that only training can tell; "" where nothing is.
@@ -138,7 +108,6 @@ class Method(ABC):
     paper: ClassVar[Paper]
     exact: ClassVar[bool] = False
     heterogeneous: ClassVar[bool] = False
-    catches_up: ClassVar[bool] = False
     travels: ClassVar[str]
     describes_data: bool = False
     unknown: str = ""
@@ -186,6 +155,11 @@ class Method(ABC):
     def shared_fields(self) -> frozenset[str]:
         """The fields that all clients hold in common."""
         return frozenset(field.name for field in self.fields if field.shared)
+
+    @property
+    def increments(self) -> frozenset[str]:
+        """The fields of the server's that are sent in the place of others, and that clients do not hold."""
+        return frozenset(name for field in self.fields for name in field.increments)
 
     @property
     def personal(self) -> bool:
@@ -264,20 +238,16 @@ class Method(ABC):
         if self.client_ranks is not None:
             deal_ranks(self.client_ranks, self.rank, clients, seed=0)
 
-    def server_start(self, model: State, clients: int) -> Layers:
+    def server_start(self, model: ModelState, clients: int) -> ServerMemory:
         """Return what the server remembers beside the model from round to round, at the start; nothing by default.
 
-        It is part of the server's state, under "server": all ranks have it, and checkpoints too; it is never sent, nor
-        loaded into the network.
+        All processes have it, and checkpoints too; it is never sent as such, nor loaded into the network.
 
         Args:
             model: adapter and head at the start.
             clients: how many there are.
-
-        Returns:
-            Tensors by layer, or by "" where they are of no layer, and name.
         """
-        return {}
+        return ServerMemory()
 
     def describe(self, features: Float[Tensor, "n d"], labels: Tensor, client: int, seed: int) -> Layer:
         """Return what a client tells the server about its data, once, before the first round; nothing by default.
@@ -294,85 +264,180 @@ class Method(ABC):
         """
         return {}
 
-    def read_descriptions(self, server: State, descriptions: Mapping[int, Layer]) -> Layers:
-        """Return what the server remembers once all clients have told about their data; what it does by default.
+    def read_descriptions(self, server: ServerState, descriptions: Mapping[int, Layer]) -> ServerMemory:
+        """Return the server's memory after the clients' data summaries; unchanged by default.
 
         Args:
             server: the server's state at the start.
             descriptions: what each client sent.
         """
-        return server["server"]
+        return server.memory
 
-    def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        """Return what the server sends to one client of the cohort: the fields that are marked as going down."""
-        fields = [f.name for f in self.fields if f.down]
-        return select(layers, fields) if fields else {}
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
+        """Return the server's next adapters, from its present ones and the cohort's uploads: layer by layer by default.
 
-    def upload(self, start: Layers, trained: Layers, client: int, info: RoundInfo) -> Layers:
-        """Return what one client sends back after training: the fields that are marked as going up.
-
-        Args:
-            start: what it started from.
-            trained: what it ended with.
-            client: who it is.
-            info: the round.
+        Runs on every process and must give the same bits on each: all that it sees is equal on all processes. A method
+        that looks at all layers at once replaces it, any other `aggregate_layer`.
         """
-        return select(trained, [f.name for f in self.fields if f.up])
+        return {
+            name: {**layer, **self._cast(self.aggregate_layer(layer, LayerUploads(name, layer, uploads), ctx), layer)}
+            for name, layer in layers.items()
+        }
+
+    @staticmethod
+    def _cast(found: Layer, layer: Layer) -> Layer:
+        return {field: tensor.to(layer[field]) for field, tensor in found.items()}
 
     @abstractmethod
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        """Return the server's next tensors, from its present ones and the cohort's uploads.
+    def aggregate_layer(self, layer: Layer, sent: LayerUploads, ctx: RoundContext) -> Layer:
+        """Return the server's next tensors of one layer, in any type; fields that are left out stay as they are.
 
-        Runs on every rank and must give the same bits on each: all that it sees is equal on all ranks.
+        Args:
+            layer: its present ones.
+            sent: what the cohort sent for the layer: `LayerUploads.mean` and `LayerUploads.stack` of a field.
+            ctx: the round.
         """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Ask for `aggregate_layer` only of a method that leaves `aggregate` as it is."""
+        super().__init_subclass__(**keywords)
+        if cls.aggregate is not Method.aggregate and getattr(cls.aggregate_layer, "__isabstractmethod__", False):
+            cls.aggregate_layer = _not_by_layer  # type: ignore[method-assign]
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
         """Return figures about an aggregation, per layer; none by default."""
         return {}
 
-    def rank_of(self, server: State, client: int, info: RoundInfo) -> int:
-        """Return the rank of one client's adapters: that of the server, unless `client_ranks` says otherwise."""
+    def dealt_rank(self, client: int, ctx: RoundContext) -> int:
+        """Return the rank that a client's adapters begin with: the server's, unless `client_ranks` gives another."""
         if self.client_ranks is None:
             return self.rank
-        return int(deal_ranks(self.client_ranks, self.rank, info.clients, info.seed)[client])
+        return int(deal_ranks(self.client_ranks, self.rank, ctx.clients, ctx.seed)[client])
 
-    @final
-    def sent_down(self, server: State, client: int, info: RoundInfo) -> State:
-        """Return what travels to a client before it trains: nothing in round 1, and then `payload_down`.
+    def rank_of(self, server: ServerState, client: int, ctx: RoundContext) -> int:
+        """Return the rank of a client's adapters in a round; the dealt one by default, as it never changes."""
+        return self.dealt_rank(client, ctx)
 
-        Whatever a server holds in round 1 comes from the pretrained model and the seed, which its clients have as well.
-        """
-        if info.number == 1:
-            return {"adapter": {name: {} for name in server["adapter"]}, "head": {}}
-        return self.payload_down(server, client, info)
+    def context(self, server: ServerState, client: int, ctx: RoundContext) -> ClientContext:
+        """Return what one client of a cohort knows of its round."""
+        return ClientContext(ctx, client, self.rank_of(server, client, ctx))
 
-    def payload_down(self, server: State, client: int, info: RoundInfo) -> State:
-        """Return all that the server sends to a client: the adapter's fields, and the head where it is averaged.
+    def changes(self, number: int) -> frozenset[str]:
+        """Return the server's fields that the aggregation of a round changes; by default those that the clients train.
 
-        It is not asked for in round 1 (see `sent_down`). What a client new in a later round knows from the seed, since
-        the server has not changed it, is not sent either: such a field is not marked as going down.
-        """
-        head = server["head"] if self.head == "averaged" else {}
-        adapters = self.download(server["adapter"], client, info)
-        return {"adapter": cut(adapters, self.fields, self.rank_of(server, client, info)), "head": head}
-
-    def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
-        """Return the tensors that a client starts its local training with, but for those that all clients share.
-
-        All clients of a block have tensors of one shape: those of a lower rank are filled up with zeros.
+        From it follows what a client lacks that has last been there in some round. Fields that go down and that no
+        client trains change in every round, unless a method says otherwise. What is not returned must stay as it was.
 
         Args:
-            server: the server's state. What a client knows from earlier rounds may be taken from here.
-            held: what the client holds: what the seed gave it, and in its place what it has kept.
-            payload: what it was sent: nothing in round 1, in which it starts from what the seed gave it.
-            client: who it is.
-            info: the round.
+            number: of the round, 1 for the first.
         """
-        own = merge(held, self.without_shared(payload))
-        rank = self.rank_of(server, client, info)
-        return {**own, "adapter": fill_up(cut(own["adapter"], self.fields, rank), self.fields, self.rank)}
+        trained = frozenset().union(*(phase.trained for phase in self.phases(number)))
+        return frozenset(f.name for f in self.fields if f.down and (f.name in trained or not f.trained))
 
-    def origin(self, server: State, initial: State) -> State:
+    def redrawn(self, number: int) -> frozenset[str]:
+        """Return the fields that are drawn anew from the seed once a round is over; none by default.
+
+        Clients draw them too, by `redraw`, so that they are not sent.
+        """
+        return frozenset()
+
+    def redraw(self, name: str, layer: Layer, number: int, seed: int) -> Layer:
+        """Return what the fields are that are drawn anew from the seed after a round.
+
+        Args:
+            name: of the layer.
+            layer: its tensors before, from which shapes and types are taken.
+            number: of the round.
+            seed: of the run.
+        """
+        return {}
+
+    def download(self, server: ServerState, ctx: ClientContext) -> Payload:
+        """Return all that the server sends to a client of the cohort: what it lacks, and the head where it is averaged.
+
+        It is not asked for in round 1: whatever a server holds then comes from the pretrained model and the seed, which
+        its clients have as well. Of a field with `Field.increments` those that the client lacks are sent, one after the
+        other along their first axis, or the whole field where that is fewer numbers.
+        """
+        missed = self.missed_changes(ctx.last_round, ctx.round.number)
+        lacking = {name: self._lacking(layer, missed) for name, layer in server.adapter.items()}
+        head = server.head if self.head == "averaged" else {}
+        return Payload(cut(lacking, self.fields, ctx.rank), head)
+
+    def missed_changes(self, last_round: int, number: int) -> dict[Field, int]:
+        """Return how many changes of each field that goes down a client lacks, counted up to 1 without increments.
+
+        Args:
+            last_round: in which the client last took part; 0 for none.
+            number: of the present round, before which it is asked.
+        """
+        return {field: self._missed(field, max(1, last_round), number) for field in self.fields if field.down}
+
+    def _missed(self, field: Field, first: int, number: int) -> int:
+        count = 0
+        for past in range(number - 1, first - 1, -1):
+            if field.name in self.redrawn(past) or (count and not field.increments):
+                break
+            count += field.name in self.changes(past)
+        return count
+
+    @staticmethod
+    def _lacking(layer: Layer, missed: Mapping[Field, int]) -> Layer:
+        """Return what brings a client's fields of one layer to the server's."""
+        sent: Layer = {}
+        for field, count in missed.items():
+            if not count:
+                continue
+            steps = {f: layer[f][-count:] for f in field.increments if len(layer[f]) >= count}
+            whole = layer[field.name]
+            fewer = steps and sum(tensor.numel() for tensor in steps.values()) < whole.numel()
+            sent |= steps if fewer else {field.name: whole}
+        return sent
+
+    def derived(self, held: Layer, sent: Layer) -> Mapping[str, Callable[[], Tensor]]:
+        """Return how a client computes fields of a layer from others that it was sent, by field; none by default.
+
+        Args:
+            held: what the client held of the layer before.
+            sent: what it was sent of it.
+        """
+        return {}
+
+    def start(self, held: ModelState, payload: Payload, ctx: ClientContext) -> ModelState:
+        """Return the tensors that a client starts its local training with: by default what it holds, cut to its rank.
+
+        A client knows nothing else: neither the server's state nor other clients. Fields that all clients share are
+        left out of what is returned.
+
+        Args:
+            held: what the client holds once it has read its payload: what it was ever sent; what it has kept; and else
+                what the seed gave it. A value that it has in an older version than the server is NaN here.
+            payload: what it was sent: nothing in round 1, in which it starts from what the seed gave it.
+            ctx: the client and the round.
+        """
+        return replace(held, adapter=cut(held.adapter, self.fields, ctx.rank))
+
+    def pad(self, start: ModelState, server: ServerState, ctx: RoundContext) -> ModelState:
+        """Return what a client starts with in the shape that all clients of a block have, filled up with zeros.
+
+        This is a simulation's, which trains clients in blocks; what a client sends is cut back to its own shape.
+        """
+        return replace(start, adapter=fill_up(start.adapter, self.fields, self.rank))
+
+    def upload(self, start: ModelState, trained: ModelState, ctx: ClientContext) -> Payload:
+        """Return all that a client sends: of its fields that go up those that the round trains, and an averaged head.
+
+        Args:
+            start: what it started its training from.
+            trained: what it ended with.
+            ctx: the client and the round.
+        """
+        active = frozenset().union(*(phase.trained for phase in self.phases(ctx.round.number)))
+        fields = [f.name for f in self.fields if f.up and f.name in active]
+        head = trained.head if self.head == "averaged" else {}
+        return Payload(select(trained.adapter, fields) if fields else {}, head)
+
+    def origin(self, server: ServerState, initial: ModelState) -> ServerState:
         """Return the server's state with what clients train as it was at the start of the run.
 
         Weight decay towards the start draws each client to what it would start from by this state. A method that turns
@@ -383,54 +448,45 @@ class Method(ABC):
             initial: adapter and head that the run began with.
         """
         layers = {
-            name: {f: initial["adapter"][name][f] if f in self.trained_fields else t for f, t in layer.items()}
-            for name, layer in server["adapter"].items()
+            name: {f: initial.adapter[name][f] if f in self.trained_fields else t for f, t in layer.items()}
+            for name, layer in server.adapter.items()
         }
-        return {**server, "adapter": layers, "head": initial["head"]}
+        return replace(server, model=ModelState(layers, initial.head))
 
-    def phases(self, info: RoundInfo) -> tuple[Phase, ...]:
-        """Return the stretches of a client's local training; one by default, in which all that is trained is."""
+    def phases(self, number: int) -> tuple[Phase, ...]:
+        """Return the stretches of a client's local training in a round; one by default, of all trained fields."""
         return (Phase(self.trained_fields),)
 
     def penalty(self, adapters: Layers) -> Float[Tensor, " C"] | None:
         """Return what is added to the loss of each client of a block, of its tensors with a leading client axis."""
         return None
 
-    def payload_up(self, server: State, start: State, trained: State, client: int, info: RoundInfo) -> State:
-        """Return all that a client sends to the server."""
-        head = trained["head"] if self.head == "averaged" else {}
-        adapters = self.upload(start["adapter"], trained["adapter"], client, info)
-        return {"adapter": cut(adapters, self.fields, self.rank_of(server, client, info)), "head": head}
-
-    def kept(self, trained: State) -> State:
+    def kept(self, trained: ModelState) -> ModelState:
         """Return what stays with a client until it takes part again."""
-        head = trained["head"] if self.head == "local" else {}
+        head = trained.head if self.head == "local" else {}
         fields = [f.name for f in self.fields if f.kept]
-        return {"adapter": select(trained["adapter"], fields) if fields else {}, "head": head}
+        return ModelState(select(trained.adapter, fields) if fields else {}, head)
 
-    def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
+    def receive(self, server: ServerState, payload: Payload, ctx: ClientContext) -> Payload:
         """Return what the server reads of a client's payload: tensors of one form for all clients.
 
         Where a client has a lower rank, what it lacks are the server's own entries: it has changed nothing there. Zeros
         would make every mean shrink the ranks that only some clients have, also where nobody trained.
         """
-        return {**payload, "adapter": fill_up(payload["adapter"], self.fields, self.rank, server["adapter"])}
+        return replace(payload, adapter=fill_up(payload.adapter, self.fields, self.rank, server.adapter))
 
-    def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
+    def next_state(self, server: ServerState, adapters: Uploads, heads: Uploads, ctx: RoundContext) -> ServerState:
         """Return the server's next state: the adapters aggregated, the heads averaged, and what it remembers."""
-        return {
-            "adapter": self.aggregate(server["adapter"], adapters, info),
-            "head": self.next_head(server["head"], heads),
-            "server": server["server"],
-        }
+        model = ModelState(self.aggregate(server.adapter, adapters, ctx), self.next_head(server.head, heads))
+        return replace(server, model=model)
 
-    def next_form(self, server: State, info: RoundInfo) -> State:
+    def next_form(self, server: ServerState, ctx: RoundContext) -> ServerState:
         """Return tensors of the shapes and types of `next_state`, without uploads: by default the server's own.
 
         With it `fedgram cost` goes from round to round on tensors without numbers, and asks this class for the
         payloads of each; and a checkpoint is compared with it before a run goes on, which is refused where it differs.
-        Methods whose server holds more or larger tensors after some rounds replace it. What it
-        remembers of each client, as integers ``(clients,)`` under "", has its numbers and is set as in a run.
+        Methods whose server holds more or larger tensors after some rounds replace it. What it remembers of each
+        client, as integers ``(clients,)`` in `ServerMemory.globals`, has its numbers and is set as in a run.
         """
         return server
 
@@ -438,23 +494,28 @@ class Method(ABC):
         """Return the server's next head: the weighted mean of the clients' where it is averaged."""
         return average(head, uploads) if self.head == "averaged" else head
 
-    def answer(self, server: State, client: int, info: RoundInfo) -> State | None:
+    def answer(self, server: ServerState, ctx: ClientContext) -> Payload | None:
         """Return what the server sends to one client of the cohort once it has aggregated; nothing by default.
 
         The client keeps it, beside or in the place of what `kept` says, so that its own model is that at once.
         """
         return None
 
-    def figures(self, server: State) -> dict[str, float]:
+    def figures(self, server: ServerState) -> dict[str, float]:
         """Return figures about what the server remembers after a round, by name; none by default."""
         return {}
 
-    def model(self, server: State) -> State:
+    def model(self, server: ServerState) -> ModelState:
         """Return the model that the server stands for: adapter and head."""
-        return {part: server[part] for part in PARTS}
+        return server.model
 
-    def without_shared(self, state: State) -> State:
+    def without_shared(self, state: ModelState) -> ModelState:
         """Return adapter and head without the fields that all clients hold in common."""
-        adapters = state["adapter"]
+        adapters = state.adapter
         own = {n: {f: t for f, t in layer.items() if f not in self.shared_fields} for n, layer in adapters.items()}
-        return {"adapter": own, "head": state["head"]}
+        return ModelState(own, state.head)
+
+
+def _not_by_layer(self: Method, layer: Layer, sent: LayerUploads, ctx: RoundContext) -> Layer:
+    """Stands for `Method.aggregate_layer` in methods that aggregate all layers at once."""
+    raise NotImplementedError(f"{type(self).__name__} aggregates all layers at once")

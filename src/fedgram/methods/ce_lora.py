@@ -5,6 +5,7 @@ Symbols: ``A: (r, d_in)``, ``C: (r, r)``, ``B: (d_out, r)``; K clients of a roun
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,13 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, TriAdapter, tri_start
+from fedgram.distributed.uploads import Uploads, average
 from fedgram.errors import ConfigurationError, require_choice
-from fedgram.linalg import cosines, linear_cka, relative_change
-from fedgram.methods.base import Diagnostics, HeadPolicy, Method, Paper, RoundInfo
+from fedgram.methods.base import Diagnostics, HeadPolicy, Method, Paper
+from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.fields import Field, select
-from fedgram.mixtures import describe_classes, distances, read_classes
-from fedgram.state import Layer, Layers, State
-from fedgram.uploads import Uploads, average
+from fedgram.numerics.linalg import cosines, linear_cka, relative_change
+from fedgram.numerics.mixtures import describe_classes, distances, read_classes
+from fedgram.state import Layer, Layers, ModelState, Payload, ServerMemory, ServerState
 
 __all__ = ["CELoRA"]
 
@@ -34,8 +36,8 @@ class CELoRA(Method):
     of a layer go each way; the client goes on from (Aₖ, C̄ₖ, Bₖ). All start with one A, C = I and B = 0. S_model is the
     CKA of Cₖ and Cₗ, the mean over layers. For S_data = exp(-D/median D) every client tells the server once, before the
     first round, about its data: a mixture of Gaussians of each class, of the pretrained backbone's mean hidden states.
-    D is what it costs to move one client's data into another's (`fedgram.mixtures`). That takes the backbone one pass
-    over the training data, which is not among a run's operations, and the server N²/2 transport problems.
+    D is what it costs to move one client's data into another's (`fedgram.numerics.mixtures`). That takes the backbone
+    one pass over the training data, which is not among a run's operations, and the server N²/2 transport problems.
 
     A reconstruction: of the published code the client is there and the server is not, so that S, its measures, β and τ
     are hypotheses. The code takes the first token's vector, and leaves out classes of one sample; mixtures tell the
@@ -97,39 +99,40 @@ class CELoRA(Method):
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         return TriAdapter(linear, self.rank, self.scale, tri_start(linear, self.rank, self.init_std, generator))
 
-    def server_start(self, model: State, clients: int) -> Layers:
+    def server_start(self, model: ModelState, clients: int) -> ServerMemory:
         """Return no distances between clients, as long as nobody has told about its data."""
-        return {"": {"distance": torch.zeros(clients, clients, dtype=torch.float64)}} if self.describes_data else {}
+        none = {"distance": torch.zeros(clients, clients, dtype=torch.float64)}
+        return ServerMemory(globals=none if self.describes_data else {})
 
     def describe(self, features: Float[Tensor, "n d"], labels: Tensor, client: int, seed: int) -> Layer:
         classes = labels.numpy() if labels.ndim == 1 and not labels.is_floating_point() else np.zeros(len(labels), int)
         return describe_classes(features.numpy(), classes, self.components, seed, client)
 
-    def read_descriptions(self, server: State, descriptions: Mapping[int, Layer]) -> Layers:
+    def read_descriptions(self, server: ServerState, descriptions: Mapping[int, Layer]) -> ServerMemory:
         found = distances([read_classes(descriptions[client]) for client in sorted(descriptions)])
-        return {"": {"distance": torch.from_numpy(found)}}
+        return ServerMemory(globals={"distance": torch.from_numpy(found)})
 
-    def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        """Return nothing, but the mean C for a client that comes later than in the first round."""
-        return select(layers, ("C",)) if info.is_new(client) else {}
+    def download(self, server: ServerState, ctx: ClientContext) -> Payload:
+        """Return nothing of the adapters, but the mean C for a client that comes later than in the first round."""
+        return replace(super().download(server, ctx), adapter=select(server.adapter, ("C",)) if ctx.is_new else {})
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
         return average(layers, uploads, {"C"})
 
-    def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
-        layers = server["adapter"]
+    def next_state(self, server: ServerState, adapters: Uploads, heads: Uploads, ctx: RoundContext) -> ServerState:
+        layers = server.adapter
         Cs = {name: adapters.stack(name, "C", layer["C"]).double() for name, layer in layers.items()}
-        known = server["server"].get("", {})
-        weights = self._weights(list(Cs.values()), known.get("distance"), info.cohort)
+        known = server.memory.globals
+        weights = self._weights(list(Cs.values()), known.get("distance"), ctx.cohort)
         means = {name: torch.einsum("kl,lij->kij", weights, C).to(layers[name]["C"]) for name, C in Cs.items()}
-        memory = {"": {**known, "weights": weights}, **{name: {"C": mean} for name, mean in means.items()}}
-        return {**super().next_state(server, adapters, heads, info), "server": memory}
+        memory = ServerMemory({name: {"C": mean} for name, mean in means.items()}, {**known, "weights": weights})
+        return replace(super().next_state(server, adapters, heads, ctx), memory=memory)
 
-    def next_form(self, server: State, info: RoundInfo) -> State:
-        K = len(info.last)
+    def next_form(self, server: ServerState, ctx: RoundContext) -> ServerState:
+        K = len(ctx.last_rounds)
         weights = torch.empty(K, K, dtype=torch.float64)
-        means = {name: {"C": layer["C"].new_empty(K, *layer["C"].shape)} for name, layer in server["adapter"].items()}
-        return {**server, "server": {"": {**server["server"].get("", {}), "weights": weights}, **means}}
+        means = {name: {"C": layer["C"].new_empty(K, *layer["C"].shape)} for name, layer in server.adapter.items()}
+        return replace(server, memory=ServerMemory(means, {**server.memory.globals, "weights": weights}))
 
     def _weights(
         self, Cs: list[Float[Tensor, "K r r"]], distance: Float[Tensor, "N N"] | None, cohort: list[int]
@@ -143,19 +146,19 @@ class CELoRA(Method):
     def _alike(self, C: Float[Tensor, "K r r"]) -> Float[Tensor, "K K"]:
         return linear_cka(C) if self.measure == "cka" else cosines(C - torch.eye(self.rank).to(C))
 
-    def answer(self, server: State, client: int, info: RoundInfo) -> State:
+    def answer(self, server: ServerState, ctx: ClientContext) -> Payload:
         """Return the client's own mean, C̄ₖ."""
-        row = info.cohort.index(client)
-        own = {name: {"C": layer["C"][row]} for name, layer in server["server"].items() if name}
-        return {"adapter": own, "head": {}}
+        row = ctx.round.cohort.index(ctx.client)
+        own = {name: {"C": layer["C"][row]} for name, layer in server.memory.layers.items()}
+        return Payload(own)
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
         """Return ‖Cᵗ⁺¹ - Cᵗ‖/‖Cᵗ‖ of the mean C per layer; there is no global ΔW to be off from."""
         return {name: {"drift": float(relative_change(layer["C"], after[name]["C"]))} for name, layer in before.items()}
 
-    def figures(self, server: State) -> dict[str, float]:
+    def figures(self, server: ServerState) -> dict[str, float]:
         """Return the mean weight that a client gives to itself: 1/K where all are alike."""
-        return {"own_weight": float(server["server"][""]["weights"].diagonal().mean())}
+        return {"own_weight": float(server.memory.globals["weights"].diagonal().mean())}
 
 
 def closeness(distance: Float[Tensor, "N N"]) -> Float[Tensor, "N N"]:

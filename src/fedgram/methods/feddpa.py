@@ -3,19 +3,21 @@
 Symbols: ``A: (r, d_in)`` and ``B: (d_out, r)`` the global pair; ``L: (r, d_in)`` and ``U: (d_out, r)`` a client's own.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from fedgram.adapters import Adapter, LoraPairAdapter, lora_start
+from fedgram.distributed.uploads import Uploads, average
 from fedgram.errors import ConfigurationError, require_choice
-from fedgram.linalg import relative_change
-from fedgram.methods.base import Diagnostics, Paper, Phase, RoundInfo
+from fedgram.methods.base import Diagnostics, Paper, Phase
+from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.fields import Field
 from fedgram.methods.lora import LoRAMethod
-from fedgram.state import Layers, State, merge
-from fedgram.uploads import Uploads, average
+from fedgram.numerics.linalg import relative_change
+from fedgram.state import Layers, ModelState, Payload
 
 __all__ = ["FedDPA"]
 
@@ -50,7 +52,6 @@ class FedDPA(LoRAMethod):
     """
 
     paper = Paper("Yang et al.", 2024, "NeurIPS 2024", "2403.19211")
-    catches_up = True
     travels = "the global A and B both ways"
     fields = (Field("A"), Field("B"), Field("L", down=False, up=False), Field("U", down=False, up=False))
 
@@ -94,38 +95,31 @@ class FedDPA(LoRAMethod):
         """Say whether the global pair has been done with before a round."""
         return self.local_from is not None and number >= self.local_from
 
-    def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        if self._is_final(info.number) and self._is_final(info.last[client]):
-            return {}  # it has the final global pair
-        return super().download(layers, client, info)
-
-    def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
-        own = merge(merge(held, {"adapter": server["adapter"], "head": {}}), payload)
-        if self._before_local(info.number):
+    def start(self, held: ModelState, payload: Payload, ctx: ClientContext) -> ModelState:
+        """Return the global pair, and the client's own, which starts as a copy of it."""
+        own = super().start(held, payload, ctx)
+        if self._before_local(ctx.round.number):
             return own
-        pairs = {name: {"L": layer["A"], "U": layer["B"], **layer} for name, layer in own["adapter"].items()}
-        return {**own, "adapter": pairs}
+        pairs = {name: {"L": layer["A"], "U": layer["B"], **layer} for name, layer in own.adapter.items()}
+        return replace(own, adapter=pairs)
 
-    def phases(self, info: RoundInfo) -> tuple[Phase, ...]:
-        if self._before_local(info.number):
+    def phases(self, number: int) -> tuple[Phase, ...]:
+        if self._before_local(number):
             return (Phase(_GLOBAL, name="global"),)
-        if self._is_final(info.number):
+        if self._is_final(number):
             return (Phase(_LOCAL, name="local"),)
         return (
             Phase(_LOCAL, self.local_share, "local"),
             Phase(_GLOBAL, 1 - self.local_share, "global", absent=_LOCAL),
         )
 
-    def upload(self, start: Layers, trained: Layers, client: int, info: RoundInfo) -> Layers:
-        return {} if self._is_final(info.number) else super().upload(start, trained, client, info)
-
-    def kept(self, trained: State) -> State:
+    def kept(self, trained: ModelState) -> ModelState:
         """Return the local pair, where there is one, and the head where it is local."""
-        pairs = {n: {f: t for f, t in layer.items() if f in _LOCAL} for n, layer in trained["adapter"].items()}
-        return {"adapter": pairs, "head": trained["head"] if self.head == "local" else {}}
+        pairs = {n: {f: t for f, t in layer.items() if f in _LOCAL} for n, layer in trained.adapter.items()}
+        return ModelState(pairs, trained.head if self.head == "local" else {})
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        return layers if self._is_final(info.number) else average(layers, uploads)
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
+        return layers if self._is_final(ctx.number) else average(layers, uploads)
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
         """Return ‖Aᵗ⁺¹ - Aᵗ‖/‖Aᵗ‖ per layer."""

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, LoraAdapter, lora_start
 from fedgram.adapters.base import frozen_weight
+from fedgram.distributed.uploads import LayerUploads
 from fedgram.errors import require_choice
-from fedgram.linalg import mean_product, singular_triplets, truncated_svd
-from fedgram.methods.base import Paper, RoundInfo
+from fedgram.methods.base import Paper
+from fedgram.methods.context import RoundContext
 from fedgram.methods.fields import Field
 from fedgram.methods.lora import LoRAMethod
-from fedgram.state import Layer, Layers
-from fedgram.uploads import Uploads, average
+from fedgram.numerics.linalg import mean_product, singular_triplets, truncated_svd
+from fedgram.state import Layer
 
 __all__ = ["FeDeRA"]
 
@@ -62,23 +63,20 @@ class FeDeRA(LoRAMethod):
         B, A = (factor.float() for factor in split_evenly(left, singular / self.scale, right))
         return LoraAdapter(linear, self.rank, self.scale, {"A": A, "B": B, "A0": A, "B0": B}, preserve_start=True)
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        if self.when == "round":
-            return {name: self._best(name, layer, uploads) for name, layer in layers.items()}
-        return average(layers, uploads, {"A", "B"})
-
-    def _best(self, name: str, layer: Layer, uploads: Uploads) -> Layer:
-        """Return the balanced factors of the best rank-r approximation of the mean product of one layer.
+    def aggregate_layer(self, layer: Layer, sent: LayerUploads, ctx: RoundContext) -> Layer:
+        """Return Ā and B̄, or the balanced factors of the best rank-r approximation of the mean product.
 
         Where that has a lower rank, the rows of A that are left over stay what they were, beside columns of zeros in
         B: zeros in both would be a saddle that training never leaves.
         """
-        Bs, As = (uploads.stack(name, field, layer[field]) for field in ("B", "A"))
-        B, A = split_evenly(*truncated_svd(*mean_product(Bs, As, uploads.weights), self.rank))
+        if self.when == "init":
+            return {"A": sent.mean("A"), "B": sent.mean("B")}
+        product = mean_product(sent.stack("B"), sent.stack("A"), sent.weights)
+        B, A = split_evenly(*truncated_svd(*product, self.rank))
         found = B.shape[1]
         return {
-            "A": torch.cat([A, layer["A"][found:].to(A)]).to(layer["A"]),
-            "B": torch.cat([B, B.new_zeros(B.shape[0], self.rank - found)], dim=1).to(layer["B"]),
+            "A": torch.cat([A, layer["A"][found:].to(A)]),
+            "B": torch.cat([B, B.new_zeros(B.shape[0], self.rank - found)], dim=1),
         }
 
 

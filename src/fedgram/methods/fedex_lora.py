@@ -11,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, LoraAdapter, lora_start
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import require_choice
-from fedgram.linalg import deviation_basis
-from fedgram.methods.base import Paper, RoundInfo
+from fedgram.methods.base import Paper
+from fedgram.methods.context import RoundContext
 from fedgram.methods.lora import LoRAMethod
 from fedgram.methods.residual import ResidualMethod
-from fedgram.state import Layer, Layers, State
-from fedgram.uploads import Uploads
+from fedgram.numerics.linalg import deviation_basis
+from fedgram.state import Layer, Layers, ServerState
 
 __all__ = ["FedExLoRA"]
 
@@ -59,17 +60,13 @@ class FedExLoRA(ResidualMethod):
         start = lora_start(linear, self.rank, generator)
         return LoraAdapter(linear, self.rank, self.scale, start | self.no_residual(linear))
 
-    def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        known = info.is_up_to_date(client)
-        return {n: {f: layer[f] for f in ("A", "B", *self.news(layer, known))} for n, layer in layers.items()}
-
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
         means = self.average_changes(layers, uploads, ("A", "B"))
         return {name: {**means[name], **self._residual(name, layer, uploads)} for name, layer in layers.items()}
 
-    def next_form(self, server: State, info: RoundInfo) -> State:
-        rows = (len(info.last) - 1) * self.rank
-        return {**server, "adapter": self.next_residual(server["adapter"], rows)}
+    def next_form(self, server: ServerState, ctx: RoundContext) -> ServerState:
+        rows = (len(ctx.last_rounds) - 1) * self.rank
+        return server.with_adapter(self.next_residual(server.adapter, rows))
 
     def _residual(self, name: str, layer: Layer, uploads: Uploads) -> Layer:
         """Return the sum of all residuals of one layer, and the factors of the newest."""

@@ -1,9 +1,10 @@
 """FedIT: LoRA's A and B, each averaged (Zhang et al., Towards Building the Federated GPT, arXiv 2305.05644)."""
 
-from fedgram.methods.base import Paper, RoundInfo
+from fedgram.distributed.uploads import Uploads
+from fedgram.methods.base import Paper
+from fedgram.methods.context import RoundContext
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layers
-from fedgram.uploads import Uploads
 
 __all__ = ["FedIT"]
 
@@ -22,5 +23,5 @@ class FedIT(LoRAMethod):
     heterogeneous = True
     travels = "A and B both ways"
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        return self.average_over_holders(layers, uploads, ("A", "B"), info)
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
+        return self.average_over_holders(layers, uploads, ("A", "B"), ctx)

@@ -3,6 +3,7 @@
 Symbols: M experts of pairs ``A: (r, d_in)``, ``B: (d_out, r)``; ``R: (2M-1, d_in)`` a cluster's router; N clients.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -10,15 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, ExpertsAdapter, lora_start
-from fedgram.clustering import cosine_distances, find_clusters
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import ConfigurationError, require_choice
-from fedgram.linalg import relative_change
-from fedgram.methods.base import Diagnostics, HeadPolicy, Paper, Phase, RoundInfo
-from fedgram.methods.fields import Field, select
+from fedgram.methods.base import Diagnostics, HeadPolicy, Paper, Phase
+from fedgram.methods.context import ClientContext, RoundContext
+from fedgram.methods.fields import Field
 from fedgram.methods.lora import LoRAMethod
+from fedgram.numerics.clustering import cosine_distances, find_clusters
+from fedgram.numerics.linalg import relative_change
 from fedgram.seeding import torch_generator
-from fedgram.state import Layer, Layers, State
-from fedgram.uploads import Uploads
+from fedgram.state import Layer, Layers, ModelState, Payload, ServerMemory, ServerState
 
 __all__ = ["FedLEASE"]
 
@@ -89,95 +91,95 @@ class FedLEASE(LoRAMethod):
         start = lora_start(linear, self.rank, generator)
         return ExpertsAdapter(linear, self.rank, self.scale, start, self.renormalise)
 
-    def server_start(self, model: State, clients: int) -> Layers:
+    def server_start(self, model: ModelState, clients: int) -> ServerMemory:
         """Return the cluster of every client, -1 for none; the experts of each layer follow after the warm-up."""
-        return {"": {"cluster": torch.full((clients,), -1)}}
+        return ServerMemory(globals={"cluster": torch.full((clients,), -1)})
 
-    def _cluster(self, server: State, client: int, info: RoundInfo) -> int:
-        """Return the cluster in which a client begins a round, -1 for none."""
-        return -1 if info.is_new(client) else int(server["server"][""]["cluster"][client])
-
-    def payload_down(self, server: State, client: int, info: RoundInfo) -> State:
+    def download(self, server: ServerState, ctx: ClientContext) -> Payload:
         """Return the experts and the router for a client of a cluster, if it did not get them in the last round."""
-        common, own = super().payload_down(server, client, info), self._cluster(server, client, info)
-        is_sent = own >= 0 and not info.is_up_to_date(client)
-        return {**common, "adapter": _experts_of(server["server"], own) if is_sent else {}}
+        common, own = super().download(server, ctx), int(server.memory.globals["cluster"][ctx.client])
+        is_sent = own >= 0 and 0 < ctx.last_round < ctx.round.number - 1
+        return replace(common, adapter=_experts_of(server.memory.layers, own) if is_sent else {})
 
-    def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
-        common, memory = super().start(server, held, payload, client, info), server["server"]
-        own = self._cluster(server, client, info)
-        if not _layers(memory):
-            return common
-        found = _experts_of(memory, max(own, 0))  # of a client in no cluster, the forms of the tensors alone are used
-        if own < 0:
-            found = {n: {f: torch.zeros_like(layer[f]) for f in ("As", "Bs", "R")} for n, layer in found.items()}
+    def start(self, held: ModelState, payload: Payload, ctx: ClientContext) -> ModelState:
+        """Return all experts and the router, once the client has them; else its LoRA alone."""
         adapters = {
-            name: {**layer, **found[name], "routes": layer["A"].new_full((), float(own >= 0))}
-            for name, layer in common["adapter"].items()
+            name: layer | ({"routes": torch.ones_like(layer["A"][0, 0])} if "R" in layer else {})
+            for name, layer in held.adapter.items()
         }
-        return {**common, "adapter": adapters}
+        return replace(held, adapter=adapters)
 
-    def phases(self, info: RoundInfo) -> tuple[Phase, ...]:
-        if info.number <= self.warmup_rounds:
+    def pad(self, start: ModelState, server: ServerState, ctx: RoundContext) -> ModelState:
+        """Return a client of no cluster with experts and a router of zeros, which its model does without."""
+        layers = _experts_of(server.memory.layers, 0)
+        if not layers:
+            return start
+        none = {n: {f: torch.zeros_like(layer[f]) for f in ("As", "Bs", "R")} for n, layer in layers.items()}
+        adapters = {
+            name: {"routes": torch.zeros_like(layer["A"][0, 0]), **none[name], **layer}
+            for name, layer in start.adapter.items()
+        }
+        return replace(start, adapter=adapters)
+
+    def phases(self, number: int) -> tuple[Phase, ...]:
+        if number <= self.warmup_rounds:
             return (Phase(frozenset("AB"), name="warm-up"),)
         return (Phase(frozenset("ABR"), name="experts"),)
 
-    def payload_up(self, server: State, start: State, trained: State, client: int, info: RoundInfo) -> State:
+    def upload(self, start: ModelState, trained: ModelState, ctx: ClientContext) -> Payload:
         """Return expert and router; of a client in no cluster its LoRA, from the last round of the warm-up on."""
-        common, adapters = super().payload_up(server, start, trained, client, info), trained["adapter"]
-        if info.number < self.warmup_rounds:
-            return {**common, "adapter": {}}
-        return {**common, "adapter": select(adapters, "AB" if self._cluster(server, client, info) < 0 else "ABR")}
+        common, adapters = super().upload(start, trained, ctx), trained.adapter
+        if ctx.round.number < self.warmup_rounds:
+            return replace(common, adapter={})
+        sent = {name: {f: layer[f] for f in "ABR" if f in layer} for name, layer in adapters.items()}
+        return replace(common, adapter=sent)
 
-    def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
+    def receive(self, server: ServerState, payload: Payload, ctx: ClientContext) -> Payload:
         """Return what a client sent, with zeros for the router of one that has none: its cluster is found first."""
-        routers = {name: {"R": torch.zeros_like(layer["R"][0])} for name, layer in _layers(server["server"]).items()}
-        sent = payload["adapter"]
-        return {**payload, "adapter": {name: {**routers.get(name, {}), **layer} for name, layer in sent.items()}}
+        routers = {name: {"R": torch.zeros_like(layer["R"][0])} for name, layer in server.memory.layers.items()}
+        sent = payload.adapter
+        return replace(payload, adapter={name: {**routers.get(name, {}), **layer} for name, layer in sent.items()})
 
-    def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
+    def next_state(self, server: ServerState, adapters: Uploads, heads: Uploads, ctx: RoundContext) -> ServerState:
         """Return the next experts, routers and clusters, and the mean of the experts as the server's own model."""
-        memory = server["server"]
-        if info.number >= self.warmup_rounds:
-            step = self._next if _layers(memory) else self._first
-            memory = step(server["adapter"], memory, adapters, info)
-        return {
-            "adapter": _mean_model(server["adapter"], memory),
-            "head": self.next_head(server["head"], heads),
-            "server": memory,
-        }
+        memory = server.memory
+        if ctx.number >= self.warmup_rounds:
+            step = self._next if memory.layers else self._first
+            memory = step(server.adapter, memory, adapters, ctx)
+        return ServerState(ModelState(_mean_model(server.adapter, memory), self.next_head(server.head, heads)), memory)
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
         """Return the server's own model as it is; `next_state` makes it of the experts."""
         return layers
 
-    def _first(self, layers: Layers, memory: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def _first(self, layers: Layers, memory: ServerMemory, uploads: Uploads, ctx: RoundContext) -> ServerMemory:
         """Cluster the clients, and return the first experts: Aⱼ and Bⱼ are the means of Aₙ and Bₙ over cluster j."""
         Bs = [uploads.stack(name, "B", layer["B"]) for name, layer in layers.items()]
         labels = torch.from_numpy(find_clusters(cosine_distances(Bs, Bs), self.max_experts, self.experts))
         M = int(labels.max()) + 1
-        found: Layers = {"": {"cluster": memory[""]["cluster"].clone()}}
-        found[""]["cluster"][uploads.clients] = labels.to(found[""]["cluster"])
+        cluster = memory.globals["cluster"].clone()
+        cluster[uploads.clients] = labels.to(cluster)
+        found: Layers = {}
         for name, layer in layers.items():
             none = {f: t.new_zeros(M, *t.shape) for f, t in layer.items()}
-            router = _router(layer["A"], M, torch_generator(info.seed, f"router of {name}"))
+            router = _router(layer["A"], M, torch_generator(ctx.seed, f"router of {name}"))
             found[name] = {**self._means(name, none, uploads, labels), "R": router.expand(M, -1, -1).clone()}
-        return found
+        return ServerMemory(found, {"cluster": cluster})
 
-    def next_form(self, server: State, info: RoundInfo) -> State:
+    def next_form(self, server: ServerState, ctx: RoundContext) -> ServerState:
         """Return experts and routers from the end of the warm-up on; the clusters of clients are of one form."""
-        memory, layers = server["server"], server["adapter"]
-        if info.number < self.warmup_rounds:
+        memory, layers = server.memory, server.adapter
+        if ctx.number < self.warmup_rounds:
             return server
-        cluster = memory[""]["cluster"].clone()
-        cluster[info.cohort] = cluster[info.cohort].clamp(min=0)
-        M = self._count(len(info.last))
-        experts = _layers(memory) or {
+        cluster = memory.globals["cluster"].clone()
+        cluster[ctx.cohort] = cluster[ctx.cohort].clamp(min=0)
+        M = self._count(len(ctx.last_rounds))
+        experts = memory.layers or {
             name: {f: t.new_empty(M, *t.shape) for f, t in layer.items()}
             | {"R": layer["A"].new_empty(M, 2 * M - 1, layer["A"].shape[1])}
             for name, layer in layers.items()
         }
-        return {**server, "server": {"": {"cluster": cluster}, **experts}}
+        return replace(server, memory=ServerMemory(experts, {"cluster": cluster}))
 
     def _count(self, cohort: int) -> int:
         """Return how many experts a cohort of some clients makes, at least or at most (see `find_clusters`)."""
@@ -186,17 +188,17 @@ class FedLEASE(LoRAMethod):
         most = min(self.max_experts, cohort - 1)
         return max(1, most if self.bound == "most" else min(2, most))
 
-    def _next(self, layers: Layers, memory: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def _next(self, layers: Layers, memory: ServerMemory, uploads: Uploads, ctx: RoundContext) -> ServerMemory:
         """Return the means of experts and routers over their clusters, and the clusters with those who join one."""
-        cluster, cohort = memory[""]["cluster"].clone(), torch.tensor(uploads.clients)
+        cluster, cohort = memory.globals["cluster"].clone(), torch.tensor(uploads.clients)
         labels = cluster.cpu()[cohort]
-        experts = _layers(memory)
+        experts = memory.layers
         found = {name: self._means(name, layer, uploads, labels) for name, layer in experts.items()}
         if (labels < 0).any():
             sent = [uploads.stack(name, "B", layer["B"][0])[(labels < 0).tolist()] for name, layer in experts.items()]
             nearest = cosine_distances(sent, [layer["B"] for layer in experts.values()]).argmin(axis=1)
             cluster[cohort[labels < 0]] = torch.from_numpy(nearest).to(cluster)
-        return {"": {"cluster": cluster}, **found}
+        return ServerMemory(found, {"cluster": cluster})
 
     def _means(self, name: str, old: Layer, uploads: Uploads, labels: Tensor) -> Layer:
         """Return Σₙ wₙ Xₙ / Σₙ wₙ over the clients of each cluster; what it was where none of them was there."""
@@ -213,24 +215,19 @@ class FedLEASE(LoRAMethod):
 
         return {field: mean(field, before) for field, before in old.items()}
 
-    def answer(self, server: State, client: int, info: RoundInfo) -> State | None:
+    def answer(self, server: ServerState, ctx: ClientContext) -> Payload | None:
         """Return all experts, the client's own first, and its cluster's router; nothing during the warm-up."""
-        if info.number < self.warmup_rounds:
+        if ctx.round.number < self.warmup_rounds:
             return None
-        own = int(server["server"][""]["cluster"][client])
-        return {"adapter": _experts_of(server["server"], own), "head": {}}
+        own = int(server.memory.globals["cluster"][ctx.client])
+        return Payload(_experts_of(server.memory.layers, own))
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
         """Return ‖Aᵗ⁺¹ - Aᵗ‖/‖Aᵗ‖ of the mean of the experts, per layer."""
         return {name: {"drift": float(relative_change(layer["A"], after[name]["A"]))} for name, layer in before.items()}
 
 
-def _layers(memory: Layers) -> Layers:
-    """Return the experts and routers of each layer; none before the end of the warm-up."""
-    return {name: layer for name, layer in memory.items() if name}
-
-
-def _experts_of(memory: Layers, own: int) -> Layers:
+def _experts_of(experts: Layers, own: int) -> Layers:
     """Return what a client of a cluster has: its expert, the others in their order, and its router.
 
     As its own expert is the first one, no number of a cluster has to travel.
@@ -247,7 +244,7 @@ def _experts_of(memory: Layers, own: int) -> Layers:
             "Bs": others(layer["B"]),
             "R": layer["R"][own],
         }
-        for name, layer in _layers(memory).items()
+        for name, layer in experts.items()
     }
 
 
@@ -257,12 +254,12 @@ def _router(A: Float[Tensor, "r d_in"], experts: int, generator: torch.Generator
     return torch.empty(2 * experts - 1, A.shape[1]).uniform_(-bound, bound, generator=generator).to(A)
 
 
-def _mean_model(layers: Layers, memory: Layers) -> Layers:
+def _mean_model(layers: Layers, memory: ServerMemory) -> Layers:
     """Return the mean of the experts, each counted as often as it has clients; the start during the warm-up."""
-    experts = _layers(memory)
+    experts = memory.layers
     if not experts:
         return layers
-    cluster = memory[""]["cluster"]
+    cluster = memory.globals["cluster"]
     sizes = torch.bincount(cluster[cluster >= 0]).double()
     shares = sizes / sizes.sum()
     return {

@@ -5,11 +5,12 @@ Park, Klabjan: Communication-Efficient Federated Low-Rank Update Algorithm and i
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedgram.adapters import (
     Adapter,
@@ -22,13 +23,14 @@ from fedgram.adapters import (
     outer_factors,
     random_rows,
 )
+from fedgram.distributed.uploads import Uploads, average
 from fedgram.errors import ConfigurationError, require_choice
-from fedgram.methods.base import Paper, Phase, RoundInfo
-from fedgram.methods.fields import Field, cut, fill_up
+from fedgram.methods.base import Paper, Phase
+from fedgram.methods.context import ClientContext, RoundContext
+from fedgram.methods.fields import Field, fill_up
 from fedgram.methods.merging import MergingMethod
 from fedgram.seeding import torch_generator
-from fedgram.state import Layer, Layers, State, merge
-from fedgram.uploads import Uploads, average
+from fedgram.state import Layer, Layers, ModelState, Payload, ServerState
 
 __all__ = ["FedLoRU", "MFedLoRU", "PFedLoRU"]
 
@@ -71,32 +73,61 @@ class FedLoRU(MergingMethod):
         start = self.with_nothing_merged(lora_start(linear, self.rank, generator))
         return LoraAdapter(linear, self.rank, self.scale, start)
 
-    def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        """Return the present factors, unless the seed tells them, and the products that the client missed."""
-        missed, just = self.missed_merges(client, info), info.number > 1 and (info.number - 1) % self.merge_every == 0
-        keep = self.mode == "keep"
-        return {name: self.catch_up(layer, missed, keep or not just, just) for name, layer in layers.items()}
+    def redrawn(self, number: int) -> frozenset[str]:
+        return frozenset("AB" if self._merges(number) and self.mode == "reset" else ())
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        return self._after(average(layers, uploads, {"A", "B"}), info)
+    def redraw(self, name: str, layer: Layer, number: int, seed: int) -> Layer:
+        """Return the factors that training goes on from once others were added: A random, B zero."""
+        A, generator = layer["A"], torch_generator(seed, f"next factors of {name}", number)
+        return {"A": random_rows(A.shape[0], A.shape[1], generator).to(A), "B": torch.zeros_like(layer["B"])}
 
-    def next_form(self, server: State, info: RoundInfo) -> State:
-        return {**server, "adapter": self._after(server["adapter"], info)}
+    def download(self, server: ServerState, ctx: ClientContext) -> Payload:
+        """Return what the client lacks; A and B not, where they are the factors of the newest product as well."""
+        payload = super().download(server, ctx)
+        if self.mode == "reset" or not self._merges(ctx.round.number - 1):
+            return payload
+        missed = self.missed_changes(ctx.last_round, ctx.round.number)
+        count = next(number for field, number in missed.items() if field.name == "residual")
+        layers = payload.adapter.items()
+        return replace(payload, adapter={name: _fewer(sent, server.adapter[name], count) for name, sent in layers})
 
-    def _after(self, means: Layers, info: RoundInfo) -> Layers:
+    def derived(self, held: Layer, sent: Layer) -> Mapping[str, Callable[[], Tensor]]:
+        twins = {f: lambda f=f: sent[f"merged_{f}"][-1] for f in ("A", "B")}
+        known = self.mode == "keep" and "merged_A" in sent and "A" not in sent
+        return {**super().derived(held, sent), **(twins if known else {})}
+
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
+        return self._after(average(layers, uploads, {"A", "B"}), ctx)
+
+    def next_form(self, server: ServerState, ctx: RoundContext) -> ServerState:
+        return server.with_adapter(self._after(server.adapter, ctx))
+
+    def _merges(self, number: int) -> bool:
+        """Return whether a round adds the product to the frozen weights."""
+        return number % self.merge_every == 0
+
+    def _after(self, means: Layers, ctx: RoundContext) -> Layers:
         """Return the server's layers after a round, of the means of A and B."""
-        if info.number % self.merge_every:
+        if not self._merges(ctx.number):
             return means
-        return {name: self._merged(name, layer, info) for name, layer in means.items()}
+        return {name: self._merged(name, layer, ctx) for name, layer in means.items()}
 
-    def _merged(self, name: str, layer: Layer, info: RoundInfo) -> Layer:
+    def _merged(self, name: str, layer: Layer, ctx: RoundContext) -> Layer:
         """Return a layer with its product in the residual."""
-        A, B = layer["A"], layer["B"]
-        merged = {**layer, **self.add(layer, A, B)}
-        if self.mode == "keep":
-            return merged
-        fresh = random_rows(A.shape[0], A.shape[1], torch_generator(info.seed, f"next factors of {name}", info.number))
-        return {**merged, "A": fresh.to(A), "B": torch.zeros_like(B)}
+        merged = {**layer, **self.add(layer, layer["A"], layer["B"])}
+        return merged if self.mode == "keep" else merged | self.redraw(name, layer, ctx.number, ctx.seed)
+
+
+def _fewer(sent: Layer, layer: Layer, count: int) -> Layer:
+    """Return the newest products of a layer instead of what is to be sent, where they are no more numbers."""
+    products = {field: layer[field][-count:] for field in ("merged_A", "merged_B")}
+    if len(layer["merged_A"]) < count or _numbers(products) > _numbers(sent):
+        return sent
+    return products
+
+
+def _numbers(layer: Layer) -> int:
+    return sum(tensor.numel() for tensor in layer.values())
 
 
 class PFedLoRU(FedLoRU):
@@ -151,7 +182,7 @@ class PFedLoRU(FedLoRU):
         second = 1.0 if self.personal_scale is None else self.personal_scale / self.scale
         return LoraPairAdapter(linear, self.rank, self.scale, self.with_nothing_merged(start), (1.0, second))
 
-    def phases(self, info: RoundInfo) -> tuple[Phase, ...]:
+    def phases(self, number: int) -> tuple[Phase, ...]:
         """Return the client's own pair, and then the shared one."""
         return (
             Phase(frozenset({"L", "U"}), self.personal_share, "personal"),
@@ -219,31 +250,33 @@ class MFedLoRU(FedLoRU):
         """The largest rank that nested factors may have, to which others are filled up."""
         return self.rank if self.client_ranks is not None else self.inner_rank or max(1, self.rank // 2)
 
-    def rank_of(self, server: State, client: int, info: RoundInfo) -> int:
+    def dealt_rank(self, client: int, ctx: RoundContext) -> int:
         """Return the rank of a client's nested factors."""
-        return self.widest if self.client_ranks is None else super().rank_of(server, client, info)
+        return self.widest if self.client_ranks is None else super().dealt_rank(client, ctx)
 
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         outer = lora_start(linear, self.rank, generator)
         start = self.with_nothing_merged(outer) | nested_start(outer["A"], outer["B"], self.widest, generator)
         return NestedLoraAdapter(linear, self.rank, self.scale, start, self.inner_scale)
 
-    def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
-        """Return nested factors whose products are zero; the seed tells all clients the same."""
-        fresh = {name: self._fresh(name, layer, info) for name, layer in server["adapter"].items()}
-        own = cut(fresh, self.fields, self.rank_of(server, client, info))
-        return merge(held, {"adapter": fill_up(own, self.fields, self.widest), "head": payload["head"]})
+    def start(self, held: ModelState, payload: Payload, ctx: ClientContext) -> ModelState:
+        """Return nested factors whose products are zero; the seed gives all clients the same."""
+        fresh = {name: layer | self._fresh(name, layer, ctx.round) for name, layer in held.adapter.items()}
+        return super().start(replace(held, adapter=fresh), payload, ctx)
 
-    def _fresh(self, name: str, layer: Layer, info: RoundInfo) -> Layer:
-        generator = torch_generator(info.seed, f"nested factors of {name}", info.number)
+    def _fresh(self, name: str, layer: Layer, ctx: RoundContext) -> Layer:
+        generator = torch_generator(ctx.seed, f"nested factors of {name}", ctx.number)
         drawn = nested_start(layer["A"], layer["B"], self.widest, generator)
         return {field: tensor.to(layer["A"]) for field, tensor in drawn.items()}
 
-    def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
+    def pad(self, start: ModelState, server: ServerState, ctx: RoundContext) -> ModelState:
+        return replace(start, adapter=fill_up(start.adapter, self.fields, self.widest))
+
+    def receive(self, server: ServerState, payload: Payload, ctx: ClientContext) -> Payload:
         """Return A + a Ad Au and B + a Bd Bu, which need no filling up."""
-        known = server["adapter"]
-        made = {name: self._outer(known[name], sent) for name, sent in payload["adapter"].items()}
-        return {**payload, "adapter": made}
+        known = server.adapter
+        made = {name: self._outer(known[name], sent) for name, sent in payload.adapter.items()}
+        return replace(payload, adapter=made)
 
     def _outer(self, layer: Layer, sent: Layer) -> Layer:
         wide = {f: t.double() for f, t in {"A": layer["A"], "B": layer["B"], **sent}.items()}

@@ -4,18 +4,20 @@ Symbols: ``A: (r, d_in)``, ``B: (d_out, r)`` what a client was sent; ``Aₙ, B�
 rotation; λ how much of it is made.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedgram.distributed.uploads import Uploads, average
 from fedgram.errors import ConfigurationError, require_choice
-from fedgram.linalg import nearest_rotation
-from fedgram.methods.base import Paper, RoundInfo
+from fedgram.methods.base import Paper
+from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.lora import LoRAMethod
-from fedgram.state import Layer, Layers
-from fedgram.uploads import Uploads, average
+from fedgram.numerics.linalg import nearest_rotation
+from fedgram.state import Layer, Layers, ModelState, Payload
 
 __all__ = ["FedRotLoRA"]
 
@@ -54,8 +56,10 @@ class FedRotLoRA(LoRAMethod):
         usual = {"strength": 0.5, "align": "alternate"}
         return "-".join([super().name, *(str(getattr(self, k)) for k, v in usual.items() if getattr(self, k) != v)])
 
-    def upload(self, start: Layers, trained: Layers, client: int, info: RoundInfo) -> Layers:
-        return {name: self._turned(start[name], layer, info.number) for name, layer in trained.items()}
+    def upload(self, start: ModelState, trained: ModelState, ctx: ClientContext) -> Payload:
+        layers, number = trained.adapter, ctx.round.number
+        turned = {name: self._turned(start.adapter[name], layer, number) for name, layer in layers.items()}
+        return replace(super().upload(start, trained, ctx), adapter=turned)
 
     def _turned(self, start: Layer, trained: Layer, number: int) -> Layer:
         """Return RᵀAₙ and BₙR of one layer."""
@@ -71,5 +75,5 @@ class FedRotLoRA(LoRAMethod):
         whole = nearest_rotation(overlap)
         return nearest_rotation(torch.lerp(torch.eye(len(whole)).to(whole), whole, self.strength))
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
         return average(layers, uploads)

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from fedgram.linalg import relative_change
-from fedgram.methods.base import Diagnostics, HeadPolicy, Paper, RoundInfo
+from fedgram.distributed.uploads import Uploads
+from fedgram.methods.base import Diagnostics, HeadPolicy, Paper
+from fedgram.methods.context import RoundContext
 from fedgram.methods.fields import Field
 from fedgram.methods.lora import LoRAMethod
+from fedgram.numerics.linalg import relative_change
 from fedgram.state import Layers
-from fedgram.uploads import Uploads
 
 __all__ = ["FedSALoRA"]
 
@@ -33,8 +34,8 @@ class FedSALoRA(LoRAMethod):
     def __init__(self, *, head: HeadPolicy = "local", **common: Any) -> None:
         super().__init__(head=head, **common)
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        return self.average_over_holders(layers, uploads, ("A",), info)
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
+        return self.average_over_holders(layers, uploads, ("A",), ctx)
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
         """Return ‖Aᵗ⁺¹ - Aᵗ‖/‖Aᵗ‖ per layer; there is no global ΔW to be off from."""

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedgram.distributed.uploads import Uploads, average
 from fedgram.errors import ConfigurationError
-from fedgram.linalg import canonical_signs
-from fedgram.methods.base import HeadPolicy, Paper, RoundInfo
-from fedgram.methods.fields import Field, select
+from fedgram.methods.base import HeadPolicy, Paper
+from fedgram.methods.context import RoundContext
+from fedgram.methods.fields import Field
 from fedgram.methods.lora import LoRAMethod
-from fedgram.state import Layer, Layers, State, merge
-from fedgram.uploads import Uploads, average
+from fedgram.numerics.linalg import canonical_signs
+from fedgram.state import Layer, Layers
 
 __all__ = ["FedSVD"]
 
@@ -40,7 +41,6 @@ class FedSVD(LoRAMethod):
 
     paper = Paper("Lee et al.", 2025, "NeurIPS 2025", "2505.12805")
     exact = True
-    catches_up = True
     travels = "B up; A and B down"
     fields = (Field("A", up=False, trained=False), Field("B"))
 
@@ -54,18 +54,13 @@ class FedSVD(LoRAMethod):
     def name(self) -> str:
         return super().name + ("" if self.every == 1 else f"-{self.every}")
 
-    def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        """Return B, and A for a client that was sent another one last, or has only what the seed gave it."""
-        newest = (info.number - 1) // self.every * self.every  # the round that A is of; 0 for the start
-        return select(layers, ("A", "B") if newest >= max(1, info.last[client]) else ("B",))
+    def changes(self, number: int) -> frozenset[str]:
+        """Return B, and A in the rounds that end with a decomposition."""
+        return frozenset("AB") if number % self.every == 0 else frozenset("B")
 
-    def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
-        known: State = {"adapter": select(server["adapter"], ("A",)), "head": {}}  # of this round's payload, or before
-        return super().start(server, merge(held, known), payload, client, info)
-
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
         means = average(layers, uploads, {"B"})
-        if info.number % self.every:
+        if ctx.number % self.every:
             return means
         return {name: _rewritten(layer) for name, layer in means.items()}
 

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from fedgram.methods.base import HeadPolicy, Paper, RoundInfo
+from fedgram.distributed.uploads import Uploads
+from fedgram.methods.base import HeadPolicy, Paper
+from fedgram.methods.context import RoundContext
 from fedgram.methods.fields import Field
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layers
-from fedgram.uploads import Uploads
 
 __all__ = ["FFALoRA"]
 
@@ -34,5 +35,5 @@ class FFALoRA(LoRAMethod):
     def __init__(self, *, head: HeadPolicy = "frozen", **common: Any) -> None:
         super().__init__(head=head, **common)
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
         return self.average_changes(layers, uploads, ("B",))

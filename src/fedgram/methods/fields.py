@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedgram.distributed.uploads import Uploads
 from fedgram.state import Layer, Layers
-from fedgram.uploads import Uploads
 
 __all__ = ["CutUploads", "Field", "cut", "fill_up", "select"]
 
@@ -23,6 +23,8 @@ class Field:
         trained: whether the clients train it; else it only takes part in the forward pass.
         shared: whether all clients hold the same and none changes it: it is kept once, beside the frozen weights.
         fresh: whether a client that trains it starts every round with what the seed gave it, and keeps none of it.
+        increments: fields of the server's that bring a client from one version of this one to the next, stacked along
+            their first axis, the newest last; they are sent where that is fewer numbers. `Method.derived` applies them.
         rank_axis: which of its axes is as long as the rank; None where none is. Clients of a lower rank than the
             server's hold the first entries of that axis.
     """
@@ -33,6 +35,7 @@ class Field:
     trained: bool = True
     shared: bool = False
     fresh: bool = False
+    increments: tuple[str, ...] = ()
     rank_axis: int | None = None
 
     @property

@@ -3,21 +3,23 @@
 Symbols: vₖ the tensors that client k sends; K clients of a round.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedgram.clustering import k_means
+from fedgram.distributed.uploads import Uploads, average
 from fedgram.errors import ConfigurationError, require_choice
-from fedgram.linalg import relative_change
-from fedgram.methods.base import Diagnostics, Paper, RoundInfo
+from fedgram.methods.base import Diagnostics, Paper
+from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.fields import Field, select
 from fedgram.methods.lora import LoRAMethod
+from fedgram.numerics.clustering import k_means
+from fedgram.numerics.linalg import relative_change
 from fedgram.seeding import derive
-from fedgram.state import Layer, Layers, State
-from fedgram.uploads import Uploads, average
+from fedgram.state import Layer, Layers, ModelState, Payload, ServerMemory, ServerState, map_layers
 
 __all__ = ["FLTAC"]
 
@@ -70,52 +72,51 @@ class FLTAC(LoRAMethod):
             [super().name, *(getattr(self, key) for key, value in usual.items() if getattr(self, key) != value)]
         )
 
-    def payload_down(self, server: State, client: int, info: RoundInfo) -> State:
+    def download(self, server: ServerState, ctx: ClientContext) -> Payload:
         """Return nothing, but the mean of all for a client that comes later than in the first round."""
-        if not info.is_new(client):
-            return {"adapter": {}, "head": {}}
-        head = server["head"] if self.head == "averaged" else {}
-        return {"adapter": select(server["adapter"], ("A", "B")), "head": head}
+        if not ctx.is_new:
+            return Payload()
+        head = server.head if self.head == "averaged" else {}
+        return Payload(select(server.adapter, ("A", "B")), head)
 
-    def kept(self, trained: State) -> State:
+    def kept(self, trained: ModelState) -> ModelState:
         """Return the whole model of the client."""
-        return {**super().kept(trained), "head": trained["head"]}
+        return replace(super().kept(trained), head=trained.head)
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
         return average(layers, uploads)
 
-    def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
-        sent = {"adapter": adapters, "head": heads} if self.head == "averaged" else {"adapter": adapters}
-        found = torch.tensor(self._cluster(server, sent, info))
-        memory: Layers = {"": {"cluster": found}}
-        for part, uploads in sent.items():
-            memory |= {name: self._means(name, layer, uploads, found) for name, layer in server[part].items()}
-        return {**super().next_state(server, adapters, heads, info), "server": memory}
+    def next_state(self, server: ServerState, adapters: Uploads, heads: Uploads, ctx: RoundContext) -> ServerState:
+        cluster = torch.tensor(self._cluster(server, adapters, heads, ctx))
+        means = {name: self._means(name, layer, adapters, cluster) for name, layer in server.adapter.items()}
+        if self.head == "averaged":
+            means |= {name: self._means(name, layer, heads, cluster) for name, layer in server.head.items()}
+        after = super().next_state(server, adapters, heads, ctx)
+        return replace(after, memory=ServerMemory(means, {"cluster": cluster}))
 
-    def next_form(self, server: State, info: RoundInfo) -> State:
+    def next_form(self, server: ServerState, ctx: RoundContext) -> ServerState:
         """Return the means of clients that differ: of equal ones there are fewer clusters, which changes no payload."""
-        clusters = min(self.clusters, len(info.last))
-        parts = ("adapter", "head") if self.head == "averaged" else ("adapter",)
-        layers = {name: layer for part in parts for name, layer in server[part].items()}
-        means = {name: {f: t.new_empty(clusters, *t.shape) for f, t in layer.items()} for name, layer in layers.items()}
-        return {**server, "server": {"": {"cluster": torch.zeros(len(info.last), dtype=torch.int64)}, **means}}
+        clusters = min(self.clusters, len(ctx.last_rounds))
+        layers = server.adapter | (server.head if self.head == "averaged" else {})
+        means = map_layers(layers, lambda tensor: tensor.new_empty(clusters, *tensor.shape))
+        cluster = torch.zeros(len(ctx.last_rounds), dtype=torch.int64)
+        return replace(server, memory=ServerMemory(means, {"cluster": cluster}))
 
-    def _cluster(self, server: State, sent: dict[str, Uploads], info: RoundInfo) -> list[int]:
+    def _cluster(self, server: ServerState, adapters: Uploads, heads: Uploads, ctx: RoundContext) -> list[int]:
         """Return the cluster of each client of the cohort."""
-        cohort = len(info.cohort)
+        cohort = len(ctx.cohort)
         if cohort <= self.clusters:
             return list(range(cohort))
-        gram = sum(
-            inner_products(uploads.stack(name, field, tensor))
-            for part, uploads in sent.items()
-            for name, layer in server[part].items()
+        compared = [
+            (adapters, name, field, tensor)
+            for name, layer in server.adapter.items()
             for field, tensor in layer.items()
-            if self._is_compared(part, field)
-        )
-        return k_means(torch.as_tensor(gram), self.clusters, derive(info.seed, "clusters", info.number))
-
-    def _is_compared(self, part: str, field: str) -> bool:
-        return self.cluster_on == "all" or (part == "adapter" and (self.cluster_on == "adapter" or field == "B"))
+            if self.cluster_on != "B" or field == "B"
+        ]
+        if self.cluster_on == "all" and self.head == "averaged":
+            compared += [(heads, name, f, tensor) for name, layer in server.head.items() for f, tensor in layer.items()]
+        gram = sum(inner_products(uploads.stack(name, f, tensor)) for uploads, name, f, tensor in compared)
+        return k_means(torch.as_tensor(gram), self.clusters, derive(ctx.seed, "clusters", ctx.number))
 
     def _means(self, name: str, layer: Layer, uploads: Uploads, found: Tensor) -> Layer:
         """Return the mean of each cluster, (clusters, ...), of one layer."""
@@ -128,23 +129,23 @@ class FLTAC(LoRAMethod):
         groups = [(found == cluster).nonzero().squeeze(1) for cluster in range(int(found.max()) + 1)]
         return {f: torch.stack([mean(f, members) for members in groups]).to(tensor) for f, tensor in layer.items()}
 
-    def answer(self, server: State, client: int, info: RoundInfo) -> State:
+    def answer(self, server: ServerState, ctx: ClientContext) -> Payload:
         """Return the mean of the client's cluster."""
-        memory = server["server"]
-        cluster = int(memory[""]["cluster"][info.cohort.index(client)])
+        memory = server.memory
+        cluster = int(memory.globals["cluster"][ctx.round.cohort.index(ctx.client)])
 
         def own(layers: Layers) -> Layers:
-            return {name: {f: means[cluster] for f, means in memory[name].items()} for name in layers}
+            return {name: {f: means[cluster] for f, means in memory.layers[name].items()} for name in layers}
 
-        return {"adapter": own(server["adapter"]), "head": own(server["head"]) if self.head == "averaged" else {}}
+        return Payload(own(server.adapter), own(server.head) if self.head == "averaged" else {})
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
         """Return ‖Āᵗ⁺¹ - Āᵗ‖/‖Āᵗ‖ of the mean A of all, per layer; there is no global ΔW to be off from."""
         return {name: {"drift": float(relative_change(layer["A"], after[name]["A"]))} for name, layer in before.items()}
 
-    def figures(self, server: State) -> dict[str, float]:
+    def figures(self, server: ServerState) -> dict[str, float]:
         """Return how many clusters were found, and how many clients the largest and the smallest have."""
-        sizes = server["server"][""]["cluster"].bincount().tolist()
+        sizes = server.memory.globals["cluster"].bincount().tolist()
         return {"clusters": len(sizes), "largest_cluster": max(sizes), "smallest_cluster": min(sizes)}
 
 

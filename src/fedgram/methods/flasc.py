@@ -3,19 +3,21 @@
 Symbols: ``P``: the n numbers of A and B of all layers, as one vector; ``M``: a mask that keeps the ⌊n d⌋ largest |P|.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import ConfigurationError
-from fedgram.methods.base import Paper, RoundInfo
+from fedgram.methods.base import Paper
+from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.lora import LoRAMethod
 from fedgram.methods.server_optimizer import Kind, ServerOptimizer, add_mean_change
 from fedgram.methods.sparse import densify, join, part, sparsify
-from fedgram.state import Layer, Layers, State, merge
-from fedgram.uploads import Uploads
+from fedgram.state import Layer, Layers, ModelState, Payload, ServerMemory, ServerState, merge
 
 __all__ = ["FLASC"]
 
@@ -83,9 +85,9 @@ class FLASC(LoRAMethod):
         adam = "" if self.server_optimizer == "none" else f"-{self.server_optimizer}"
         return super().name + ("-head" if self.mask_head else "") + adam
 
-    def _masked(self, state: State) -> State:
+    def _masked(self, state: ModelState) -> ModelState:
         """Return what is masked of a state: P."""
-        return {"adapter": state["adapter"], "head": state["head"] if self.mask_head else {}}
+        return ModelState(state.adapter, state.head if self.mask_head else {})
 
     def _whole(self, head: Layers) -> Layers:
         """Return what is sent of the head beside P."""
@@ -95,46 +97,45 @@ class FLASC(LoRAMethod):
         """Return P ⊙ M as it is sent in a round."""
         return sparsify(P, _count(P, self.density_down * self.decay ** (number - 1)))
 
-    def server_start(self, model: State, clients: int) -> Layers:
-        return {**self._server.start(model), "": {"round": torch.tensor(0)}}
+    def server_start(self, model: ModelState, clients: int) -> ServerMemory:
+        return replace(self._server.start(model), globals={"round": torch.tensor(0)})
 
-    def payload_down(self, server: State, client: int, info: RoundInfo) -> State:
-        sent = self._largest(join(self._masked(server)), info.number)
-        return {"adapter": {"": sent}, "head": self._whole(server["head"])}
+    def download(self, server: ServerState, ctx: ClientContext) -> Payload:
+        sent = self._largest(join(self._masked(server.model)), ctx.round.number)
+        return Payload(head=self._whole(server.head), whole=sent)
 
-    def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
+    def start(self, held: ModelState, payload: Payload, ctx: ClientContext) -> ModelState:
         """Return P ⊙ M; in round 1 P comes from the seed."""
-        own = merge(held, {"adapter": {}, "head": payload["head"]})
-        masked = self._masked(own)
+        masked = self._masked(held)
         P = join(masked)
-        sent = payload["adapter"].get("") or self._largest(P, info.number)
-        return merge(own, part(densify(sent, len(P)), masked))
+        sent = payload.whole or self._largest(P, ctx.round.number)
+        return merge(held, part(densify(sent, len(P)), masked))
 
-    def payload_up(self, server: State, start: State, trained: State, client: int, info: RoundInfo) -> State:
+    def upload(self, start: ModelState, trained: ModelState, ctx: ClientContext) -> Payload:
         change = join(self._masked(trained)) - join(self._masked(start))
         sent = sparsify(change, _count(change, self.density_up))
-        return {"adapter": {"": sent}, "head": self._whole(trained["head"])}
+        return Payload(head=self._whole(trained.head), whole=sent)
 
-    def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
+    def receive(self, server: ServerState, payload: Payload, ctx: ClientContext) -> Payload:
         """Return P + Δₙ, with P unmasked."""
-        masked = self._masked(server)
+        masked = self._masked(server.model)
         P = join(masked)
-        moved = part(P + densify(payload["adapter"][""], len(P)), masked)
-        return {"adapter": moved["adapter"], "head": {**moved["head"], **payload["head"]}}
+        moved = part(P + densify(payload.whole, len(P)), masked)
+        return Payload(moved.adapter, {**moved.head, **payload.head})
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
         return add_mean_change(layers, uploads)
 
-    def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
-        after = self._server.step(server, super().next_state(server, adapters, heads, info), info.number)
-        return {**after, "server": {**after["server"], "": {"round": torch.tensor(info.number)}}}
+    def next_state(self, server: ServerState, adapters: Uploads, heads: Uploads, ctx: RoundContext) -> ServerState:
+        after = self._server.step(server, super().next_state(server, adapters, heads, ctx), ctx.number)
+        return replace(after, memory=replace(after.memory, globals={"round": torch.tensor(ctx.number)}))
 
-    def model(self, server: State) -> State:
+    def model(self, server: ServerState) -> ModelState:
         model = super().model(server)
         if not self.evaluate_masked:
             return model
         masked = self._masked(model)
-        P, number = join(masked), int(server["server"][""]["round"]) + 1
+        P, number = join(masked), int(server.memory.globals["round"]) + 1
         return merge(model, part(densify(self._largest(P, number), len(P)), masked))
 
 

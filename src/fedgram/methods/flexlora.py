@@ -3,19 +3,21 @@
 Symbols: ``T = Σ wₙ sₙ BₙAₙ = U Σ Vᵀ`` the mean update of one layer; ``sₙ`` the scale of client n, s that of the server.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from fedgram.adapters import Adapter
+from fedgram.distributed.uploads import LayerUploads
 from fedgram.errors import require_choice
-from fedgram.linalg import mean_product, truncated_svd
-from fedgram.methods.base import Paper, RoundInfo
+from fedgram.methods.base import Paper
+from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.fields import Field, fill_up
 from fedgram.methods.lora import LoRAMethod
-from fedgram.state import Layer, Layers, State
-from fedgram.uploads import Uploads
+from fedgram.numerics.linalg import mean_product, truncated_svd
+from fedgram.state import Layer, Layers, ModelState, Payload, ServerState
 
 __all__ = ["FlexLoRA"]
 
@@ -58,9 +60,9 @@ class FlexLoRA(LoRAMethod):
         """Whether clients have scales of their own: g = sₙ / s in their adapters."""
         return self.scaling == "own" and self.client_ranks is not None
 
-    def _relative_scale(self, client: int, info: RoundInfo) -> float:
+    def _relative_scale(self, ctx: ClientContext) -> float:
         """Return sₙ / s."""
-        return self.rank / self.rank_of({}, client, info) if self._scales else 1.0
+        return self.rank / ctx.rank if self._scales else 1.0
 
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         adapter = super().adapter(linear, generator)
@@ -68,30 +70,28 @@ class FlexLoRA(LoRAMethod):
             adapter.start["g"] = torch.ones(())
         return adapter
 
-    def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
+    def download(self, server: ServerState, ctx: ClientContext) -> Payload:
         """Return A, and B by the client's own scale."""
-        return _rescaled(super().download(layers, client, info), 1 / self._relative_scale(client, info))
+        payload = super().download(server, ctx)
+        return replace(payload, adapter=_rescaled(payload.adapter, 1 / self._relative_scale(ctx)))
 
-    def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
-        own = super().start(server, held, payload, client, info)
+    def start(self, held: ModelState, payload: Payload, ctx: ClientContext) -> ModelState:
+        own = super().start(held, payload, ctx)
         if not self._scales:
             return own
-        g = self._relative_scale(client, info)
-        adapters = {n: {**layer, "g": torch.full_like(layer["g"], g)} for n, layer in own["adapter"].items()}
-        return {**own, "adapter": adapters}
+        g = self._relative_scale(ctx)
+        adapters = {n: {**layer, "g": torch.full_like(layer["g"], g)} for n, layer in own.adapter.items()}
+        return replace(own, adapter=adapters)
 
-    def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
+    def receive(self, server: ServerState, payload: Payload, ctx: ClientContext) -> Payload:
         """Return A, and B by the server's scale, filled up with zeros: the paper's mean is of the clients' products."""
-        own = fill_up(payload["adapter"], self.fields, self.rank)
-        return {**payload, "adapter": _rescaled(own, self._relative_scale(client, info))}
+        own = fill_up(payload.adapter, self.fields, self.rank)
+        return replace(payload, adapter=_rescaled(own, self._relative_scale(ctx)))
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        return {name: {**layer, **self._best(name, layer, uploads)} for name, layer in layers.items()}
-
-    def _best(self, name: str, layer: Layer, uploads: Uploads) -> Layer:
-        """Return the factors of the best rank-r approximation of T / s of one layer, the singular values in B."""
-        Bs, As = (uploads.stack(name, field, layer[field]) for field in ("B", "A"))
-        left, singular, right = truncated_svd(*mean_product(Bs, As, uploads.weights), self.rank)
+    def aggregate_layer(self, layer: Layer, sent: LayerUploads, ctx: RoundContext) -> Layer:
+        """Return the factors of the best rank-r approximation of T / s, the singular values in B."""
+        product = mean_product(sent.stack("B"), sent.stack("A"), sent.weights)
+        left, singular, right = truncated_svd(*product, self.rank)
         A, B = layer["A"].clone(), torch.zeros_like(layer["B"])
         A[: len(right)] = right.to(A)
         B[:, : len(right)] = (left * singular).to(B)

@@ -4,16 +4,19 @@ Symbols: ``U: (m, d_out)`` the rows wₙ Bₙᵀ of all clients, ``V: (m, d_in)`
 all that was added to the frozen weight.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from fedgram.adapters import Adapter, LoraAdapter, lora_start, random_rows
-from fedgram.methods.base import Paper, RoundInfo
+from fedgram.distributed.uploads import LayerUploads
+from fedgram.methods.base import Paper
+from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.fields import Field, fill_up
 from fedgram.methods.residual import ResidualMethod
 from fedgram.seeding import torch_generator
-from fedgram.state import Layer, Layers, State, send
-from fedgram.uploads import Uploads
+from fedgram.state import Layer, ModelState, Payload, ServerState, send
 
 __all__ = ["FLoRA"]
 
@@ -44,37 +47,30 @@ class FLoRA(ResidualMethod):
         start = lora_start(linear, self.rank, generator)
         return LoraAdapter(linear, self.rank, self.scale, start | self.no_residual(linear))
 
-    def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        known = info.is_up_to_date(client)
-        return {n: {f: layer[f] for f in self.news(layer, known)} for n, layer in layers.items()}
-
-    def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
-        own, rank = super().start(server, held, payload, client, info), self.rank_of(server, client, info)
+    def start(self, held: ModelState, payload: Payload, ctx: ClientContext) -> ModelState:
+        """Return a new A, which the seed gives this client in this round, and B = 0."""
 
         def begun(name: str, layer: Layer) -> Layer:
-            generator = torch_generator(info.seed, f"FLoRA {name}", info.number, client)
-            A = send(random_rows(rank, layer["A"].shape[1], generator), layer["A"].device).to(layer["A"].dtype)
-            return {**layer, "A": A, "B": torch.zeros_like(layer["B"])}
+            generator = torch_generator(ctx.round.seed, f"FLoRA {name}", ctx.round.number, ctx.client)
+            drawn = random_rows(ctx.rank, layer["A"].shape[1], generator)
+            return {"A": send(drawn, layer["A"].device).to(layer["A"].dtype), "B": torch.zeros_like(layer["B"])}
 
-        adapters = {name: begun(name, layer) for name, layer in own["adapter"].items()}
-        return {**own, "adapter": fill_up(adapters, self.fields, self.rank)}
+        adapters = {name: layer | begun(name, layer) for name, layer in held.adapter.items()}
+        return super().start(replace(held, adapter=adapters), payload, ctx)
 
-    def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
+    def receive(self, server: ServerState, payload: Payload, ctx: ClientContext) -> Payload:
         """Return the factors filled up with zeros: the server has none of its own that clients go on from."""
-        return {**payload, "adapter": fill_up(payload["adapter"], self.fields, self.rank)}
+        return replace(payload, adapter=fill_up(payload.adapter, self.fields, self.rank))
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        return {name: self._merged(name, layer, uploads, info) for name, layer in layers.items()}
-
-    def next_form(self, server: State, info: RoundInfo) -> State:
-        rows = sum(self.rank_of({}, client, info) for client in info.cohort)
-        return {**server, "adapter": self.next_residual(server["adapter"], rows)}
-
-    def _merged(self, name: str, layer: Layer, uploads: Uploads, info: RoundInfo) -> Layer:
-        """Return a layer with the stack of all clients added: R + s UᵀV, and no B."""
-        ranks = [self.rank_of({}, client, info) for client in uploads.clients]
-        Bs, As = (uploads.stack(name, field, layer[field]).double() for field in ("B", "A"))
-        weighted = send(uploads.weights, Bs.device)[:, None, None] * Bs.mT
+    def aggregate_layer(self, layer: Layer, sent: LayerUploads, ctx: RoundContext) -> Layer:
+        """Return R + s UᵀV, the stack of all clients added, and no B."""
+        ranks = [self.dealt_rank(client, ctx) for client in sent.clients]
+        Bs, As = sent.stack("B").double(), sent.stack("A").double()
+        weighted = send(sent.weights, Bs.device)[:, None, None] * Bs.mT
         # What lower ranks were filled up with is zero, and is no part of what a deployment would send.
         U, V = (torch.cat([own[:r] for own, r in zip(rows, ranks, strict=True)]) for rows in (weighted, As))
-        return {**layer, "B": torch.zeros_like(layer["B"]), **self.with_residual(layer["residual"], U, V)}
+        return {"B": torch.zeros_like(layer["B"]), **self.with_residual(layer["residual"], U, V)}
+
+    def next_form(self, server: ServerState, ctx: RoundContext) -> ServerState:
+        rows = sum(self.dealt_rank(client, ctx) for client in ctx.cohort)
+        return server.with_adapter(self.next_residual(server.adapter, rows))

@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import ConfigurationError, require_choice
-from fedgram.methods.base import Paper, RoundInfo
+from fedgram.methods.base import Paper
+from fedgram.methods.context import RoundContext
 from fedgram.methods.fields import fill_up
 from fedgram.methods.lora import LoRAMethod
 from fedgram.state import Layers
-from fedgram.uploads import Uploads
 
 __all__ = ["FLoRANA"]
 
@@ -68,9 +69,9 @@ class FLoRANA(LoRAMethod):
     def name(self) -> str:
         return super().name + ("" if self.scope == "layer" else "-model")
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
         whole = layers
-        layers, uploads = self.held_by_cohort(layers, uploads, info)
+        layers, uploads = self.held_by_cohort(layers, uploads, ctx)
         groups = [list(layers)] if self.scope == "model" else [[name] for name in layers]
         after: Layers = {}
         for names in groups:

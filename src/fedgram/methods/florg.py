@@ -12,15 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedgram import linalg
 from fedgram.adapters import Adapter, GramAdapter, make_bases
 from fedgram.adapters.base import frozen_weight
 from fedgram.adapters.gram import Basis
+from fedgram.distributed.uploads import LayerUploads, Uploads
 from fedgram.errors import ConfigurationError, require_choice
-from fedgram.methods.base import Diagnostics, Method, Paper, RoundInfo
+from fedgram.methods.base import Diagnostics, Method, Paper
+from fedgram.methods.context import RoundContext
 from fedgram.methods.fields import Field
-from fedgram.state import Layers, State
-from fedgram.uploads import Uploads
+from fedgram.numerics import linalg
+from fedgram.state import Layer, Layers, ModelState, ServerState
 
 __all__ = ["FLoRG", "Projection"]
 
@@ -97,40 +98,35 @@ class FLoRG(Method):
         bases = make_bases(self.basis, weight, generator)
         return GramAdapter(linear, self.rank, self.scale, bases, A, self.preserve_start)
 
-    def origin(self, server: State, initial: State) -> State:
+    def origin(self, server: ServerState, initial: ModelState) -> ServerState:
         """Return the factor of A₁ᵀA₁ that is nearest to the present A: all have the product that the run began with.
 
         The step gives A other rows with every round, all of them where it does not align.
         """
         found = super().origin(server, initial)
         layers = {
-            name: {"A": linalg.align(server["adapter"][name]["A"], layer["A"]).to(layer["A"])}
-            for name, layer in found["adapter"].items()
+            name: {"A": linalg.align(server.adapter[name]["A"], layer["A"]).to(layer["A"])}
+            for name, layer in found.adapter.items()
         }
-        return {**found, "adapter": layers}
+        return found.with_adapter(layers)
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        return {name: {"A": self._next(name, layer["A"], uploads).to(layer["A"])} for name, layer in layers.items()}
-
-    def _next(self, name: str, A: Float[Tensor, "r k"], uploads: Uploads) -> Float[Tensor, "r k"]:
-        """Return Aᵗ⁺¹ of one layer."""
+    def aggregate_layer(self, layer: Layer, sent: LayerUploads, ctx: RoundContext) -> Layer:
+        A = layer["A"]
         if self.projection == "average":
-            return uploads.mean(name, lambda sent: sent["A"], A)
+            return {"A": sent.mean("A")}
         if self.projection == "procrustes" and self.solver == "polar":
-            return linalg.align(A, self._stack(name, A, uploads))
-        factor = self._canonical_factor(name, A, uploads)  # Ã, eqs. (6), (7)
+            Z = self.gram_stack(sent)  # ZᵀZ = Q = Σ wₙ AₙᵀAₙ, eq. (4)
+            return {"A": linalg.align(A, Z)}  # polar(A Zᵀ) Z = S Ã, eqs. (6)-(12)
+        factor = self._canonical_factor(A, sent)  # Ã, eqs. (6), (7)
         if self.projection == "procrustes":
-            return linalg.procrustes(A, factor) @ factor  # S Ã, eqs. (8)-(12)
+            return {"A": linalg.procrustes(A, factor) @ factor}  # S Ã, eqs. (8)-(12)
         top = linalg.top_rows(factor, self.rank)
         if self.projection == "top_r_aligned":
-            return linalg.procrustes(A, top) @ top
-        return linalg.canonical_signs(top) if self.projection == "top_r" else top
+            return {"A": linalg.procrustes(A, top) @ top}
+        return {"A": linalg.canonical_signs(top) if self.projection == "top_r" else top}
 
-    def _gram_mean(self, name: str, A: Float[Tensor, "r k"], uploads: Uploads) -> Float[Tensor, "k k"]:
-        """Return Q = Σ wₙ AₙᵀAₙ (eq. 4): an all_reduce of k² numbers."""
-        return uploads.mean(name, lambda sent: linalg.gram(sent["A"]), A.new_empty(A.shape[1], A.shape[1]))
-
-    def _stack(self, name: str, A: Float[Tensor, "r k"], uploads: Uploads) -> Float[Tensor, "m k"]:
+    @staticmethod
+    def gram_stack(sent: LayerUploads) -> Float[Tensor, "m k"]:
         """Return Z = [√wₙ Aₙ], for which ZᵀZ = Q: an all_gather of N r k numbers.
 
         Where a client has a lower rank, Aₙ here is [Aₙ; A₍>ᵣₙ₎], what it sent above the server's other rows, put
@@ -141,18 +137,19 @@ class FLoRG(Method):
         Q itself is fewer from N = 2k/r clients on. But its eigenvectors take longer than to send these, until devices
         and clients are thousands (docs/performance.md), and `diagnose` asks for these in any case.
         """
-        return linalg.weighted_stack(uploads.stack(name, "A", A), uploads.weights)
+        return linalg.weighted_stack(sent.stack("A"), sent.weights)
 
-    def _canonical_factor(self, name: str, A: Float[Tensor, "r k"], uploads: Uploads) -> Float[Tensor, "r2 k"]:
-        """Return Ã = Λ^{1/2} P (eq. 7), by the eigenvectors of Q or by the thin SVD of the stack."""
-        if self.solver == "eigh":
-            return linalg.gram_factor(self._gram_mean(name, A, uploads))
-        return linalg.stack_factor(self._stack(name, A, uploads))
+    def _canonical_factor(self, A: Float[Tensor, "r k"], sent: LayerUploads) -> Float[Tensor, "r2 k"]:
+        """Return Ã = Λ^{1/2} P (eq. 7), by the eigenvectors of Q (eq. 4) or by the thin SVD of the stack."""
+        if self.solver == "eigh":  # an all_reduce of k² numbers
+            Q = sent.mean_of(lambda own: linalg.gram(own["A"]), A.new_empty(A.shape[1], A.shape[1]))
+            return linalg.gram_factor(Q)
+        return linalg.stack_factor(self.gram_stack(sent))
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:
         """Return, per layer: ‖AᵀA - Q‖ relative to Q and to Q - AᵗᵀAᵗ, best rank-r error, κ(A), drift of A, and r'."""
         return {
-            name: self._figures(layer["A"], after[name]["A"], self._stack(name, layer["A"], uploads))
+            name: self._figures(layer["A"], after[name]["A"], self.gram_stack(LayerUploads(name, layer, uploads)))
             for name, layer in before.items()
         }
 

@@ -4,20 +4,22 @@ Symbols: W⁰ = U Σ Vᵀ the pretrained weight; ``A₀: (r, d_in)`` and ``B₀:
 rank r; Ā and B̄ the means of a round.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, LoraAdapter
 from fedgram.adapters.base import frozen_weight
-from fedgram.linalg import singular_triplets
-from fedgram.methods.base import Paper, RoundInfo
+from fedgram.distributed.uploads import LayerUploads
+from fedgram.methods.base import Paper
+from fedgram.methods.context import RoundContext
 from fedgram.methods.federa import split_evenly
 from fedgram.methods.fields import Field
 from fedgram.methods.merging import MergingMethod
-from fedgram.state import Layer, Layers, State
-from fedgram.uploads import Uploads, average
+from fedgram.numerics.linalg import singular_triplets
+from fedgram.state import Layer, ServerState
 
 __all__ = ["FRLoRA"]
 
@@ -46,10 +48,12 @@ class FRLoRA(MergingMethod):
     def __init__(self, *, freeze_A: bool = False, **common: Any) -> None:
         super().__init__(**common)
         self.freeze_A = freeze_A
-        start = (Field(f, down=False, up=False, trained=False, shared=True) for f in ("A0", "B0"))
-        self.fields = (*MergingMethod.fields, *start)
+        factors = (Field("A", down=False, fresh=True), Field("B", down=False, fresh=True))
+        self.fields = (*factors, *MergingMethod.fields[2:], *_held("A0", "B0"))
         if freeze_A:
-            self.fields = (Field("A", down=False, up=False, trained=False), *self.fields[1:])
+            frozen_A = Field("A", down=False, up=False, trained=False)
+            steps = Field("steps", up=False, trained=False, shared=True)
+            self.fields = (frozen_A, factors[1], *_held("residual", "A0", "B0"), steps)
 
     @property
     def name(self) -> str:
@@ -58,32 +62,42 @@ class FRLoRA(MergingMethod):
     def adapter(self, linear: nn.Module, generator: torch.Generator) -> Adapter:
         left, singular, right = singular_triplets(frozen_weight(linear), self.rank)
         B, A = (factor.float() for factor in split_evenly(left, singular / self.scale, right))
-        start = self.with_nothing_merged({"A": A, "B": B}) | {"A0": A, "B0": B}
-        return LoraAdapter(linear, self.rank, self.scale, start, preserve_start=True)
+        start = self.with_nothing_merged({"A": A, "B": B}) | {"A0": A, "B0": B, "steps": torch.zeros_like(B)}
+        named = {field.name: start[field.name] for field in self.fields}
+        return LoraAdapter(linear, self.rank, self.scale, named, preserve_start=True)
 
-    def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        """Return what the client missed of the rounds so far."""
-        missed = self.missed_merges(client, info)
-        return {name: self._missed(layer, missed) for name, layer in layers.items()}
+    def changes(self, number: int) -> frozenset[str]:
+        return super().changes(number) | {"residual"}
 
-    def _missed(self, layer: Layer, missed: int) -> Layer:
-        if self.freeze_A:  # all steps have the same A₀: the sum of B̄ - B₀ over the rounds is enough
-            return {"B": layer["merged_B"]} if missed else {}
-        return self.catch_up(layer, missed, present=False)
+    def replaced(self, layer: Layer) -> Tensor:
+        return layer["B0"].double() @ layer["A0"].double()
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        means = average(layers, uploads, self.trained_fields)
-        return {name: self._next(layer, means[name]) for name, layer in layers.items()}
+    def derived(self, held: Layer, sent: Layer) -> Mapping[str, Callable[[], Tensor]]:
+        """Return the sum of all steps; where A is held, all of them have the same A₀."""
+        if "steps" in sent:
+            return {"residual": lambda: self._sum(held["A0"], sent["steps"])}
+        return super().derived(held, sent)
 
-    def next_form(self, server: State, info: RoundInfo) -> State:
-        adapters = {name: self._next(layer, layer) for name, layer in server["adapter"].items()}
-        return {**server, "adapter": adapters}
+    def _sum(self, A0: Tensor, steps: Tensor) -> Tensor:
+        """Return s Σ (B̄ - B₀) A₀, computed in float64 and rounded once."""
+        return (self.scale * (steps.double() @ A0.double())).to(A0)
+
+    def aggregate_layer(self, layer: Layer, sent: LayerUploads, ctx: RoundContext) -> Layer:
+        means = {field: sent.mean(field).to(layer[field]) for field in self.trained_fields}
+        return self._next(layer, layer | means)
+
+    def next_form(self, server: ServerState, ctx: RoundContext) -> ServerState:
+        adapters = {name: self._next(layer, layer) for name, layer in server.adapter.items()}
+        return server.with_adapter(adapters)
 
     def _next(self, layer: Layer, means: Layer) -> Layer:
         """Return a layer with the round's step in its residual, and its factors where they started."""
-        A0, B0 = layer["A0"], layer["B0"]
-        added = self.add(layer, means["A"], means["B"], start=B0.double() @ A0.double())
-        if self.freeze_A:
-            total = layer["merged_B"].double() + means["B"].double() - B0.double()
-            added |= {"merged_A": layer["merged_A"], "merged_B": total.to(B0)}
-        return {**layer, **added, "A": A0, "B": B0}
+        if not self.freeze_A:
+            return {**layer, **self.add(layer, means["A"], means["B"])}
+        steps = (layer["steps"].double() + means["B"].double() - layer["B0"].double()).to(layer["B0"])
+        return {**layer, "residual": self._sum(layer["A0"], steps), "steps": steps}
+
+
+def _held(*names: str) -> tuple[Field, ...]:
+    """Return fields that all clients hold and that do not travel."""
+    return tuple(Field(name, down=False, up=False, trained=False, shared=True) for name in names)

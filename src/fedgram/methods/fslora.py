@@ -3,21 +3,23 @@
 Symbols: ``I``: the κ indices of a layer that a client trains in a round, of r; ``S = (r/κ) Σ_{j∈I} e_j e_jᵀ``, (r, r).
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import ConfigurationError
-from fedgram.methods.base import Paper, RoundInfo
-from fedgram.methods.fields import cut
+from fedgram.methods.base import Paper
+from fedgram.methods.client_ranks import deal_ranks
+from fedgram.methods.context import ClientContext, RoundContext
+from fedgram.methods.fields import fill_up
 from fedgram.methods.lora import LoRAMethod
-from fedgram.methods.ranks import deal_ranks
 from fedgram.methods.server_optimizer import Kind, ServerOptimizer, add_mean_change
 from fedgram.seeding import numpy_generator
-from fedgram.state import Layer, Layers, State, send
-from fedgram.uploads import Uploads
+from fedgram.state import Layer, Layers, ModelState, Payload, ServerMemory, ServerState, send
 
 __all__ = ["FSLoRA"]
 
@@ -61,64 +63,69 @@ class FSLoRA(LoRAMethod):
     def name(self) -> str:
         return super().name + ("" if self.server_optimizer == "none" else f"-{self.server_optimizer}")
 
-    def rank_of(self, server: State, client: int, info: RoundInfo) -> int:
+    def dealt_rank(self, client: int, ctx: RoundContext) -> int:
         """Return κ of one client."""
-        return self._equal if self.client_ranks is None else super().rank_of(server, client, info)
+        return self._equal if self.client_ranks is None else super().dealt_rank(client, ctx)
 
     @property
     def _equal(self) -> int:
         """κ, where it is that of all clients."""
         return max(1, round(self.sketch * self.rank))
 
-    def _widest(self, info: RoundInfo) -> int:
+    def _widest(self, ctx: RoundContext) -> int:
         """Return the largest κ of all clients."""
         if self.client_ranks is None:
             return self._equal
-        return int(deal_ranks(self.client_ranks, self.rank, info.clients, info.seed).max())
+        return int(deal_ranks(self.client_ranks, self.rank, ctx.clients, ctx.seed).max())
 
-    def indices(self, layer: str, client: int, info: RoundInfo) -> np.ndarray:
+    def indices(self, layer: str, ctx: ClientContext) -> np.ndarray:
         """Return I of one client, round and layer, ascending: κ of 0 to r-1, drawn without replacement."""
-        generator = numpy_generator(info.seed, f"sketch of {layer}", info.number, client)
-        return np.sort(generator.choice(self.rank, self.rank_of({}, client, info), replace=False))
+        generator = numpy_generator(ctx.round.seed, f"sketch of {layer}", ctx.round.number, ctx.client)
+        return np.sort(generator.choice(self.rank, ctx.rank, replace=False))
 
-    def server_start(self, model: State, clients: int) -> Layers:
+    def server_start(self, model: ModelState, clients: int) -> ServerMemory:
         return self._server.start(model)
 
-    def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
+    def download(self, server: ServerState, ctx: ClientContext) -> Payload:
         """Return B[:, I] and A[I, :]."""
-        return {name: self._part(layer, self.indices(name, client, info)) for name, layer in layers.items()}
+        return replace(super().download(server, ctx), adapter=self._parts(server.adapter, ctx))
+
+    def _parts(self, layers: Layers, ctx: ClientContext) -> Layers:
+        return {name: self._part(layer, self.indices(name, ctx)) for name, layer in layers.items()}
 
     @staticmethod
     def _part(layer: Layer, chosen: np.ndarray) -> Layer:
         rows = _on(layer["A"], chosen)
         return {"A": layer["A"].index_select(0, rows), "B": layer["B"].index_select(1, rows)}
 
-    def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
-        """Return the small pair with its factor g = r/κ, filled up with zeros to the largest κ of all clients."""
-        known = payload["adapter"] if info.number > 1 else self.download(held["adapter"], client, info)
-        own = super().start(server, held, {**payload, "adapter": known}, client, info)
-        pairs = cut(own["adapter"], self.fields, self._widest(info))
-        g = self.rank / self.rank_of(server, client, info)
-        return {**own, "adapter": {name: {**pair, "g": pair["A"].new_full((), g)} for name, pair in pairs.items()}}
+    def start(self, held: ModelState, payload: Payload, ctx: ClientContext) -> ModelState:
+        """Return the small pair with its factor g = r/κ."""
+        pairs = payload.adapter or self._parts(held.adapter, ctx)
+        g = self.rank / ctx.rank
+        return replace(held, adapter={n: {**pair, "g": pair["A"].new_full((), g)} for n, pair in pairs.items()})
 
-    def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
+    def pad(self, start: ModelState, server: ServerState, ctx: RoundContext) -> ModelState:
+        """Return the small pair filled up with zeros to the largest κ of all clients."""
+        return replace(start, adapter=fill_up(start.adapter, self.fields, self._widest(ctx)))
+
+    def receive(self, server: ServerState, payload: Payload, ctx: ClientContext) -> Payload:
         """Return the server's A and B with what a client has trained in its place."""
         placed = {
-            name: self._placed(server["adapter"][name], pair, self.indices(name, client, info))
-            for name, pair in payload["adapter"].items()
+            name: self._placed(server.adapter[name], pair, self.indices(name, ctx))
+            for name, pair in payload.adapter.items()
         }
-        return {**payload, "adapter": placed}
+        return replace(payload, adapter=placed)
 
     @staticmethod
     def _placed(layer: Layer, pair: Layer, chosen: np.ndarray) -> Layer:
         rows = _on(layer["A"], chosen)
         return {"A": layer["A"].index_copy(0, rows, pair["A"]), "B": layer["B"].index_copy(1, rows, pair["B"])}
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
         return add_mean_change(layers, uploads)
 
-    def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
-        return self._server.step(server, super().next_state(server, adapters, heads, info), info.number)
+    def next_state(self, server: ServerState, adapters: Uploads, heads: Uploads, ctx: RoundContext) -> ServerState:
+        return self._server.step(server, super().next_state(server, adapters, heads, ctx), ctx.number)
 
 
 def _on(like: Tensor, indices: np.ndarray) -> Tensor:

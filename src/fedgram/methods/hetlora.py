@@ -4,6 +4,7 @@ Symbols: ``rₙ`` the rank of client n; its tail are the ranks ⌊γ rₙ⌋ to 
 """
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,13 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedgram.adapters import Adapter
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import ConfigurationError, require_choice
-from fedgram.linalg import product_norm
-from fedgram.methods.base import Paper, RoundInfo
+from fedgram.methods.base import Paper
+from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.fields import Field, cut, fill_up
 from fedgram.methods.lora import LoRAMethod
-from fedgram.state import Layer, Layers, State, send
-from fedgram.uploads import Uploads
+from fedgram.numerics.linalg import product_norm
+from fedgram.state import Layer, Layers, ModelState, Payload, ServerMemory, ServerState, send
 
 __all__ = ["HetLoRA"]
 
@@ -68,7 +70,10 @@ class HetLoRA(LoRAMethod):
         if self._prunes:
             self.unknown = "which clients prune their ranks, and when"
             # g: one for the ranks that a client has, so that moments which it kept of others have no effect.
-            self.fields = (*LoRAMethod.fields, *(Field(f, down=False, up=False, trained=False) for f in ("g", "tail")))
+            self.fields = (
+                *LoRAMethod.fields,
+                *(Field(f, down=False, up=False, trained=False, rank_axis=0) for f in ("g", "tail")),
+            )
 
     @property
     def name(self) -> str:
@@ -88,86 +93,84 @@ class HetLoRA(LoRAMethod):
             adapter.start |= {"g": torch.ones(self.rank), "tail": torch.zeros(self.rank)}
         return adapter
 
-    def server_start(self, model: State, clients: int) -> Layers:
+    def server_start(self, model: ModelState, clients: int) -> ServerMemory:
         """Return how many ranks each client has pruned: none."""
-        return {"": {"pruned": torch.zeros(clients, dtype=torch.int64)}} if self._prunes else {}
+        return ServerMemory(globals={"pruned": torch.zeros(clients, dtype=torch.int64)} if self._prunes else {})
 
-    def rank_of(self, server: State, client: int, info: RoundInfo) -> int:
+    def rank_of(self, server: ServerState, client: int, ctx: RoundContext) -> int:
         """Return the rank that a client has been left with."""
-        dealt = super().rank_of(server, client, info)
-        return dealt - int(server["server"][""]["pruned"][client]) if self._prunes else dealt
+        dealt = self.dealt_rank(client, ctx)
+        return dealt - int(server.memory.globals["pruned"][client]) if self._prunes else dealt
 
-    def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
-        own = super().start(server, held, payload, client, info)
+    def start(self, held: ModelState, payload: Payload, ctx: ClientContext) -> ModelState:
+        own = super().start(held, payload, ctx)
         if not self._prunes:
             return own
-        rank, ranks = self.rank_of(server, client, info), torch.arange(self.rank)
-        masks = {"g": ranks < rank, "tail": (self._pruned(rank) <= ranks) & (ranks < rank)}
+        masks = {"g": torch.ones(ctx.rank), "tail": (torch.arange(ctx.rank) >= self._pruned(ctx.rank)).float()}
         adapters = {
             name: layer | {field: send(mask, layer["A"].device).to(layer["A"].dtype) for field, mask in masks.items()}
-            for name, layer in own["adapter"].items()
+            for name, layer in own.adapter.items()
         }
-        return {**own, "adapter": adapters}
+        return replace(own, adapter=adapters)
 
     def penalty(self, adapters: Layers) -> Float[Tensor, " C"] | None:
         if not self._prunes or not self.lam:
             return None
         return self.lam * _tail_products(adapters)
 
-    def payload_up(self, server: State, start: State, trained: State, client: int, info: RoundInfo) -> State:
+    def upload(self, start: ModelState, trained: ModelState, ctx: ClientContext) -> Payload:
         """Return the factors, pruned where their tails have become smaller, and their rank."""
-        payload = super().payload_up(server, start, trained, client, info)
+        payload, rank = super().upload(start, trained, ctx), ctx.rank
         if not self._prunes:
             return payload
-        rank = self.rank_of(server, client, info)
-        if self._has_shrunk(start["adapter"], trained["adapter"]):
+        if self._has_shrunk(start.adapter, trained.adapter):
             rank = self._pruned(rank)
-        device = next(iter(trained["adapter"].values()))["A"].device
-        told = {"": {"rank": torch.full((), rank, dtype=torch.int64, device=device)}}
-        return {**payload, "adapter": cut(payload["adapter"], self.fields, rank) | told}
+        device = next(iter(trained.adapter.values()))["A"].device
+        own_rank = {"rank": torch.full((), rank, dtype=torch.int64, device=device)}
+        return replace(payload, adapter=cut(payload.adapter, self.fields, rank), whole=own_rank)
 
-    def receive(self, server: State, payload: State, client: int, info: RoundInfo) -> State:
+    def receive(self, server: ServerState, payload: Payload, ctx: ClientContext) -> Payload:
         """Return the factors filled up with zeros, as the paper has it."""
-        return {**payload, "adapter": fill_up(payload["adapter"], self.fields, self.rank)}
+        return replace(payload, adapter=fill_up(payload.adapter, self.fields, self.rank))
 
     def _has_shrunk(self, start: Layers, trained: Layers) -> bool:
         """Say whether the tails' products are smaller than they were; of tensors without numbers `bound` says so."""
         before, after = _tail_products(start), _tail_products(trained)
         return self.bound == "least" if after.is_meta else bool(after < before)
 
-    def next_state(self, server: State, adapters: Uploads, heads: Uploads, info: RoundInfo) -> State:
-        after = super().next_state(server, adapters, heads, info)
+    def next_state(self, server: ServerState, adapters: Uploads, heads: Uploads, ctx: RoundContext) -> ServerState:
+        after = super().next_state(server, adapters, heads, ctx)
         if not self._prunes:
-            return self._with_rows_of_nobody(server, after, info)
-        before = server["server"][""]["pruned"]
-        dealt = torch.tensor([super(HetLoRA, self).rank_of(server, client, info) for client in info.cohort])
+            return self._with_rows_of_nobody(server, after, ctx)
+        before = server.memory.globals["pruned"]
+        dealt = torch.tensor([self.dealt_rank(client, ctx) for client in ctx.cohort])
         left = adapters.stack("", "rank", torch.zeros((), dtype=torch.int64, device=before.device))
-        pruned = before.index_copy(0, torch.tensor(info.cohort, device=before.device), dealt.to(left) - left)
-        return self._with_rows_of_nobody(server, {**after, "server": {"": {"pruned": pruned}}}, info)
+        pruned = before.index_copy(0, torch.tensor(ctx.cohort, device=before.device), dealt.to(left) - left)
+        return self._with_rows_of_nobody(server, replace(after, memory=ServerMemory(globals={"pruned": pruned})), ctx)
 
-    def _with_rows_of_nobody(self, before: State, after: State, info: RoundInfo) -> State:
+    def _with_rows_of_nobody(self, before: ServerState, after: ServerState, ctx: RoundContext) -> ServerState:
         """Return the server's next state, with A's rows of ranks that nobody of the cohort has as they were before.
 
         Zeros in A and in B would stay there, as no gradient would ever move them. Beside the zeros in B any A gives the
         same ΔW.
         """
-        largest = max(self.rank_of(after, client, info) for client in info.cohort)
+        largest = max(self.rank_of(after, client, ctx) for client in ctx.cohort)
         if largest == self.rank:
             return after
-        old = before["adapter"]
-        kept = {name: _with_rows(layer, old[name]["A"], largest) for name, layer in after["adapter"].items()}
-        return {**after, "adapter": kept}
+        old = before.adapter
+        kept = {name: _with_rows(layer, old[name]["A"], largest) for name, layer in after.adapter.items()}
+        return after.with_adapter(kept)
 
-    def next_form(self, server: State, info: RoundInfo) -> State:
+    def next_form(self, server: ServerState, ctx: RoundContext) -> ServerState:
         """Return how much clients have pruned if none ever does, or each in every round: the bounds of its costs."""
         if not self._prunes or self.bound == "most":
             return server
-        pruned = server["server"][""]["pruned"].clone()
-        ranks = [self.rank_of(server, client, info) for client in info.cohort]
-        pruned[info.cohort] += torch.tensor([rank - self._pruned(rank) for rank in ranks])
-        return {**server, "server": {"": {"pruned": pruned}}}
+        pruned = server.memory.globals["pruned"].clone()
+        ranks = [self.rank_of(server, client, ctx) for client in ctx.cohort]
+        pruned[ctx.cohort] += torch.tensor([rank - self._pruned(rank) for rank in ranks])
+        return replace(server, memory=ServerMemory(globals={"pruned": pruned}))
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
         shares = self._shares(layers, uploads)
 
         def mean(name: str, field: str, old: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, LoraAdapter, lora_start
-from fedgram.linalg import Product, mean_product, product_distance, product_norm, ratio, relative_change
-from fedgram.methods.base import Diagnostics, Method, RoundInfo
+from fedgram.distributed.uploads import Uploads, average
+from fedgram.methods.base import Diagnostics, Method
+from fedgram.methods.context import RoundContext
 from fedgram.methods.fields import CutUploads, Field, cut
+from fedgram.numerics.linalg import Product, mean_product, product_distance, product_norm, ratio, relative_change
 from fedgram.state import Layer, Layers, send
-from fedgram.uploads import Uploads, average
 
 __all__ = ["LoRAMethod"]
 
@@ -35,7 +36,7 @@ class LoRAMethod(Method):
         return _with_changes(layers, uploads, {field: torch.ones(()) for field in fields})
 
     def average_over_holders(
-        self, layers: Layers, uploads: Uploads, fields: Collection[str], info: RoundInfo
+        self, layers: Layers, uploads: Uploads, fields: Collection[str], ctx: RoundContext
     ) -> Layers:
         """Return the weighted mean of each rank over those clients of the cohort that have it.
 
@@ -43,16 +44,16 @@ class LoRAMethod(Method):
         """
         if self.client_ranks is None:
             return average(layers, uploads, fields)
-        ranks = torch.tensor([self.rank_of({}, client, info) for client in uploads.clients])
+        ranks = torch.tensor([self.dealt_rank(client, ctx) for client in uploads.clients])
         held = uploads.weights @ (ranks[:, None] > torch.arange(self.rank)).double()
         factors = {f.name: _along(held.reciprocal(), f.rank_axis) for f in self.fields if f.name in fields}
         return _with_changes(layers, uploads, factors)
 
-    def held_by_cohort(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> tuple[Layers, Uploads]:
+    def held_by_cohort(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> tuple[Layers, Uploads]:
         """Return the server's tensors and the uploads without those ranks that nobody of the cohort has."""
         if self.client_ranks is None:
             return layers, uploads
-        largest = max(self.rank_of({}, client, info) for client in uploads.clients)
+        largest = max(self.dealt_rank(client, ctx) for client in uploads.clients)
         return cut(layers, self.fields, largest), CutUploads(uploads, layers, self.fields, largest)
 
     def missed(self, before: Layer, after: Layer, ideal: Product) -> Tensor:

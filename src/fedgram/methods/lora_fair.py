@@ -12,14 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import ConfigurationError, require_choice
-from fedgram.linalg import mean_product, product_norm
-from fedgram.methods.base import Paper, RoundInfo
+from fedgram.methods.base import Paper
+from fedgram.methods.context import RoundContext
 from fedgram.methods.fields import fill_up
 from fedgram.methods.lora import LoRAMethod
+from fedgram.numerics.linalg import mean_product, product_norm
 from fedgram.seeding import torch_generator
 from fedgram.state import Layer, Layers
-from fedgram.uploads import Uploads
 
 __all__ = ["LoRAFAIR"]
 
@@ -89,9 +90,9 @@ class LoRAFAIR(LoRAMethod):
             return super().name + "-l2"
         return super().name + ("" if self.init == "zero" else "-xavier") + ("" if self.relative else "-absolute")
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
         whole = layers
-        layers, uploads = self.held_by_cohort(layers, uploads, info)
+        layers, uploads = self.held_by_cohort(layers, uploads, ctx)
         means = {
             name: {field: uploads.mean(name, itemgetter(field), old) for field, old in layer.items()}
             for name, layer in layers.items()
@@ -101,7 +102,7 @@ class LoRAFAIR(LoRAMethod):
             corrections = {name: self._by_least_squares(mean, targets[name]) for name, mean in means.items()}
         else:
             lengths = {name: _length(name, layer, uploads) for name, layer in layers.items()}
-            corrections = self._by_descent(means, targets, lengths, info)
+            corrections = self._by_descent(means, targets, lengths, ctx)
         corrected = {name: {"A": mean["A"], "B": mean["B"] + corrections[name]} for name, mean in means.items()}
         after = {name: {f: corrected[name][f].to(old) for f, old in layer.items()} for name, layer in layers.items()}
         return fill_up(after, self.fields, self.rank, whole)
@@ -113,13 +114,13 @@ class LoRAFAIR(LoRAMethod):
         rounding = torch.finfo(G.dtype).eps * max(mean["A"].shape)
         return (H - mean["B"] @ G) @ torch.linalg.pinv(held, hermitian=True, rtol=rounding)
 
-    def _by_descent(self, means: Layers, targets: Layer, lengths: Layer, info: RoundInfo) -> Layer:
+    def _by_descent(self, means: Layers, targets: Layer, lengths: Layer, ctx: RoundContext) -> Layer:
         """Return ΔB of every layer, by descent in the columns of K = [B̄, H], and of ΔB's start where that is not zero.
 
         B̄ + ΔB = K C from the first step to the last, as the gradient is a combination of columns of H and of B̄ + ΔB. So
         a step costs as little for a layer of any size, and all layers, L, go together.
         """
-        Ks = {name: self._columns(name, mean["B"], targets[name], info) for name, mean in means.items()}
+        Ks = {name: self._columns(name, mean["B"], targets[name], ctx) for name, mean in means.items()}
         S = torch.stack([K.mT @ K for K in Ks.values()])
         G = torch.stack([mean["A"] @ mean["A"].mT for mean in means.values()])
         length = torch.stack(list(lengths.values()))
@@ -131,12 +132,12 @@ class LoRAFAIR(LoRAMethod):
         return {name: K @ C for (name, K), C in zip(Ks.items(), moved, strict=True)}
 
     def _columns(
-        self, name: str, B: Float[Tensor, "d_out r"], H: Float[Tensor, "d_out r"], info: RoundInfo
+        self, name: str, B: Float[Tensor, "d_out r"], H: Float[Tensor, "d_out r"], ctx: RoundContext
     ) -> Float[Tensor, "d_out m"]:
         if self.init == "zero":
             return torch.cat([B, H], dim=1)
         bound = (6 / sum(B.shape)) ** 0.5
-        generator = torch_generator(info.seed, f"correction of {name}", info.number)
+        generator = torch_generator(ctx.seed, f"correction of {name}", ctx.number)
         start = torch.empty(B.shape, dtype=B.dtype).uniform_(-bound, bound, generator=generator)
         return torch.cat([B, H, start.to(B)], dim=1)
 

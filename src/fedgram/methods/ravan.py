@@ -1,5 +1,6 @@
 """RAVAN: many small heads between fixed bases (Raje et al., Ravan, NeurIPS 2025, arXiv 2506.05568)."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -7,12 +8,13 @@ from torch import Tensor, nn
 
 from fedgram.adapters import Adapter, MultiHeadAdapter
 from fedgram.adapters.base import layer_sizes
+from fedgram.distributed.uploads import Uploads, average
 from fedgram.errors import ConfigurationError, require_choice
-from fedgram.linalg import relative_change, semi_orthogonal
-from fedgram.methods.base import Diagnostics, Method, Paper, RoundInfo
+from fedgram.methods.base import Diagnostics, Method, Paper
+from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.fields import Field
-from fedgram.state import Layers
-from fedgram.uploads import Uploads, average
+from fedgram.numerics.linalg import relative_change, semi_orthogonal
+from fedgram.state import Layers, ModelState, Payload
 
 __all__ = ["RAVAN"]
 
@@ -79,10 +81,11 @@ class RAVAN(Method):
             return semi_orthogonal(rows, length, generator)
         return torch.empty(rows, length).normal_(0, length**-0.5, generator=generator)
 
-    def upload(self, start: Layers, trained: Layers, client: int, info: RoundInfo) -> Layers:
-        return {name: {"H": layer["s"][:, None, None] * layer["H"]} for name, layer in trained.items()}
+    def upload(self, start: ModelState, trained: ModelState, ctx: ClientContext) -> Payload:
+        sent = {name: {"H": layer["s"][:, None, None] * layer["H"]} for name, layer in trained.adapter.items()}
+        return replace(super().upload(start, trained, ctx), adapter=sent)
 
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
         return average(layers, uploads, {"H"})
 
     def diagnose(self, before: Layers, after: Layers, uploads: Uploads) -> Diagnostics:

@@ -1,10 +1,10 @@
 """RoLoRA: A and B take turns (Chen et al., Robust Federated Finetuning of LLMs via Alternating Optimization, 2025)."""
 
-from fedgram.methods.base import Paper, Phase, RoundInfo
-from fedgram.methods.fields import select
+from fedgram.distributed.uploads import Uploads, average
+from fedgram.methods.base import Paper, Phase
+from fedgram.methods.context import RoundContext
 from fedgram.methods.lora import LoRAMethod
-from fedgram.state import Layers, State, merge
-from fedgram.uploads import Uploads, average
+from fedgram.state import Layers
 
 __all__ = ["RoLoRA"]
 
@@ -32,22 +32,9 @@ class RoLoRA(LoRAMethod):
         """
         return "B" if number % 2 else "A"
 
-    def phases(self, info: RoundInfo) -> tuple[Phase, ...]:
-        field = self.active(info.number)
+    def phases(self, number: int) -> tuple[Phase, ...]:
+        field = self.active(number)
         return (Phase(frozenset({field}), name=field),)
 
-    def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        """Return what was aggregated since the client was last sent something; it knew all that was before."""
-        since = range(max(1, info.last[client]), info.number)
-        return select(layers, sorted({self.active(number) for number in since}))
-
-    def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
-        """Return A and B as the server has them: what was not sent, the client has known since it was sent that."""
-        known = merge(held, {"adapter": server["adapter"], "head": {}})
-        return super().start(server, known, payload, client, info)
-
-    def upload(self, start: Layers, trained: Layers, client: int, info: RoundInfo) -> Layers:
-        return select(trained, [self.active(info.number)])
-
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        return average(layers, uploads, {self.active(info.number)})
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
+        return average(layers, uploads, {self.active(ctx.number)})

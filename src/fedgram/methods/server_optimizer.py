@@ -4,17 +4,17 @@ Symbols: ``x`` the server's tensors, ``Δ = Σ wₙ xₙ - x`` the mean change, 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fedgram.distributed.uploads import Uploads
 from fedgram.errors import ConfigurationError, require_choice
 from fedgram.optim import AdamW
-from fedgram.state import PARTS, Layer, Layers, State
-from fedgram.uploads import Uploads
+from fedgram.state import Layer, Layers, ModelState, ServerMemory, ServerState
 
 __all__ = ["Kind", "ServerOptimizer", "add_mean_change"]
 
@@ -49,17 +49,19 @@ class ServerOptimizer:
         if not 0 < self.lr < math.inf:
             raise ConfigurationError(f"method.server_lr must be a positive number, got {self.lr}; 1e-3 is usual")
 
-    def start(self, model: State) -> Layers:
+    def start(self, model: ModelState) -> ServerMemory:
         """Return the moments at the start, zeros by layer and ``field.moment``; none without an optimizer."""
         if self.kind == "none":
-            return {}
-        layers = chain(*(model[part].items() for part in PARTS))
-        return {
-            name: {f"{field}.{moment}": torch.zeros_like(x) for field, x in layer.items() for moment in _MOMENTS}
-            for name, layer in layers
-        }
+            return ServerMemory()
+        layers = chain(model.adapter.items(), model.head.items())
+        return ServerMemory(
+            {
+                name: {f"{field}.{moment}": torch.zeros_like(x) for field, x in layer.items() for moment in _MOMENTS}
+                for name, layer in layers
+            }
+        )
 
-    def step(self, server: State, averaged: State, number: int) -> State:
+    def step(self, server: ServerState, averaged: ServerState, number: int) -> ServerState:
         """Return the server's next state, with its moments.
 
         Args:
@@ -69,14 +71,16 @@ class ServerOptimizer:
         """
         if self.kind == "none":
             return averaged
-        after: State = {part: {} for part in PARTS} | {"server": {n: dict(own) for n, own in server["server"].items()}}
-        for part in PARTS:
-            for name, layer in server[part].items():
-                targets, moments = averaged[part][name], after["server"][name]
-                after[part][name] = {
-                    field: self._moved(field, x, targets[field], moments, number) for field, x in layer.items()
-                }
-        return after
+        moments = {name: dict(own) for name, own in server.memory.layers.items()}
+
+        def stepped(layers: Layers, targets: Layers) -> Layers:
+            return {
+                name: {f: self._moved(f, x, targets[name][f], moments[name], number) for f, x in layer.items()}
+                for name, layer in layers.items()
+            }
+
+        model = ModelState(stepped(server.adapter, averaged.adapter), stepped(server.head, averaged.head))
+        return ServerState(model, replace(server.memory, layers=moments))
 
     def _moved(self, field: str, x: Tensor, target: Tensor, moments: Layer, number: int) -> Tensor:
         """Return one tensor after one step of Adam along x - target, and replace its moments."""

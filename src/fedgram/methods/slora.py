@@ -3,6 +3,7 @@
 Symbols: ``M``: (d_out, d_in), a fixed random mask with nnz ones; ``Δ``: what is trained there, ``delta: (nnz,)``.
 """
 
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
@@ -12,14 +13,15 @@ from torch import nn
 from fedgram.adapters import Adapter, SparseLoraAdapter, draw_positions, lora_start
 from fedgram.adapters.base import layer_sizes
 from fedgram.adapters.sparse import scatter
+from fedgram.distributed.uploads import Uploads, average
 from fedgram.errors import ConfigurationError
-from fedgram.linalg import product_norm, ratio, relative_change, singular_triplets
-from fedgram.methods.base import Diagnostics, Paper, Phase, RoundInfo, generator_of
+from fedgram.methods.base import Diagnostics, Paper, Phase, generator_of
+from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.federa import split_evenly
 from fedgram.methods.fields import Field, select
 from fedgram.methods.lora import LoRAMethod
-from fedgram.state import Layer, Layers, State
-from fedgram.uploads import Uploads, average
+from fedgram.numerics.linalg import product_norm, ratio, relative_change, singular_triplets
+from fedgram.state import Layer, Layers, ModelState, Payload
 
 __all__ = ["SLoRA"]
 
@@ -67,26 +69,30 @@ class SLoRA(LoRAMethod):
         start = {"delta": torch.zeros(len(positions)), **lora_start(linear, self.rank, generator)}
         return SparseLoraAdapter(linear, self.rank, self.scale, start, positions)
 
-    def phases(self, info: RoundInfo) -> tuple[Phase, ...]:
-        fields = self.active(info.number)
+    def phases(self, number: int) -> tuple[Phase, ...]:
+        fields = self.active(number)
         return (Phase(frozenset(fields), name="-".join(fields)),)
 
-    def download(self, layers: Layers, client: int, info: RoundInfo) -> Layers:
-        return select(layers, self.active(info.number))
+    def changes(self, number: int) -> frozenset[str]:
+        """Return the fields of the round's stage, but LoRA's factors at the switch, which they come out of."""
+        return frozenset("AB") if number == self.sparse_rounds else super().changes(number)
 
-    def start(self, server: State, held: State, payload: State, client: int, info: RoundInfo) -> State:
+    def redrawn(self, number: int) -> frozenset[str]:
+        """Return Δ at the switch, when all of it becomes zero."""
+        return frozenset({"delta"}) if number == self.sparse_rounds else frozenset()
+
+    def redraw(self, name: str, layer: Layer, number: int, seed: int) -> Layer:
+        return {"delta": torch.zeros_like(layer["delta"])}
+
+    def start(self, held: ModelState, payload: Payload, ctx: ClientContext) -> ModelState:
         """Return the tensors of the round's stage alone: those of the other add nothing to W⁰."""
-        own = super().start(server, held, payload, client, info)
-        return {**own, "adapter": select(own["adapter"], self.active(info.number))}
+        return replace(held, adapter=select(held.adapter, self.active(ctx.round.number)))
 
-    def upload(self, start: Layers, trained: Layers, client: int, info: RoundInfo) -> Layers:
-        return select(trained, self.active(info.number))
-
-    def aggregate(self, layers: Layers, uploads: Uploads, info: RoundInfo) -> Layers:
-        after = average(layers, uploads, self.active(info.number))
-        if info.number != self.sparse_rounds:
+    def aggregate(self, layers: Layers, uploads: Uploads, ctx: RoundContext) -> Layers:
+        after = average(layers, uploads, self.active(ctx.number))
+        if ctx.number != self.sparse_rounds:
             return after
-        return {name: self._switched(layer, generator_of(name, info.seed)) for name, layer in after.items()}
+        return {name: self._switched(layer, generator_of(name, ctx.seed)) for name, layer in after.items()}
 
     def _switched(self, layer: Layer, generator: torch.Generator) -> Layer:
         """Return LoRA's start, s B A the best rank-r part of M ⊙ Δ.

@@ -4,19 +4,19 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from fedgram.state import Layer, State, flatten, merge, unflatten
+from fedgram.state import Layer, ModelState, flatten, merge, unflatten
 
 __all__ = ["densify", "join", "part", "sparsify"]
 
 _INDEX_BYTES = 4
 
 
-def join(state: State) -> Float[Tensor, " n"]:
+def join(state: ModelState) -> Float[Tensor, " n"]:
     """Return all numbers of a state as one vector, in the order of their names, whatever the order of its layers."""
     return torch.cat([tensor.flatten() for tensor in flatten(state).values()])
 
 
-def part(vector: Float[Tensor, " n"], like: State) -> State:
+def part(vector: Float[Tensor, " n"], like: ModelState) -> ModelState:
     """Undo `join`, for a state of the form of another."""
     flat = flatten(like)
     pieces = vector.split([tensor.numel() for tensor in flat.values()])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fedgram.adapters.inject import base_name
+from fedgram.backbone.base_model import base_name
 from fedgram.data.classes import places_of
 from fedgram.errors import ConfigurationError
 from fedgram.models.loading import key_of

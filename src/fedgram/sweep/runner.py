@@ -14,9 +14,9 @@ from typing import IO, Literal
 
 import psutil
 
-from fedgram.lock import FolderLock
+from fedgram.runs.lock import FolderLock
 from fedgram.sweep.plan import Point
-from fedgram.sweep.standing import Standing, command, lock, look, remember, stand
+from fedgram.sweep.status import Standing, command, lock, look, remember, stand
 
 __all__ = ["Outcome", "Progress", "expected_seconds", "run_all"]
 

@@ -1,0 +1,1 @@
+"""What makes frozen Transformers models quick, and where their parts are."""

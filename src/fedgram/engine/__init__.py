@@ -1,0 +1,1 @@
+"""Block training: many clients in one batched pass over a frozen backbone."""

@@ -1,0 +1,1 @@
+"""Linear algebra, clustering and mixtures of Gaussians, without anything federated."""
