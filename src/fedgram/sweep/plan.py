@@ -1,19 +1,21 @@
 """What a sweep's file says: a base config, what is set for all runs, and a grid.
 
-base: ../minilm_glue.yaml                # a config of fit: relative to this file, or a packaged one; may hold {axis}
-set: {trainer.rounds: 8}                 # for every run
-grid:                                    # a run for every combination; a list of grids is their union
-method:                                # an axis of named variants, each with what it sets
-FLoRG: {}
-FLoRG-none: {method.projection: none}
-FedIT: {method: FedIT}
-data.task: [rte, mrpc]                 # an axis of values of one setting
-trainer.seed: [0, 1, 2]
-where:                                   # for some points only, in this order
-- if: {method: FedIT, data.task: rte}
-set: {optimizer.lr: 0.005}
-small:                                   # what --small changes: any of the above; axes of the grid one by one
-base: ../quickstart.yaml
+    base: ../minilm_glue.yaml                # a config of fit, relative to this file, or packaged; may hold {axis}
+    set: {trainer.rounds: 8}                 # for every run
+    grid:                                    # a run for every combination; a list of grids is their union
+      method:                                # an axis of named variants, each with what it sets
+        FLoRG: {}
+        FLoRG-none: {method.projection: none}
+        FedIT: {method: FedIT}
+      data.task: [rte, mrpc]                 # an axis of values of one setting
+      trainer.seed: [0, 1, 2]
+    where:                                   # for some points only, in this order
+      - if: {method: FedIT, data.task: rte}
+        set: {optimizer.lr: 0.005}
+    small:                                   # what --small changes: any of the above; axes of the grid one by one
+      base: ../quickstart.yaml
+
+Keys that begin with ``x-`` are left out, and may hold anchors.
 """
 
 import itertools
