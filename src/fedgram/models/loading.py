@@ -37,16 +37,14 @@ def draw_network(auto_class: str, config: "PretrainedConfig", dtype: torch.dtype
     """Return a network with random weights, made in the type that they shall have: no larger copy exists meanwhile."""
     import transformers
 
-    return getattr(transformers, auto_class).from_config(config, **_dtype_option(dtype))
+    return getattr(transformers, auto_class).from_config(config, dtype=dtype)
 
 
 @contextmanager
 def undrawn() -> Iterator[None]:
     """Have networks made with weights that nobody has drawn: where there are no numbers, starts can't look at them."""
-    try:
-        from transformers.initialization import no_init_weights
-    except ImportError:  # before 5.0
-        from transformers.modeling_utils import no_init_weights
+    from transformers.initialization import no_init_weights
+
     with no_init_weights():
         yield
 
@@ -73,7 +71,7 @@ def load_network(
     import transformers
 
     options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    options |= source.options | _dtype_option(dtype)
+    options |= source.options | {"dtype": dtype}
     network, report = getattr(transformers, auto_class).from_pretrained(source.place, **options)
     name = network.base_model_prefix
     if _random_in_base(report, f"{name}."):
@@ -99,15 +97,8 @@ def _merged(report: dict[str, Iterable[Any]], base: dict[str, Iterable[Any]], pr
 
 
 def key_of(key: Any) -> str:
-    """Return the name of a weight in a report, which some versions give with its shapes."""
+    """Return the name of a weight in a report, which gives one of another shape with its shapes."""
     return key if isinstance(key, str) else str(key[0])
-
-
-def _dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
-    import transformers
-
-    renamed = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56)
-    return {"dtype" if renamed else "torch_dtype": dtype}
 
 
 def _random_in_base(report: dict[str, Iterable[Any]], prefix: str) -> list[str]:
@@ -135,7 +126,7 @@ def cast(network: nn.Module, dtype: torch.dtype) -> None:
     Rotary frequencies are such a buffer: rounded to half precision they would shift every position. Experts are
     multiplied one after the other in float64, for which torch has no grouped product.
     """
-    choose: Any = getattr(network, "set_experts_implementation", None)  # Transformers since 5.0
+    choose: Any = getattr(network, "set_experts_implementation", None)  # which networks of Transformers have
     if dtype == torch.float64 and choose is not None:
         choose("eager")
     for parameter in network.parameters():
