@@ -211,7 +211,7 @@ BAD = [
     (["--ckpt_path", "last"], "no run in runs/data-FLoRG has such a checkpoint"),
     (["--optimizer.lr", "-1"], "lr"),
     (["--config", "nope.yaml"], "nope.yaml"),
-    (["--trainer.default_root_dir", "/proc/no"], "trainer.default_root_dir: can't write /proc/no"),
+    (["--trainer.default_root_dir", "/dev/null/no"], "trainer.default_root_dir: can't write /dev/null/no"),
     (["--model.metrics", "[precision]"], "model.metrics must name one or more of accuracy, f1, macro_f1"),
     (["--model.metrics", "[pearson]"], "model.metrics: 'pearson' is not for 2 labels; use accuracy or f1"),
     (["--data.num_labels", "1", "--data.label_quantiles", "0"], "label_quantiles must be at least 1, got 0"),

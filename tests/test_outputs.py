@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from fedgram.errors import ConfigurationError, OutputError
 from fedgram.files import append, atomic_write, check_output, expand_home, make_folder
+
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /dev/full, or the words of Linux")
 
 
 def test_what_a_link_leads_to_is_written_and_the_link_stays(tmp_path):
@@ -32,6 +35,7 @@ def test_a_device_is_written_into(tmp_path):
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
+@on_linux
 def test_a_full_device_stays_a_device():
     with pytest.raises(OutputError, match=r"can't write /dev/full: No space left on device; free some space"):
         atomic_write(Path("/dev/full"), b"content")
@@ -63,6 +67,7 @@ def test_a_pipe_is_written_into(tmp_path, by_number):
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
+@on_linux
 def test_a_pipe_that_nobody_reads_does_not_wait(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OutputError, match=r"pipe: No such device or address; nobody reads from it"):
@@ -153,6 +158,7 @@ def test_predict_refuses_an_output_before_it_reads_a_model(fedgram, config, outp
     assert err.count("\n") == 1
 
 
+@on_linux
 def test_predict_into_a_full_device(fedgram, config):
     code, _, err = fedgram("predict", "--config", config, "--ckpt_path", "none", "--output", "/dev/full")
     assert code == 1
