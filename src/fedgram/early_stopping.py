@@ -7,6 +7,7 @@ from typing import Any
 from fedgram.callbacks import Callback, Row, RunningTrainer
 from fedgram.errors import CheckpointError, ConfigurationError, require_choice
 from fedgram.runs.monitor import Mode, Monitor, find_monitor
+from fedgram.settings import check
 
 __all__ = ["EarlyStopping"]
 
@@ -34,8 +35,7 @@ class EarlyStopping(Callback):
     ) -> None:
         if mode is not None:
             require_choice("EarlyStopping.mode", mode, Mode)
-        if patience < 1:
-            raise ConfigurationError(f"EarlyStopping.patience must be at least 1, got {patience}")
+        check("EarlyStopping.patience", patience, at_least=1)
         if not 0 <= min_delta < math.inf:
             raise ConfigurationError(f"EarlyStopping.min_delta must be a number of at least 0, got {min_delta}")
         self.monitor = monitor

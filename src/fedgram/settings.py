@@ -1,7 +1,6 @@
 """The settings of a run, and how single settings are checked."""
 
 import math
-import operator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,24 +21,15 @@ PersonalEvaluation = Literal["own", "all"]
 
 
 def check(
-    setting: str,
-    value: float,
-    *,
-    at_least: float | None = None,
-    more_than: float | None = None,
-    at_most: float | None = None,
-    less_than: float | None = None,
-    hint: str = "",
+    setting: str, value: float, *, at_least: float | None = None, at_most: float | None = None, hint: str = ""
 ) -> None:
     """Refuse a number outside of its range; nan and infinity are outside of every one.
 
     Args:
         setting: its dotted name, such as method.rank.
         value: what it was set to.
-        at_least: the least that it may be, or
-        more_than: what it must exceed.
-        at_most: the most that it may be, or
-        less_than: what must exceed it.
+        at_least: the least that it may be; None for no bound.
+        at_most: the most that it may be; None for no bound.
         hint: what helps, after the value that came.
 
     Raises:
@@ -50,44 +40,43 @@ def check(
         ...
     fedgram.errors.ConfigurationError: method.rank must be at least 1, got 0
     """
-    bounds = (
-        ("at least", at_least, operator.ge),
-        ("more than", more_than, operator.gt),
-        ("at most", at_most, operator.le),
-        ("less than", less_than, operator.lt),
-    )
-    expected = [f"{words} {bound:,}" for words, bound, holds in bounds if bound is not None and not holds(value, bound)]
-    if expected or not math.isfinite(value):
-        remedy = f"; {hint}" if hint else ""
-        raise ConfigurationError(f"{setting} must be {' and '.join(expected) or 'finite'}, got {value}{remedy}")
+    expected = ""
+    if at_least is not None and not value >= at_least:  # nan is not
+        expected = f"at least {at_least:,}"
+    elif at_most is not None and not value <= at_most:
+        expected = f"at most {at_most:,}"
+    elif not math.isfinite(value):
+        expected = "a finite number"
+    if expected:
+        raise ConfigurationError(f"{setting} must be {expected}, got {value}{f'; {hint}' if hint else ''}")
 
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """How a federation trains; `fedgram.trainer.FederatedTrainer` says what each setting means.
+    """How a federation trains; `fedgram.trainer.FederatedTrainer` has what each setting means, and its default.
 
     Raises:
         ConfigurationError: a setting is out of range, or two contradict each other.
     """
 
-    rounds: int = 10
-    clients: int = 20
-    participation: float = 1
-    local_epochs: int | None = None
-    local_steps: int | None = None
-    clients_per_block: int | Literal["auto"] = "auto"
-    packing: bool = True
-    client_weights: ClientWeights = "uniform"
-    personal_evaluation: PersonalEvaluation = "own"
-    evaluate_every: int = 1
-    evaluate_at_start: bool = True
-    monitor: str | None = None
-    keep_last: int = 2
-    seed: int = 0
-    threads: int | None = None
-    precision: Precision = "32-true"
-    default_root_dir: str | Path = "runs"
-    name: str | None = None
+    rounds: int
+    clients: int
+    participation: float
+    local_epochs: int | None
+    local_steps: int | None
+    clients_per_block: int | Literal["auto"]
+    packing: bool
+    client_weights: ClientWeights
+    personal_evaluation: PersonalEvaluation
+    evaluate_every: int
+    evaluate_at_start: bool
+    monitor: str | None
+    keep_last: int
+    seed: int
+    threads: int | None
+    precision: Precision
+    default_root_dir: str | Path
+    name: str | None
     root: Path = field(init=False)
 
     def __post_init__(self) -> None:

@@ -11,7 +11,6 @@ from fedgram.federation.setup import build
 from fedgram.methods import FedIT, FFALoRA
 from fedgram.models import QuestionAnswering, TextClassification
 from fedgram.models.trained_head import HeadStart, match_rows, names_of_rows
-from fedgram.settings import TrainerSettings
 from tiny_models import make_tokenizer
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
@@ -199,9 +198,10 @@ class Rows:
 
 
 def install(folder, data, method):
+    from fedgram import FederatedTrainer
     from fedgram.distributed.collectives import Ranks
 
-    settings = TrainerSettings()
+    settings = FederatedTrainer(accelerator="cpu").settings
     return build(settings, Ranks(), TextClassification(folder), data, method)
 
 

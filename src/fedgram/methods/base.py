@@ -43,6 +43,7 @@ from fedgram.methods.client_ranks import ClientRanks, check_ranks, deal_ranks
 from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.fields import Field, cut, fill_up, select
 from fedgram.seeding import torch_generator
+from fedgram.settings import check
 from fedgram.state import Layer, Layers, ModelState, Payload, ServerMemory, ServerState
 
 __all__ = ["Diagnostics", "HeadPolicy", "Method", "Paper", "Phase", "generator_of"]
@@ -123,8 +124,7 @@ class Method(ABC):
         head: HeadPolicy = "averaged",
         client_ranks: ClientRanks | None = None,
     ) -> None:
-        if rank < 1:
-            raise ConfigurationError(f"method.rank must be at least 1, got {rank}")
+        check("method.rank", rank, at_least=1)
         if not 0 < alpha < math.inf:
             raise ConfigurationError(f"method.alpha must be positive, got {alpha}")
         require_choice("method.head", head, HeadPolicy)

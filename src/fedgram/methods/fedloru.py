@@ -30,6 +30,7 @@ from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.fields import Field, fill_up
 from fedgram.methods.merging import MergingMethod
 from fedgram.seeding import torch_generator
+from fedgram.settings import check
 from fedgram.state import Layer, Layers, ModelState, Payload, ServerState
 
 __all__ = ["FedLoRU", "MFedLoRU", "PFedLoRU"]
@@ -59,8 +60,7 @@ class FedLoRU(MergingMethod):
 
     def __init__(self, *, merge_every: int = 5, mode: Mode = "reset", **common: Any) -> None:
         super().__init__(**common)
-        if merge_every < 1:
-            raise ConfigurationError(f"method.merge_every must be at least 1, got {merge_every}")
+        check("method.merge_every", merge_every, at_least=1)
         require_choice("method.mode", mode, Mode)
         self.merge_every = merge_every
         self.mode = mode
@@ -161,8 +161,8 @@ class PFedLoRU(FedLoRU):
         **common: Any,
     ) -> None:
         super().__init__(merge_every=merge_every, mode=mode, **common)
-        if personal_rank is not None and personal_rank < 1:
-            raise ConfigurationError(f"method.personal_rank must be at least 1, got {personal_rank}")
+        if personal_rank is not None:
+            check("method.personal_rank", personal_rank, at_least=1)
         if not 0 < personal_share < 1:
             raise ConfigurationError(
                 f"method.personal_share must lie between 0 and 1, so that both pairs are trained, got {personal_share}"

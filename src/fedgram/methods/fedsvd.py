@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from fedgram.distributed.uploads import Uploads, average
-from fedgram.errors import ConfigurationError
 from fedgram.methods.base import HeadPolicy, Paper
 from fedgram.methods.context import RoundContext
 from fedgram.methods.fields import Field
 from fedgram.methods.lora import LoRAMethod
 from fedgram.numerics.linalg import canonical_signs
+from fedgram.settings import check
 from fedgram.state import Layer, Layers
 
 __all__ = ["FedSVD"]
@@ -46,8 +46,7 @@ class FedSVD(LoRAMethod):
 
     def __init__(self, *, every: int = 1, head: HeadPolicy = "frozen", **common: Any) -> None:
         super().__init__(head=head, **common)
-        if every < 1:
-            raise ConfigurationError(f"method.every must be at least 1, got {every}; 1 decomposes in every round")
+        check("method.every", every, at_least=1, hint="1 decomposes in every round")
         self.every = every
 
     @property

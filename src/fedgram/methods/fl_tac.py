@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedgram.distributed.uploads import Uploads, average
-from fedgram.errors import ConfigurationError, require_choice
+from fedgram.errors import require_choice
 from fedgram.methods.base import Diagnostics, Paper
 from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.fields import Field, select
@@ -19,6 +19,7 @@ from fedgram.methods.lora import LoRAMethod
 from fedgram.numerics.clustering import k_means
 from fedgram.numerics.linalg import relative_change
 from fedgram.seeding import derive
+from fedgram.settings import check
 from fedgram.state import Layer, Layers, ModelState, Payload, ServerMemory, ServerState, map_layers
 
 __all__ = ["FLTAC"]
@@ -57,8 +58,7 @@ class FLTAC(LoRAMethod):
         self, *, clusters: int = 3, cluster_on: ClusterOn = "adapter", mean: Mean = "plain", **common: Any
     ) -> None:
         super().__init__(**common)
-        if clusters < 1:
-            raise ConfigurationError(f"method.clusters must be at least 1, got {clusters}")
+        check("method.clusters", clusters, at_least=1)
         require_choice("method.cluster_on", cluster_on, ClusterOn)
         require_choice("method.mean", mean, Mean)
         self.clusters = clusters

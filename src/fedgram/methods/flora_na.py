@@ -13,11 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedgram.distributed.uploads import Uploads
-from fedgram.errors import ConfigurationError, require_choice
+from fedgram.errors import require_choice
 from fedgram.methods.base import Paper
 from fedgram.methods.context import RoundContext
 from fedgram.methods.fields import fill_up
 from fedgram.methods.lora import LoRAMethod
+from fedgram.settings import check
 from fedgram.state import Layers
 
 __all__ = ["FLoRANA"]
@@ -60,8 +61,7 @@ class FLoRANA(LoRAMethod):
     def __init__(self, *, scope: Scope = "layer", sweeps: int = 20, **common: Any) -> None:
         super().__init__(**common)
         require_choice("method.scope", scope, Scope)
-        if sweeps < 1:
-            raise ConfigurationError(f"method.sweeps must be at least 1, got {sweeps}; FedIT does none")
+        check("method.sweeps", sweeps, at_least=1, hint="FedIT does none")
         self.scope = scope
         self.sweeps = sweeps
 

@@ -14,6 +14,7 @@ from fedgram.methods.base import Diagnostics, Method, Paper
 from fedgram.methods.context import ClientContext, RoundContext
 from fedgram.methods.fields import Field
 from fedgram.numerics.linalg import relative_change, semi_orthogonal
+from fedgram.settings import check
 from fedgram.state import Layers, ModelState, Payload
 
 __all__ = ["RAVAN"]
@@ -44,8 +45,7 @@ class RAVAN(Method):
 
     def __init__(self, *, heads: int = 4, bases: Bases = "orthogonal", **common: Any) -> None:
         super().__init__(**common)
-        if heads < 1:
-            raise ConfigurationError(f"method.heads must be at least 1, got {heads}")
+        check("method.heads", heads, at_least=1)
         require_choice("method.bases", bases, Bases)
         self.heads = heads
         self.bases = bases

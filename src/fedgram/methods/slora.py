@@ -21,6 +21,7 @@ from fedgram.methods.federa import split_evenly
 from fedgram.methods.fields import Field, select
 from fedgram.methods.lora import LoRAMethod
 from fedgram.numerics.linalg import product_norm, ratio, relative_change, singular_triplets
+from fedgram.settings import check
 from fedgram.state import Layer, Layers, ModelState, Payload
 
 __all__ = ["SLoRA"]
@@ -50,10 +51,7 @@ class SLoRA(LoRAMethod):
 
     def __init__(self, *, sparse_rounds: int = 5, density: float = 0.01, **common: Any) -> None:
         super().__init__(**common)
-        if sparse_rounds < 1:
-            raise ConfigurationError(
-                f"method.sparse_rounds must be at least 1, got {sparse_rounds}; without a sparse stage it is FedIT"
-            )
+        check("method.sparse_rounds", sparse_rounds, at_least=1, hint="without a sparse stage it is FedIT")
         if not 0 < density <= 1:
             raise ConfigurationError(f"method.density must be a share of the weights in (0, 1], got {density}")
         self.sparse_rounds = sparse_rounds
